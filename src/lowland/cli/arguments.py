@@ -1,0 +1,117 @@
+"""Command-line options from a dataclass, with errors of one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from lowland.errors import InputError, one_of
+
+Command = TypeVar("Command")
+
+
+def parse(command: type[Command], argv: Sequence[str], *, prog: str) -> Command:
+    """An instance of the dataclass ``command`` from its options in ``argv``.
+
+    Options are ``--name value`` or ``--name=value``, with underscores or dashes.
+
+    Raises:
+        InputError: If an option is unknown (the nearest ones are named) or a value is of the wrong kind.
+        SystemExit: After ``--help``, with code 0.
+    """
+    hints = get_type_hints(command)
+    for name, value in _given(argv, hints):
+        _check(name, value, hints)
+    return tyro.cli(command, prog=prog, args=list(argv))
+
+
+def given_options(command: type[Any], argv: Sequence[str]) -> set[str]:
+    """Names of the options that ``argv`` gives."""
+    return {name for name, _ in _given(argv, get_type_hints(command))}
+
+
+def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Each option in ``argv`` and its value, ``None`` for a flag; raises for a word that is neither."""
+    pairs: list[tuple[str, str | None]] = []
+    taken = 0  # words before this one are values of an option
+    for position, word in enumerate(argv):
+        if position < taken or word in {"-h", "--help"}:
+            continue
+        if not word.startswith("--"):
+            raise InputError(f"only options are expected here, got {word!r}.")
+        written, equals, value = word[2:].partition("=")
+        name = _known(written.replace("-", "_"), hints)
+        values = [] if equals or hints[name] is bool else _values(argv[position + 1 :], hints[name])
+        taken = position + 1 + len(values)
+        pairs.append((name, value if equals else values[0] if values else None))
+    return pairs
+
+
+def _known(name: str, hints: dict[str, Any]) -> str:
+    """The option that ``name`` means: itself, or the flag that it switches off."""
+    if name in hints:
+        return name
+    if hints.get(name.removeprefix("no_")) is bool:
+        return name.removeprefix("no_")
+    nearest = difflib.get_close_matches(name, hints, n=3)
+    hint = f"; nearest: {', '.join(f'--{known}' for known in nearest)}" if nearest else ""
+    raise InputError(f"every option must be one that --help lists, got --{name}{hint}.")
+
+
+def _values(words: Sequence[str], hint: Any) -> list[str]:
+    """The words that follow an option as its values: one, or several for a tuple."""
+    several = get_origin(hint) is tuple
+    following = list(
+        itertools.takewhile(lambda word: not (word.startswith("--") and word[2:3].isalpha()), words)
+    )
+    return following if several else following[:1]
+
+
+def _check(name: str, value: str | None, hints: dict[str, Any]) -> None:
+    hint = _without_none(hints[name])
+    if hint is bool:
+        if value is not None:
+            raise InputError(f"--{name} must be given without a value, got {value!r}.")
+    elif value is None:
+        raise InputError(f"--{name} must be given a value, got none.")
+    elif get_origin(hint) is Literal:
+        one_of(f"--{name}", value, get_args(hint))
+    elif hint in _NUMBERS:
+        _check_number(name, value, hint)
+
+
+def _check_number(name: str, value: str, kind: type) -> None:
+    try:
+        kind(value)
+    except ValueError:
+        raise InputError(f"--{name} must be {_NUMBERS[kind]}, got {value!r}.") from None
+
+
+_NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, types.UnionType):
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return options[0] if len(options) == 1 else hint
+    return hint
+
+
+def directory(words: Sequence[str]) -> list[Path]:
+    """The positional arguments of a command that takes directories only.
+
+    Raises:
+        InputError: If one is an option.
+    """
+    for word in words:
+        if word.startswith("-"):
+            raise InputError(f"only run directories are expected here, got {word!r}.")
+    return [Path(word) for word in words]

@@ -1,0 +1,62 @@
+"""Finds the command, and turns its errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lowland.errors import InputError, one_of
+
+_COMMANDS = {
+    "train": "train a network with SAM or without",
+    "runs": "list, show and compare runs",
+    "demo": "a few short runs, one table, one picture",
+}
+_USAGE = "\n".join(
+    [
+        "usage: lowland COMMAND [--help] ...",
+        "",
+        "Sharpness-aware minimization: train networks into low, flat land.",
+        "",
+        *(f"  {name:<8}{purpose}" for name, purpose in _COMMANDS.items()),
+        "",
+        "lowland COMMAND --help lists a command's options; lowland --version prints the version.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0, or 2 after wrong input, 130 after an interrupt.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help"}:
+        print(_USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        from lowland import __version__
+
+        print(f"lowland {__version__}")
+        return 0
+    try:
+        one_of("command", words[0], _COMMANDS)
+        module = importlib.import_module(f"lowland.cli.{words[0]}")
+        code: int = module.run(words[1:])
+        return code
+    except InputError as error:
+        print(f"lowland: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"lowland: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lowland: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"a file could not be read or written: {where}{error.strerror or error}."

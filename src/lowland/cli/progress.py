@@ -1,0 +1,117 @@
+"""What a run shows while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lowland.deep import Observer, TrainConfig, TrainState
+
+_REFRESH = 0.25
+
+
+@contextmanager
+def shown(config: TrainConfig, *, quiet: bool, console: Console) -> Iterator[Observer]:
+    """A progress bar on a terminal; one plain line per evaluation elsewhere, or if ``quiet``."""
+    if quiet or not console.is_terminal:
+        yield Lines(config, console)
+        return
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(config, progress)
+
+
+class Lines:
+    """One line per evaluation."""
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self._epochs = config.epochs
+        self._console = console
+        self._rate = Rate()
+
+    def on_step(self, state: TrainState) -> None:
+        """Counts images."""
+        self._rate.count(state)
+
+    def on_row(self, row: dict[str, Any]) -> None:
+        """Prints the row."""
+        self._console.print(
+            f"epoch {row['epoch']:g}/{self._epochs}  {describe(row)}{self._rate.text()}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class Bar:
+    """A progress bar: epoch, loss, error, images per second, time left."""
+
+    def __init__(self, config: TrainConfig, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._rate = Rate()
+        self._shown = 0.0
+        self._last_row = ""
+
+    def on_step(self, state: TrainState) -> None:
+        """Moves the bar, a few times a second."""
+        self._rate.count(state)
+        now = time.monotonic()
+        if now - self._shown < _REFRESH:
+            return
+        self._shown = now
+        steps = state.steps_per_epoch
+        _, loss, errors = (state.sums / max(state.seen, 1)).tolist()
+        epoch = f"{state.epoch}/{self._config.epochs}"
+        numbers = f"loss {loss:.4f}  error {100 * errors:.1f} %{self._rate.text()}{self._last_row}"
+        done = (state.epoch - 1) * steps + state.iteration
+        if self._task is None:
+            total = self._config.epochs * steps
+            self._task = self._progress.add_task("", total=total, epoch=epoch, numbers=numbers)
+        self._progress.update(self._task, completed=done, epoch=epoch, numbers=numbers)
+
+    def on_row(self, row: dict[str, Any]) -> None:
+        """Keeps the row's errors for the bar."""
+        self._last_row = f"  test {100 * row['test_error']:.2f} %"
+
+
+class Rate:
+    """Images per second since the start of this process's part of the run."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._images = 0
+
+    def count(self, state: TrainState) -> None:
+        """After a step."""
+        self._images += state.config.batch_size
+
+    def text(self) -> str:
+        """``  123 images/s``, or nothing before the first step."""
+        seconds = time.monotonic() - self._started
+        return f"  {self._images / seconds:.0f} images/s" if self._images else ""
+
+
+def describe(row: dict[str, Any]) -> str:
+    """The main numbers of a row of metrics."""
+    parts = [
+        f"{label} {100 * row[name]:.2f} %"
+        for label, name in (
+            ("train error", "train_error"),
+            ("validation", "validation_error"),
+            ("test", "test_error"),
+            ("averaged weights", "swa_test_error"),
+        )
+        if name in row
+    ]
+    return "  ".join([f"loss {row['train_loss']:.4f}", *parts])

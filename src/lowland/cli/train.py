@@ -1,0 +1,134 @@
+"""``lowland train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lowland.cli.arguments import given_options, parse
+from lowland.cli.interrupts import stop_on_signals
+from lowland.cli.progress import describe, shown
+from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
+from lowland.errors import InputError
+from lowland.figures.curves import draw_curves
+from lowland.runs import Run
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a network on images with SAM (sam_rho > 0) or without.
+
+    Attributes:
+        out: The run's directory; by default runs/ and a name made from the config.
+        resume: Continue the run in this directory; it knows its own config.
+        exp_name: Put in front of the run's name.
+        data_dir: Folder with data sets, DIR/cifar10/*.parquet and so on; else $LOWLAND_DATA, else a download.
+        device: cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one.
+        threads: CPU threads.
+        checkpoint_every: Seconds between checkpoints; by default one at the end of each epoch.
+        quiet: Plain lines in place of a progress bar.
+        dry_run: Train, but write nothing.
+    """
+
+    out: Path | None = None
+    resume: Path | None = None
+    exp_name: str = "other"
+    data_dir: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint_every: float | None = None
+    quiet: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """What to train, without how to run it."""
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0, or 130 if it was interrupted."""
+    command = parse(TrainCommand, argv, prog="lowland train")
+    config, path, place = command.config, _path(command), _place(command)
+    if command.resume is not None:
+        given = given_options(TrainCommand, argv) & {f.name for f in fields(TrainConfig)}
+        if given:
+            raise InputError(f"a resumed run knows its own config, got --{min(given)}.")
+        stored = Run.open(command.resume)
+        config = TrainConfig.from_dict(stored.config)
+    console = Console()
+    if path is not None and (path / "summary.json").exists():
+        Run.create(path, config.to_dict(), {})
+        console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
+        return 0
+    return _train(config, path, place, command, console)
+
+
+def _path(command: TrainCommand) -> Path | None:
+    for name in ("threads", "checkpoint_every"):
+        value = getattr(command, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{name} must be positive, got {value}.")
+    if command.dry_run:
+        if command.out is not None or command.resume is not None:
+            raise InputError("a dry run writes nothing, so it takes neither --out nor --resume.")
+        return None
+    if command.resume is not None:
+        if command.out is not None:
+            raise InputError(f"a resumed run stays where it is, got --out {command.out}.")
+        return command.resume
+    prefix = "" if command.exp_name == "other" else f"{command.exp_name}-"
+    return command.out or Path("runs") / f"{prefix}{run_name(command.config)}"
+
+
+def _place(command: TrainCommand) -> Place:
+    """Where to run; a resumed run goes on where it was, unless told otherwise."""
+    before = Place() if command.resume is None else Place.of(Run.open(command.resume))
+    return Place(
+        before.device if command.device == "auto" else command.device,
+        command.data_dir or before.data_dir,
+        command.threads or before.threads,
+    )
+
+
+def _train(
+    config: TrainConfig, path: Path | None, place: Place, command: TrainCommand, console: Console
+) -> int:
+    if place.threads is not None:
+        torch.set_num_threads(place.threads)
+    started_before = path is not None and (path / "checkpoint" / "state.safetensors").exists()
+    if path is not None:
+        word = "continuing" if started_before else "training in"
+        console.print(f"{word} {path}", highlight=False, soft_wrap=True)
+    with stop_on_signals() as should_stop, shown(config, quiet=command.quiet, console=console) as observer:
+        try:
+            rows = launch(config, path, place, Control(observer, command.checkpoint_every, should_stop))
+        except Interrupted:
+            if path is not None:
+                draw_curves(path)
+                print(f"stopped; continue with: lowland train --resume {path}", file=sys.stderr)
+            return 130
+    if path is not None:
+        draw_curves(path)
+    for name, row in summarize(rows).items():
+        console.print(
+            f"{_LABELS[name]}, epoch {row['epoch']:g}:  {describe(row)}", highlight=False, soft_wrap=True
+        )
+    if path is not None:
+        console.print(f"curves: {path / 'curves.png'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+_LABELS = {
+    "last": "last",
+    "best": "chosen on validation",
+    "swa_best": "averaged weights, chosen on validation",
+}

@@ -1,0 +1,139 @@
+"""A run from its config: data, directory, training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowland.deep.checkpoint import write_tensors
+from lowland.deep.config import TrainConfig
+from lowland.deep.data import TrainingData, load_training_data
+from lowland.deep.images import write_image_grid
+from lowland.deep.models import is_convolutional
+from lowland.deep.training import Control, train
+from lowland.errors import InputError
+from lowland.runs import Run, config_hash, describe_environment
+
+IMAGE_SIZE = 32
+"""Height and width that images are padded to for the convolutional models."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run happens, as opposed to what it is.
+
+    Attributes:
+        device: ``auto`` takes an accelerator if there is one.
+        data_dir: Folder of data sets; see :func:`lowland.deep.data.load_training_data`.
+        threads: Number of CPU threads; the default of torch if ``None``.
+    """
+
+    device: str = "auto"
+    data_dir: Path | None = None
+    threads: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, resolved to what is used here."""
+        return {
+            "device": str(self.torch_device()),
+            "data_dir": None if self.data_dir is None else str(self.data_dir.absolute()),
+            "threads": self.threads or torch.get_num_threads(),
+        }
+
+    @classmethod
+    def of(cls, run: Run) -> Place:
+        """Where ``run`` was started."""
+        place = run.environment.get("place", {})
+        data_dir = place.get("data_dir")
+        return cls(place.get("device", "auto"), Path(data_dir) if data_dir else None, place.get("threads"))
+
+    def torch_device(self) -> torch.device:
+        """The device.
+
+        Raises:
+            InputError: If there is no such device here.
+        """
+        if self.device == "auto":
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            return accelerator or torch.device("cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise InputError(
+                f"device must be one of this machine's, got {self.device!r}: {reason}."
+            ) from None
+        return device
+
+
+def run_name(config: TrainConfig) -> str:
+    """A readable name for a run of ``config``, which ends in the config's hash.
+
+    Example:
+        >>> run_name(TrainConfig(model="fc", sam_rho=0.1, m=16)).rpartition("-")[0]
+        'digits-fc-sam0.1-m16-seed0'
+    """
+    parts = [config.dataset, config.model]
+    if config.p_label_noise > 0:
+        parts.append(f"noise{config.p_label_noise:g}")
+    if config.is_sam:
+        radius = f"{config.sam_rho:g}" if config.sam_rho else f"{config.sam_lr_mult:g}lr"
+        parts.append(("usam" if config.sam_no_grad_norm else "sam") + radius)
+        if config.group_size < config.batch_size:
+            parts.append(f"m{config.group_size}")
+    else:
+        parts.append("erm")
+    return "-".join([*parts, f"seed{config.seed}", config_hash(config.to_dict())])
+
+
+def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
+    """The data of ``config``, padded to 32x32 pixels for a convolutional model."""
+    return load_training_data(
+        config.dataset,
+        seed=config.seed,
+        frac_train=config.frac_train,
+        p_label_noise=config.p_label_noise,
+        noise_type=config.noise_type,
+        pad_to=IMAGE_SIZE if is_convolutional(config.model) else None,
+        data_dir=data_dir,
+    )
+
+
+def launch(config: TrainConfig, path: Path | None, place: Place, control: Control) -> list[dict[str, Any]]:
+    """Trains ``config`` in the run directory ``path``, from its checkpoint if it has one.
+
+    Args:
+        config: What to train.
+        path: The run's directory, made if there is none; ``None`` writes nothing.
+        place: Where to run.
+        control: How to run.
+
+    Returns:
+        The rows of the metrics.
+
+    Raises:
+        InputError: If the data cannot be had, or ``path`` holds something else.
+        Interrupted: If ``control.should_stop`` said so.
+    """
+    device = place.torch_device()
+    if path is not None and (path / "config.json").exists():
+        Run.create(path, config.to_dict(), {})  # another config is refused before any data is read
+    data = load_data(config, place.data_dir)
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        if path is None:
+            return train(config, data, device, None, control)
+        run = Run.create(path, config.to_dict(), {**describe_environment(), "place": place.to_dict()})
+        with run.locked():
+            _write_inputs(config, run, data)
+            return train(config, data, device, run, control)
+
+
+def _write_inputs(config: TrainConfig, run: Run, data: TrainingData) -> None:
+    indices = {"train": data.train.indices, "validation": data.validation.indices}
+    write_tensors(run.path / "split.safetensors", indices)
+    if config.export_images:
+        write_image_grid(run.path / "images.png", config, data)

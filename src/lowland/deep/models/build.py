@@ -1,0 +1,191 @@
+"""Models by name."""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from torch import nn
+
+from lowland.deep.models.initialization import initialize
+from lowland.deep.models.layers import batch_norm, group_norm, parse_activation
+from lowland.deep.models.preact import PreActResNet
+from lowland.deep.models.resnet import ResNet
+from lowland.deep.models.small import ConvNet, FullyConnected, LeNet, LinearModel
+from lowland.deep.models.vgg import VGG16
+from lowland.deep.models.wrn import WideResNet
+from lowland.errors import InputError
+
+_UNSET: Mapping[str, object] = MappingProxyType(
+    {"model_width": None, "activation": "relu", "droprate": 0.0, "n_layers": 1, "scale_init": 0.0}
+)
+"""The options that not every model reads, with the values that mean "not asked for"."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """How a model is made.
+
+    Attributes:
+        construct: Takes ``image_shape``, ``num_outputs`` and the options in ``reads``, by keyword.
+        reads: The options that mean something to it; the others are refused.
+        width: Its width if none is given; ``None`` if it has none.
+        convolutional: Whether it needs images, as opposed to arrays of any shape.
+        min_size: The least height and width of an image.
+    """
+
+    construct: Callable[..., nn.Module]
+    reads: tuple[str, ...]
+    width: int | None = None
+    convolutional: bool = True
+    min_size: int = 1
+
+
+_BLOCKS = ("model_width", "activation", "droprate")
+_LAYERS = ("model_width", "activation", "droprate", "n_layers")
+_EIGHTEEN = (2, 2, 2, 2)
+_THIRTY_FOUR = (3, 4, 6, 3)
+_TINY = (1, 1, 1, 1)
+
+_MODELS: Mapping[str, _Model] = {
+    "resnet18": _Model(partial(PreActResNet, num_blocks=_EIGHTEEN, norm=batch_norm), _BLOCKS, 64),
+    "resnet18_gn": _Model(partial(PreActResNet, num_blocks=_EIGHTEEN, norm=group_norm), _BLOCKS, 64),
+    "resnet_tiny": _Model(partial(PreActResNet, num_blocks=_TINY, norm=batch_norm), _BLOCKS, 16),
+    "resnet_tiny_gn": _Model(partial(PreActResNet, num_blocks=_TINY, norm=group_norm), _BLOCKS, 16),
+    "resnet34": _Model(partial(ResNet, num_blocks=_THIRTY_FOUR), _BLOCKS, 64),
+    "resnet34_gn": _Model(partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=group_norm), _BLOCKS, 64),
+    "resnet34preact": _Model(partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=batch_norm), _BLOCKS, 64),
+    "wrn28": _Model(partial(WideResNet, depth=28), _BLOCKS, 10),
+    "vgg16": _Model(VGG16, ("model_width", "activation"), 64, min_size=32),
+    "lenet": _Model(LeNet, ("activation",), min_size=16),
+    "cnn": _Model(ConvNet, _LAYERS, 64),
+    "fc": _Model(FullyConnected, _LAYERS, 512, convolutional=False),
+    "linear": _Model(LinearModel, ("scale_init",), convolutional=False),
+}
+
+MODEL_NAMES: tuple[str, ...] = tuple(_MODELS)
+"""The names that :func:`build_model` knows."""
+
+DEFAULT_WIDTHS: Mapping[str, int | None] = MappingProxyType(
+    {name: model.width for name, model in _MODELS.items()}
+)
+"""The ``model_width`` that each model has if none is given; ``None`` for a model without one."""
+
+
+def is_convolutional(name: str) -> bool:
+    """Whether the model needs images of at least some size; ``fc`` and ``linear`` take any shape.
+
+    Args:
+        name: One of :data:`MODEL_NAMES`.
+
+    Raises:
+        InputError: If no model has this name.
+
+    Example:
+        >>> is_convolutional("resnet18"), is_convolutional("linear")
+        (True, False)
+    """
+    return _find(name).convolutional
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    model_width: int | None = None,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    activation: str = "relu",
+    droprate: float = 0.0,
+    n_layers: int = 1,
+    scale_init: float = 0.0,
+) -> nn.Module:
+    """A new model, initialized from PyTorch's default generator.
+
+    It maps images of shape ``(examples, *image_shape)`` to logits of shape ``(examples, num_classes)``, or
+    ``(examples, 1)`` for two classes: there the one output is the logit difference. It takes images with
+    values in [0, 1] as they are.
+
+    Args:
+        name: One of :data:`MODEL_NAMES`.
+        num_classes: Number of classes, at least 2.
+        model_width: Channels of the first stage (ResNets, VGG) or of every layer (``cnn``), units of a hidden
+            layer (``fc``), widening factor (``wrn28``); ``None`` means that of :data:`DEFAULT_WIDTHS`. Even
+            for the models with group normalization, which have ``model_width / 2`` groups in every norm.
+        image_shape: Channels, height and width of an image.
+        activation: ``"relu"``, or ``"softplusA"`` with β = ``A``, such as ``"softplus10"``.
+        droprate: Probability of dropping a unit, between a block's two convolutions (ResNets) or after a
+            hidden activation (``cnn``, ``fc``).
+        n_layers: Number of hidden layers of ``cnn`` and ``fc``.
+        scale_init: The l2 norm of the initial weight of ``linear``; 0 leaves PyTorch's default.
+
+    Raises:
+        InputError: If no model has this name, a value is out of range, the image is too small for the model,
+            or an option was given that the model does not read.
+
+    Example:
+        >>> model = build_model("resnet18", num_classes=10)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        11172170
+    """
+    model = _find(name)
+    _check_data(name, num_classes, image_shape)
+    options: dict[str, object] = {
+        "model_width": model_width,
+        "activation": activation,
+        "droprate": droprate,
+        "n_layers": n_layers,
+        "scale_init": scale_init,
+    }
+    _refuse_unread(name, options)
+    width = model.width if model_width is None else model_width
+    _check_ranges(width, droprate, n_layers, scale_init)
+    options |= {"model_width": width, "activation": parse_activation(activation)}
+    built = model.construct(
+        image_shape=image_shape,
+        num_outputs=1 if num_classes == 2 else num_classes,
+        **{option: options[option] for option in model.reads},
+    )
+    initialize(built)
+    return built
+
+
+def _find(name: str) -> _Model:
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"model must be one of {', '.join(MODEL_NAMES)}, got {name!r}{hint}")
+    return _MODELS[name]
+
+
+def _refuse_unread(name: str, options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        if option not in _MODELS[name].reads and value != _UNSET[option]:
+            readers = ", ".join(other for other, model in _MODELS.items() if option in model.reads)
+            raise InputError(
+                f"{option} must stay {_UNSET[option]!r} for {name}, since only {readers} use it, "
+                f"got {value!r}."
+            )
+
+
+def _check_data(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    if num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, got {num_classes}.")
+    if min(image_shape) < 1:
+        raise InputError(f"image_shape must be three positive numbers, got {image_shape}.")
+    _, height, width = image_shape
+    least = _MODELS[name].min_size
+    if min(height, width) < least:
+        raise InputError(f"{name} needs images of at least {least}x{least}, got {height}x{width}.")
+
+
+def _check_ranges(width: int | None, droprate: float, n_layers: int, scale_init: float) -> None:
+    if width is not None and width < 1:
+        raise InputError(f"model_width must be positive, got {width}.")
+    if not 0 <= droprate < 1:
+        raise InputError(f"droprate must be at least 0 and less than 1, got {droprate}.")
+    if n_layers < 1:
+        raise InputError(f"n_layers must be positive, got {n_layers}.")
+    if not 0 <= scale_init < math.inf:
+        raise InputError(f"scale_init must be non-negative and finite, got {scale_init}.")

@@ -1,0 +1,254 @@
+"""Everything that a training step changes, and the step itself."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowland.deep.averaging import WeightAverage
+from lowland.deep.config import TrainConfig
+from lowland.deep.data import TrainingData, augment, augmentation, to_float
+from lowland.deep.models import build_model
+from lowland.deep.objective import Objective
+from lowland.deep.optimizer import build_optimizer
+from lowland.deep.schedules import label_noise_factor, learning_rate_factor
+from lowland.deep.seeding import derive_seed
+from lowland.deep.weights import load_weights
+from lowland.errors import InputError
+from lowland.sam import L2, SAM, Ascent, ClippedUnnormalized, Unnormalized, magnitude_only, perturbed
+
+
+class TrainState:
+    """A network in training.
+
+    Whatever is random in a step is a function of the seed, the epoch, the iteration and what it is for;
+    so there is no generator state to keep, and runs that differ in one option see the same draws.
+
+    Args:
+        config: The run.
+        data: Its data.
+        device: Where it trains.
+
+    Attributes:
+        model: The network.
+        average: The running average of its weights.
+        train: The training examples, fewer after some were removed.
+        kept: Rows of the original training examples that ``train`` consists of.
+        epoch: Current epoch, from 1; the number of epochs plus 1 after the last.
+        iteration: Steps done in this epoch.
+        steps: Steps done in all.
+        sums: Sums of the objective, the loss and the errors over the examples since they were last reset.
+        seen: The number of those examples.
+        best: Error on the validation examples, and weights, of the best evaluation so far, by kind.
+    """
+
+    def __init__(self, config: TrainConfig, data: TrainingData, device: torch.device) -> None:
+        self.config = config
+        self.data = replace(
+            data,
+            train=data.train.to(device),
+            validation=data.validation.to(device),
+            test=data.test.to(device),
+        )
+        self.device = device
+        torch.manual_seed(derive_seed(config.seed, "initialization"))
+        self.model = build_model(
+            config.model,
+            num_classes=data.num_classes,
+            model_width=config.model_width,
+            image_shape=data.image_shape,
+            activation=config.activation,
+            droprate=config.droprate,
+            n_layers=config.n_layers,
+            scale_init=config.scale_init,
+        ).to(device)
+        if config.model_path is not None:
+            load_weights(self.model, Path(config.model_path), kind=config.model_type)
+        set_training_mode(self.model, freeze_batch_norm=config.freeze_bn_stats)
+        self.average = WeightAverage(self.model, config.swa_tau)
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(config, self.params)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.half_prec == "fp16")
+        self.sam = SAM(
+            self.model,
+            rho=0.0,
+            m=config.group_size,
+            ascent=_ascent(config),
+            steps=config.sam_iters,
+            step_size=config.sam_step_size_mult,
+            l2=config.l2_reg,
+            combine=magnitude_only if config.only_sam_step_size else None,
+            bn_stats=config.bn_stats,
+        )
+        self.objective = Objective(config, self.model)
+        self.epoch, self.iteration, self.steps = 1, 0, 0
+        self.kept = torch.arange(len(self.data.train), device=device)
+        self.train = self.data.train
+        self.previous: tuple[Tensor, Tensor] | None = None
+        self.best: dict[str, tuple[float, dict[str, Tensor]]] = {}
+        self.reset_sums()
+        self._learning_rate = learning_rate_factor(config.lr_schedule, config.epochs)
+        self._label_noise = label_noise_factor(config.ln_schedule)
+        self._augmentation = augmentation(config.dataset)
+        self._order: tuple[int, Tensor] | None = None
+        self._require_a_batch()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch; an incomplete last batch is dropped."""
+        return len(self.train) // self.config.batch_size
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that comes next."""
+        return self.config.lr_max * self._learning_rate(self._share)
+
+    @property
+    def rho(self) -> float:
+        """Radius of the step that comes next; 0 outside the window of SAM."""
+        config = self.config
+        share = self.epoch / config.epochs
+        if not config.sam_epoch_frac_start <= share <= config.sam_epoch_frac_end:
+            return 0.0
+        return config.sam_rho or config.sam_lr_mult * self.learning_rate
+
+    def step(self) -> None:
+        """One step of the optimizer."""
+        config = self.config
+        images, labels = self._next_batch()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.sam.rho = self.rho
+        climb_on_previous = config.sam_use_prev_batch and self.previous is not None and self.sam.rho > 0
+        if config.droprate > 0:
+            torch.manual_seed(self._seed("dropout"))
+        self.optimizer.zero_grad()
+        with self._weight_noise():
+            value, aux = self.sam.backward(
+                self.objective,
+                images,
+                labels,
+                scale=self.scaler.get_scale(),
+                ascent_batch=self.previous if climb_on_previous else None,
+            )
+        self.scaler.unscale_(self.optimizer)
+        self._add_gradient_noise()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update(self.model)
+        self.previous = (images, labels) if config.sam_use_prev_batch else None
+        self.sums += torch.stack([value * len(labels), aux["loss"].sum(), aux["wrong"].sum()])
+        self.seen += len(labels)
+        self.iteration += 1
+        self.steps += 1
+
+    def next_epoch(self) -> None:
+        """To the beginning of the next epoch."""
+        self.epoch += 1
+        self.iteration = 0
+
+    def reset_sums(self) -> None:
+        """Forgets what was summed over the steps."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(3, dtype=dtype, device=self.device)
+        self.seen = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Trains on these rows of the original training examples from now on."""
+        self.kept = rows
+        self.train = self.data.train.select(rows)
+        self._order = None
+        self._require_a_batch()
+
+    def remember_best(self, kind: str, error: float, model: nn.Module) -> None:
+        """Keeps a copy of ``model`` as ``kind`` if its validation ``error`` is the lowest so far."""
+        if kind not in self.best or error < self.best[kind][0]:
+            self.best[kind] = (error, {k: v.detach().clone() for k, v in model.state_dict().items()})
+
+    @property
+    def _share(self) -> float:
+        """Share of the training done after the step that comes next."""
+        return (self.epoch - 1 + (self.iteration + 1) / self.steps_per_epoch) / self.config.epochs
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        config = self.config
+        start = self.iteration * config.batch_size
+        rows = self._epoch_order()[start : start + config.batch_size]
+        images, labels = self.train.images[rows], self.train.labels[rows]
+        if not config.no_data_augm and self._augmentation.crop:
+            images = augment(images, self._generator("augmentation"), flip=self._augmentation.flip)
+        return to_float(images), self._redrawn(labels)
+
+    def _require_a_batch(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"batch_size must be at most the number of training examples, {len(self.train)}, "
+                f"got {self.config.batch_size}."
+            )
+
+    def _epoch_order(self) -> Tensor:
+        if self._order is None or self._order[0] != self.epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "order", self.epoch))
+            order = torch.randperm(len(self.train), generator=generator)
+            self._order = (self.epoch, order.to(self.device))
+        return self._order[1]
+
+    def _redrawn(self, labels: Tensor) -> Tensor:
+        if self.config.sgd_p_label_noise == 0:
+            return labels
+        probability = self.config.sgd_p_label_noise * self._label_noise(self._share)
+        generator = self._generator("label noise")
+        chosen = torch.rand(labels.shape, generator=generator, device=self.device) < probability
+        drawn = torch.randint(self.data.num_classes, labels.shape, generator=generator, device=self.device)
+        return torch.where(chosen, drawn, labels)
+
+    def _weight_noise(self) -> AbstractContextManager[None]:
+        add, mul = self.config.add_weight_perturb_scale, self.config.mul_weight_perturb_scale
+        if add == 0 and mul == 0:
+            return nullcontext()
+        generator = self._generator("weight noise")
+        noise = [
+            mul * self._noise(p, generator) * p.detach() + add * self._noise(p, generator)
+            for p in self.params
+        ]
+        return perturbed(self.params, noise)
+
+    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        if self.config.weight_perturb_distr == "gauss":
+            return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) - 0.5
+
+    def _add_gradient_noise(self) -> None:
+        if self.config.grad_gauss_std == 0:
+            return
+        generator = self._generator("gradient noise")
+        for p in self.params:
+            if p.grad is not None:
+                noise = torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
+                p.grad.add_(noise, alpha=self.config.grad_gauss_std)
+
+    def _seed(self, purpose: str) -> int:
+        return derive_seed(self.config.seed, purpose, self.epoch, self.iteration)
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self._seed(purpose))
+
+
+def set_training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Training mode, except for batch norms that are to keep and use their running statistics."""
+    model.train()
+    if freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def _ascent(config: TrainConfig) -> Ascent:
+    if not config.sam_no_grad_norm:
+        return L2()
+    return ClippedUnnormalized() if config.sam_clip else Unnormalized()

@@ -1,0 +1,190 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from lowland.deep.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from lowland.deep.config import TrainConfig
+from lowland.deep.data import TrainingData
+from lowland.deep.evaluation import ranking
+from lowland.deep.measuring import measure
+from lowland.deep.state import TrainState
+from lowland.runs import Run
+
+
+class Interrupted(Exception):
+    """Training stopped before its end because it was asked to; a checkpoint was written."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Is told of progress; the loop prints nothing itself."""
+
+    def on_step(self, state: TrainState) -> None:
+        """After each step."""
+        ...
+
+    def on_row(self, row: dict[str, Any]) -> None:
+        """After each evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Control:
+    """How to run, as opposed to what.
+
+    Attributes:
+        observer: Is told of progress.
+        checkpoint_every: Seconds between checkpoints; ``None`` writes one at the end of each epoch.
+        should_stop: Asked after each step; if true, a checkpoint is written and training stops.
+    """
+
+    observer: Observer | None = None
+    checkpoint_every: float | None = None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def train(
+    config: TrainConfig, data: TrainingData, device: torch.device, run: Run | None, control: Control
+) -> list[dict[str, Any]]:
+    """Trains from the beginning, or from the run's checkpoint, to the end.
+
+    The same config on the same machine gives the same weights and metrics (times aside) bit for bit,
+    however often the run was killed and continued. The default generators are left as they were.
+
+    Args:
+        config: What to train.
+        data: The data that ``config`` names.
+        device: Where to train.
+        run: Where metrics, checkpoints and weights go; ``None`` writes nothing.
+        control: How to run.
+
+    Returns:
+        The rows of the metrics.
+
+    Raises:
+        Interrupted: If ``control.should_stop`` said so.
+        InputError: If the config does not fit the data, or a checkpoint cannot be read.
+        OSError: If a file cannot be written; the last checkpoint is whole.
+    """
+    with torch.random.fork_rng():
+        loop = _Loop(config, data, device, run, control)
+        loop.run()
+        return loop.rows
+
+
+class _Loop:
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, device: torch.device, run: Run | None, control: Control
+    ) -> None:
+        self.config, self.control, self.record = config, control, run
+        self.state = TrainState(config, data, device)
+        self.rows: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+        if run is not None and run.checkpoint_path.exists():
+            progress = load_checkpoint(run.checkpoint_path, self.state)
+            run.keep_rows(progress["rows"])
+            self.rows = run.rows()
+            self.started -= progress["seconds"]
+        elif run is not None:
+            run.keep_rows(0)
+        self.last_checkpoint = time.monotonic()
+
+    def run(self) -> None:
+        state = self.state
+        if not self.rows:
+            self.add_row(full=True)
+        while state.epoch <= self.config.epochs:
+            if state.iteration == 0:
+                self.remove_hardest()
+            while state.iteration < state.steps_per_epoch:
+                state.step()
+                self.after_step()
+            self.end_epoch()
+        if self.record is not None:
+            self.finish(self.record)
+
+    def after_step(self) -> None:
+        if self.control.observer is not None:
+            self.control.observer.on_step(self.state)
+        every = self.config.eval_iter_freq
+        if every > 0 and self.state.steps % every == 0:
+            self.add_row(full=True)
+        if self.control.should_stop():
+            self.checkpoint()
+            raise Interrupted
+        interval = self.control.checkpoint_every
+        if interval is not None and time.monotonic() - self.last_checkpoint >= interval:
+            self.checkpoint()
+
+    def end_epoch(self) -> None:
+        state, config = self.state, self.config
+        every_five = config.eval_iter_freq == -1 and state.epoch % 5 == 0
+        if state.seen > 0:
+            self.add_row(full=every_five or state.epoch == config.epochs)
+        k = config.save_model_each_k_epochs
+        if self.record is not None and k > 0 and state.epoch % k == 0:
+            path = self.record.path / f"model-epoch-{state.epoch:04d}.safetensors"
+            write_tensors(path, state.model.state_dict())
+        state.next_epoch()
+        if self.control.checkpoint_every is None or state.epoch > config.epochs:
+            self.checkpoint()
+
+    def remove_hardest(self) -> None:
+        """Drops the training points with the highest loss or entropy, once."""
+        state, config = self.state, self.config
+        if config.n_rm_pts == 0 or state.epoch != int(config.epoch_rm_noise * config.epochs) + 1:
+            return
+        if len(state.kept) < len(state.data.train):
+            return
+        order = ranking(config, state.model, state.train).sort(stable=True).indices
+        count = len(order) - round(config.n_rm_pts * len(order))
+        state.keep(order[:count].sort().values)
+
+    def add_row(self, *, full: bool) -> None:
+        row = measure(self.state, full=full or self.evaluates_all())
+        self.state.reset_sums()
+        row["seconds"] = round(time.monotonic() - self.started, 3)
+        self.rows.append(row)
+        if self.record is not None:
+            self.record.append(row)
+        if self.control.observer is not None:
+            self.control.observer.on_row(row)
+
+    def evaluates_all(self) -> bool:
+        """Whether a cheap evaluation would see every validation and test example anyway."""
+        data = self.state.data
+        return max(len(data.validation), len(data.test)) <= self.config.n_eval_every_k_iter
+
+    def checkpoint(self) -> None:
+        if self.record is not None:
+            seconds = time.monotonic() - self.started
+            save_checkpoint(self.record.checkpoint_path, self.state, rows=len(self.rows), seconds=seconds)
+        self.last_checkpoint = time.monotonic()
+
+    def finish(self, run: Run) -> None:
+        state = self.state
+        kinds = {"last": state.model.state_dict(), "swa_last": state.average.model.state_dict()}
+        kinds |= {kind: weights for kind, (_, weights) in state.best.items()}
+        tensors = {f"{kind}.{name}": t for kind, weights in kinds.items() for name, t in weights.items()}
+        write_tensors(run.model_path, tensors)
+        run.finish(summarize(self.rows))
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row, and the row with the lowest validation error among the full evaluations.
+
+    The test set selects nothing.
+    """
+    full = [row for row in rows if row["full"]]
+    return {
+        "last": rows[-1],
+        "best": min(full, key=lambda row: row["validation_error"]),
+        "swa_best": min(full, key=lambda row: row["swa_validation_error"]),
+    }

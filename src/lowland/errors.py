@@ -1,0 +1,29 @@
+"""The one error that the command line turns into a sentence."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user gave (an option, a file, a directory) is wrong.
+
+    Its message is one sentence: what is required, then what was got. The command line prints it and
+    exits with 2; in Python it is a ``ValueError``.
+    """
+
+
+def one_of(name: str, value: object, valid: Iterable[str]) -> None:
+    """Raises :class:`InputError`, naming the nearest valid values, unless ``value`` is one of ``valid``.
+
+    Example:
+        >>> one_of("model", "resnet81", ["resnet18", "fc"])
+        Traceback (most recent call last):
+        ...
+        lowland.errors.InputError: model must be one of resnet18, fc, got 'resnet81'; nearest: resnet18.
+    """
+    choices = list(valid)
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.5)
+    hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}.")

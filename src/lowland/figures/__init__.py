@@ -1,0 +1,1 @@
+"""Pictures of runs; one module per figure."""

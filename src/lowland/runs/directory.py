@@ -1,0 +1,191 @@
+"""One directory per run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lowland.errors import InputError
+from lowland.runs.atomic import write_json
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten hex digits that name a configuration.
+
+    Example:
+        >>> config_hash({"rho": 0.1, "m": 1}) == config_hash({"m": 1, "rho": 0.1})
+        True
+    """
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+class Run:
+    """A run's directory.
+
+    ``config.json`` (what was run), ``env.json`` (where), ``metrics.jsonl`` (one row per evaluation,
+    append-only), ``summary.json`` (written at the end), ``model.safetensors`` and
+    ``checkpoint/state.safetensors``.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def metrics_path(self) -> Path:
+        """The rows, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model_path(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """What a resumed run continues from."""
+        return self.path / "checkpoint" / "state.safetensors"
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
+        """The run of ``config`` in ``path``, a new one or the one that stands there.
+
+        Raises:
+            InputError: If ``path`` holds a run of another config, or other files.
+        """
+        run = cls(path)
+        if (path / "config.json").exists():
+            run._require_same(config)
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} must be a new or empty directory, or a run; it holds other files.")
+        (path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        write_json(path / "env.json", environment)
+        write_json(path / "config.json", config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """The run that stands in ``path``.
+
+        Raises:
+            InputError: If there is none.
+        """
+        if not path.is_dir():
+            raise InputError(f"a run directory is needed, but there is no directory {path}.")
+        if not (path / "config.json").is_file():
+            raise InputError(f"a run directory is needed, but {path} has no config.json.")
+        return cls(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was run."""
+        return self._read("config.json")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it was run."""
+        return self._read("env.json")
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result; ``None`` while the run is not finished."""
+        return self._read("summary.json") if (self.path / "summary.json").exists() else None
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes the result, which marks the run as finished."""
+        write_json(self.path / "summary.json", summary)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one row to the metrics, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        with self.metrics_path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+            except OSError:
+                os.ftruncate(file.fileno(), before)
+                raise
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics, without a last line that a killed process left unfinished.
+
+        Raises:
+            InputError: If a line is not a JSON object.
+        """
+        if not self.metrics_path.exists():
+            return []
+        *lines, _ = self.metrics_path.read_bytes().split(b"\n")
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise InputError(f"{self.metrics_path} must hold one JSON object per line: {error}.") from None
+
+    def keep_rows(self, count: int) -> None:
+        """Drops the metrics after the first ``count`` rows, which a resumed run will write again."""
+        data = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
+        lines = data.splitlines(keepends=True)
+        if len(lines) < count:
+            raise InputError(
+                f"{self.metrics_path} must have the checkpoint's {count} rows, has {len(lines)}."
+            )
+        if len(lines) > count:
+            with self.metrics_path.open("rb+") as file:
+                file.truncate(sum(len(line) for line in lines[:count]))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of this run inside the block.
+
+        Raises:
+            InputError: If another process is in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this platform
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path} must be free, but another process is training in it."
+                ) from None
+            yield
+
+    def _require_same(self, config: Mapping[str, Any]) -> None:
+        stored = self.config
+        wanted = json.loads(json.dumps(config))
+        differing = [k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k)]
+        if differing:
+            key = differing[0]
+            raise InputError(
+                f"{self.path} holds a run of another config ({key} is {stored.get(key)!r} there, "
+                f"{wanted.get(key)!r} here); give another --out."
+            )
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self.path} must be a run directory, but has no {name}.") from None
+        except ValueError as error:
+            raise InputError(f"{path} must be a JSON file: {error}.") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}.")
+        return value

@@ -1,0 +1,112 @@
+"""Batches: nested containers of tensors, sliced along their first dimension."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def batch_size(batch: Sequence[Any]) -> int:
+    """Number of examples B in ``batch``.
+
+    Args:
+        batch: The loss's arguments: tensors whose first dimension is B, or nested dicts, lists and tuples
+            of such tensors; ``None`` stands for an absent argument.
+
+    Raises:
+        TypeError: If an element is neither a tensor nor such a container.
+        ValueError: If there is no example, or the first dimensions differ.
+    """
+    sizes = sorted({_first_dimension(t) for t in _tensors(batch)})
+    if not sizes:
+        raise ValueError("batch must hold at least one tensor, got none.")
+    if len(sizes) > 1:
+        raise ValueError(f"all tensors of a batch must have the same first dimension, got {sizes}.")
+    if sizes[0] == 0:
+        raise ValueError("batch must hold at least one example, got 0.")
+    return sizes[0]
+
+
+def group_slices(num_examples: int, m: int | None) -> list[slice]:
+    """Consecutive groups of ``m`` examples; the last one may be smaller, ``None`` is one group.
+
+    Example:
+        >>> group_slices(5, 2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = num_examples if m is None else min(m, num_examples)
+    return [slice(i, min(i + step, num_examples)) for i in range(0, num_examples, step)]
+
+
+def take(batch: Sequence[Any], rows: slice) -> tuple[Any, ...]:
+    """The examples ``rows`` of every tensor of ``batch``."""
+    return tuple(_map(lambda t: t[rows], element) for element in batch)
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """Joins what the groups returned: tensors along their first dimension, scalars into a vector.
+
+    Args:
+        parts: One nested container of tensors per group, all of the same structure.
+
+    Raises:
+        TypeError: If a leaf is not a tensor.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(parts)) if first.dim() == 0 else torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        return {key: join([part[key] for part in parts]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return _like(first, [join(column) for column in zip(*parts, strict=True)])
+    if first is None:
+        return None
+    raise TypeError(f"aux must be tensors or nested dicts, lists and tuples of tensors, got {_name(first)}.")
+
+
+def detach(element: Any) -> Any:
+    """``element`` with every tensor detached."""
+    return _map(lambda t: t.detach(), element)
+
+
+def _map(function: Callable[[Tensor], Tensor], element: Any) -> Any:
+    if isinstance(element, Tensor):
+        return function(element)
+    if isinstance(element, Mapping):
+        return {key: _map(function, value) for key, value in element.items()}
+    if isinstance(element, (list, tuple)):
+        return _like(element, [_map(function, value) for value in element])
+    return element
+
+
+def _like(container: Any, values: list[Any]) -> Any:
+    if hasattr(container, "_fields"):  # a named tuple takes its fields one by one
+        return type(container)(*values)
+    return type(container)(values)
+
+
+def _tensors(element: Any) -> Iterator[Tensor]:
+    if isinstance(element, Tensor):
+        yield element
+    elif isinstance(element, Mapping):
+        for value in element.values():
+            yield from _tensors(value)
+    elif isinstance(element, (list, tuple)):
+        for value in element:
+            yield from _tensors(value)
+    elif element is not None:
+        raise TypeError(
+            "batch elements must be tensors or nested dicts, lists and tuples of tensors, "
+            f"got {_name(element)}."
+        )
+
+
+def _first_dimension(tensor: Tensor) -> int:
+    if tensor.dim() == 0:
+        raise ValueError("every tensor of a batch must have a first dimension of examples, got a scalar.")
+    return tensor.shape[0]
+
+
+def _name(value: object) -> str:
+    return type(value).__name__

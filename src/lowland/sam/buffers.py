@@ -1,0 +1,92 @@
+"""Which passes move the running statistics of batch norm, and any other buffer of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+BatchNormStats = Literal["first", "both", "frozen"]
+"""``first``: only the unperturbed pass moves running statistics; ``both``: every pass; ``frozen``: none."""
+
+
+class Buffers:
+    """The buffers of a module, or of whatever modules run, kept or put back around a pass.
+
+    A layer is not asked for its type: every buffer is put back, so that custom batch norms, spectral
+    norms and counters follow the policy like ``torch.nn.BatchNorm2d``.
+
+    Args:
+        module: The module whose buffers these are; ``None`` finds the modules as they run.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._discover = module is None
+        self._modules = {} if module is None else {id(m): m for m in module.modules() if m._buffers}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever the block does to buffers is undone at its end, also on an exception."""
+        saved = _Snapshot(self._modules.values())
+        with self._watched(saved):
+            try:
+                yield
+            finally:
+                saved.restore()
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """If the block raises, buffers are what they were before it."""
+        saved = _Snapshot(self._modules.values())
+        with self._watched(saved):
+            try:
+                yield
+            except BaseException:
+                saved.restore()
+                raise
+
+    @contextmanager
+    def _watched(self, saved: _Snapshot) -> Iterator[None]:
+        """Modules that run in the block are added to ``saved`` just before they run."""
+        if not self._discover:
+            yield
+            return
+
+        def see(module: nn.Module, _: Any) -> None:
+            if module._buffers:
+                self._modules[id(module)] = module
+                saved.add(module)
+
+        handle = register_module_forward_pre_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class _Snapshot:
+    """Copies of the buffers of some modules, each as it was when its module was added."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._seen: set[int] = set()
+        self._saved: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
+        for module in modules:
+            self.add(module)
+
+    def add(self, module: nn.Module) -> None:
+        if id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                self._saved.append((module._buffers, name, buffer, buffer.detach().clone()))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for owner, name, buffer, value in self._saved:
+            buffer.copy_(value)
+            owner[name] = buffer  # a layer may have put another tensor in its place
