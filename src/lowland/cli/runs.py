@@ -69,9 +69,9 @@ def _compare(directories: list[Path], console: Console) -> None:
     console.print(table)
     if len(set(labels.values())) < len(labels):
         labels = {path: f"{path.name}: {label}" for path, label in labels.items()}
-    picture = Path("compare.png")
+    picture = next(iter(runs)) / "compare.png"
     save(plot_overlay({labels[path]: stored.rows() for path, stored in runs.items()}), picture)
-    console.print(f"picture: {picture}", highlight=False)
+    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 
 
 _COMMANDS = {"list": _list, "show": _show, "compare": _compare}
@@ -85,7 +85,7 @@ def _required(directories: list[Path], count: int) -> list[Path]:
 
 
 def _results_table(*columns: str) -> Table:
-    return Table(*columns, "status", "last test %", "chosen on validation: test %", box=None)
+    return Table(*columns, "status", "test %, last", "test %, chosen on validation", box=None)
 
 
 def _results(stored: Run) -> list[str]:

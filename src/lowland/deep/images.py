@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import TrainingData, augment, augmentation, to_float
+from lowland.deep.data import TrainingData, augmentation, to_float
 from lowland.deep.seeding import derive_seed
 from lowland.runs import replace_atomically
 
@@ -17,10 +17,9 @@ _COLUMNS = 8
 def write_image_grid(path: Path, config: TrainConfig, data: TrainingData) -> None:
     """Writes the first 64 training images, augmented as in training, as one PNG."""
     images = data.train.head(_COLUMNS**2).images
-    augmenting = augmentation(config.dataset)
-    if augmenting.crop and not config.no_data_augm:
+    if not config.no_data_augm:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "exported images"))
-        images = augment(images, generator, flip=augmenting.flip)
+        images = augmentation(config.dataset)(images, generator)
     pixels = (to_float(images).clamp(0, 1) * 255).round().byte().cpu()
     picture = Image.fromarray(_grid(pixels).numpy())
     replace_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowland.deep.averaging import WeightAverage
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import TrainingData, augment, augmentation, to_float
+from lowland.deep.data import TrainingData, augmentation, to_float
 from lowland.deep.models import build_model
 from lowland.deep.objective import Objective
 from lowland.deep.optimizer import build_optimizer
@@ -179,9 +179,10 @@ class TrainState:
         config = self.config
         start = self.iteration * config.batch_size
         rows = self._epoch_order()[start : start + config.batch_size]
-        images, labels = self.train.images[rows], self.train.labels[rows]
-        if not config.no_data_augm and self._augmentation.crop:
-            images = augment(images, self._generator("augmentation"), flip=self._augmentation.flip)
+        # index_select copies whole images, several times as fast as indexing on the CPU.
+        images, labels = self.train.images.index_select(0, rows), self.train.labels.index_select(0, rows)
+        if not config.no_data_augm:
+            images = self._augmentation(images, self._generator("augmentation"))
         return to_float(images), self._redrawn(labels)
 
     def _require_a_batch(self) -> None:

@@ -99,7 +99,7 @@ class _Loop:
     def run(self) -> None:
         state = self.state
         if not self.rows:
-            self.add_row(full=True)
+            self.add_row(full=False)
         while state.epoch <= self.config.epochs:
             if state.iteration == 0:
                 self.remove_hardest()

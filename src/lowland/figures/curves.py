@@ -41,14 +41,15 @@ def plot_run(rows: Rows, title: str) -> Figure:
 
 def plot_overlay(runs: Mapping[str, Rows]) -> Figure:
     """Test error and training loss of several runs, by label."""
-    figure, (error, loss) = panels(["test error (%)", "training loss"], height=3.8)
+    figure, (error, loss) = panels(["test error (%)", "training loss"], height=3.6 + 0.2 * len(runs))
     for label, rows in runs.items():
         _line(error, rows, "test_error", label, factor=100)
         _line(loss, rows, "train_loss", label)
     loss.set_yscale("log")
     for ax in (error, loss):
         ax.set_xlabel("epoch")
-    error.legend()
+    handles, labels = error.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) > 3 else 1)
     return figure
 
 

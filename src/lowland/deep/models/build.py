@@ -1,6 +1,5 @@
 """Models by name."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,21 @@ from lowland.deep.models.resnet import ResNet
 from lowland.deep.models.small import ConvNet, FullyConnected, LeNet, LinearModel
 from lowland.deep.models.vgg import VGG16
 from lowland.deep.models.wrn import WideResNet
-from lowland.errors import InputError
+from lowland.errors import InputError, one_of
 
-_UNSET: Mapping[str, object] = MappingProxyType(
-    {"model_width": None, "activation": "relu", "droprate": 0.0, "n_layers": 1, "scale_init": 0.0}
+_UNSET: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "model_width": (None, 1),
+        "activation": ("relu",),
+        "droprate": (0.0,),
+        "n_layers": (1,),
+        "scale_init": (0.0,),
+    }
 )
-"""The options that not every model reads, with the values that mean "not asked for"."""
+"""The options that not every model reads, with the values that mean "not asked for".
+
+The original requires a width for every model, so 1 is one for those that have none.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,19 +160,16 @@ def build_model(
 
 
 def _find(name: str) -> _Model:
-    if name not in _MODELS:
-        near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InputError(f"model must be one of {', '.join(MODEL_NAMES)}, got {name!r}{hint}")
+    one_of("model", name, MODEL_NAMES)
     return _MODELS[name]
 
 
 def _refuse_unread(name: str, options: Mapping[str, object]) -> None:
     for option, value in options.items():
-        if option not in _MODELS[name].reads and value != _UNSET[option]:
+        if option not in _MODELS[name].reads and value not in _UNSET[option]:
             readers = ", ".join(other for other, model in _MODELS.items() if option in model.reads)
             raise InputError(
-                f"{option} must stay {_UNSET[option]!r} for {name}, since only {readers} use it, "
+                f"{option} must stay {_UNSET[option][0]!r} for {name}, since only {readers} use it, "
                 f"got {value!r}."
             )
 

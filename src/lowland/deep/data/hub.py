@@ -1,0 +1,35 @@
+"""Download from the Hugging Face Hub, at a pinned revision."""
+
+from pathlib import Path
+
+from lowland.deep.data.source import HubRepository, Part
+
+
+def download(repository: HubRepository, part: Part) -> Path:
+    """The folder of a repository's configuration, with that part's Parquet files in it.
+
+    Only these files are fetched, into the Hub's own cache. What is there already needs no network,
+    since a pinned revision cannot change.
+
+    Raises:
+        Exception: Whatever the Hub's client raises when it cannot connect, or is refused.
+    """
+    # Here because it takes longer to import than a local set takes to open.
+    from huggingface_hub import snapshot_download
+
+    def snapshot(*, local_files_only: bool) -> Path:
+        root = snapshot_download(
+            repository.name,
+            repo_type="dataset",
+            revision=repository.revision,
+            allow_patterns=[f"{repository.config}/{part}-*.parquet"],
+            local_files_only=local_files_only,
+        )
+        return Path(root) / repository.config
+
+    try:
+        folder = snapshot(local_files_only=True)
+    except FileNotFoundError:  # the Hub's LocalEntryNotFoundError is one
+        return snapshot(local_files_only=False)
+    # The same revision's other part may be all that was fetched before.
+    return folder if any(folder.glob(f"{part}-*.parquet")) else snapshot(local_files_only=False)
