@@ -24,6 +24,6 @@ def one_of(name: str, value: object, valid: Iterable[str]) -> None:
     choices = list(valid)
     if value in choices:
         return
-    nearest = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(value).lower(), choices, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
     raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}.")

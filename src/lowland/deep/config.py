@@ -175,7 +175,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises :class:`~lowland.errors.InputError` for a value that is out of range or useless."""
-        object.__setattr__(self, "optimizer_options", tuple(self.optimizer_options))
         self._check_choices()
         self._check_ranges()
         self._check_combinations()
@@ -209,7 +208,7 @@ class TrainConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             one_of("option", name, names)
-        return cls(**values)
+        return cls(**{**values, "optimizer_options": tuple(values.get("optimizer_options", ()))})
 
     def _check_choices(self) -> None:
         one_of("dataset", self.dataset, DATASETS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lowland.figures.style import panels, save
+from lowland.figures.style import in_our_style, log_scale_if_wide, panels, save
 from lowland.runs import Run
 
 Rows = Sequence[Mapping[str, Any]]
@@ -21,6 +21,7 @@ _ERRORS = (
 )
 
 
+@in_our_style
 def plot_run(rows: Rows, title: str) -> Figure:
     """Loss, errors and one-step sharpness of one run."""
     figure, (loss, error, sharpness) = panels(["loss", "error (%)", "one-step sharpness"])
@@ -30,7 +31,7 @@ def plot_run(rows: Rows, title: str) -> Figure:
         _line(error, rows, name, label, factor=100)
     for name, label in (("sharpness_small", "small radius"), ("sharpness_rho", "training radius")):
         _line(sharpness, rows, name, label)
-    loss.set_yscale("log")
+    log_scale_if_wide(loss)
     for ax in (loss, error, sharpness):
         ax.set_xlabel("epoch")
         if ax.get_lines():
@@ -39,13 +40,14 @@ def plot_run(rows: Rows, title: str) -> Figure:
     return figure
 
 
+@in_our_style
 def plot_overlay(runs: Mapping[str, Rows]) -> Figure:
     """Test error and training loss of several runs, by label."""
     figure, (error, loss) = panels(["test error (%)", "training loss"], height=3.6 + 0.2 * len(runs))
     for label, rows in runs.items():
         _line(error, rows, "test_error", label, factor=100)
         _line(loss, rows, "train_loss", label)
-    loss.set_yscale("log")
+    log_scale_if_wide(loss)
     for ax in (error, loss):
         ax.set_xlabel("epoch")
     handles, labels = error.get_legend_handles_labels()

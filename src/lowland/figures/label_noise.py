@@ -8,11 +8,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lowland.figures.style import panels
+from lowland.figures.style import in_our_style, panels
 
 Rows = Sequence[Mapping[str, Any]]
 
 
+@in_our_style
 def plot_label_noise(runs: Mapping[str, Sequence[Rows]]) -> Figure:
     """Test error, and training error on the flipped labels, by label of the method.
 

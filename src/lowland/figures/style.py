@@ -12,17 +12,27 @@ from lowland.runs import replace_atomically
 _STYLE = Path(__file__).with_name("lowland.mplstyle")
 
 
+in_our_style = matplotlib.style.context(_STYLE)
+"""Decorates the functions that draw."""
+
+
 def panels(titles: Sequence[str], *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     """A figure with one panel per title, side by side."""
-    with matplotlib.style.context(_STYLE):
-        figure = Figure(figsize=(4.2 * len(titles), height))
-        axes = [figure.add_subplot(1, len(titles), i + 1) for i in range(len(titles))]
-        for ax, title in zip(axes, titles, strict=True):
-            ax.set_title(title)
+    figure = Figure(figsize=(4.2 * len(titles), height))
+    axes = [figure.add_subplot(1, len(titles), i + 1) for i in range(len(titles))]
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title)
     return figure, axes
 
 
+def log_scale_if_wide(ax: Axes) -> None:
+    """A logarithmic scale if what is drawn spans more than a factor of ten."""
+    lowest, highest = ax.dataLim.intervaly
+    if 0 < 10 * lowest < highest:
+        ax.set_yscale("log")
+
+
+@in_our_style
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure atomically, in the format of the path's suffix."""
-    with matplotlib.style.context(_STYLE):
-        replace_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
+    replace_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))

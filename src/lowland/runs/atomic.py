@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -16,7 +17,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: If writing fails, e.g. on a full disk; the temporary file is gone, the old one whole.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

@@ -147,7 +147,7 @@ def sam_gradient(
     num_examples = _check_batches(batch, ascent_batch)
 
     passes = Passes(loss, params, l2, scale, bn_stats, Buffers(module))
-    climber = Climber(ascent or L2(), rho, steps, step_size)
+    climber = Climber(ascent or L2(), rho, steps, step_size, measure=diagnostics)
     total = _Total(num_examples, keep_unperturbed=combine is not None, measure=diagnostics)
     with torch.enable_grad(), passes.undone_on_error():
         for rows in group_slices(num_examples, m):

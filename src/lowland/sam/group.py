@@ -28,15 +28,21 @@ class Climb:
 
 @dataclass(frozen=True)
 class Climber:
-    """Several steps of an ascent."""
+    """Several steps of an ascent.
+
+    ``measure`` asks for the gradient's norm even where it decides nothing, at ``rho = 0``.
+    """
 
     ascent: Ascent
     rho: float
     steps: int
     step_size: float
+    measure: bool
 
     def climb(self, passes: Passes, start: Pass, group: Group, draws: RandomState) -> Climb:
         """The perturbation of a group from its pass at the unperturbed weights."""
+        if self.rho == 0 and not self.measure:
+            return Climb(None, math.nan, not_finite=None)
         here = start
         e: list[Tensor] | None = None
         first_norm = math.nan

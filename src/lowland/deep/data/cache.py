@@ -6,14 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from jaxtyping import Int64, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lowland.errors import InputError
+from lowland.runs import replace_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -94,27 +94,10 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        # save_file would make it readable for its owner only, and a cache may be shared.
-        with temporary.open("xb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush(path.parent)
+        replace_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
     except (OSError, SafetensorError) as error:
         raise InputError(_not_writable(path.parent, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open(path: Path, sha256: str) -> Decoded:

@@ -1,6 +1,5 @@
 """The table of data sets."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from lowland.deep.data.augment import Augmentation
 from lowland.deep.data.source import HubRepository, ParquetSource, SyntheticSource
 from lowland.deep.data.synthetic import gaussians_binary, uniform_noise
-from lowland.errors import InputError
+from lowland.errors import one_of
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,8 @@ def dataset_named(name: str) -> DataSet:
     Raises:
         InputError: If there is none; the message names the nearest.
     """
-    if name in DATASETS:
-        return DATASETS[name]
-    nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
-    raise InputError(
-        f"dataset must be one of {', '.join(DATASETS)}, got {name!r} (the nearest is {nearest!r})."
-    )
+    one_of("dataset", name, DATASETS)
+    return DATASETS[name]
 
 
 def augmentation(dataset: str) -> Augmentation:
