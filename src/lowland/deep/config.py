@@ -252,6 +252,8 @@ class TrainConfig:
                 f"sam_epoch_frac_start must be at most sam_epoch_frac_end, {self.sam_epoch_frac_end}, "
                 f"got {self.sam_epoch_frac_start}."
             )
+        if self.attack != "none" and self.dataset == "gaussians_binary":
+            raise InputError("attack needs images with pixels in [0, 1], got dataset gaussians_binary.")
         for name, needed, is_useful in self._dependent_options():
             if not is_useful:
                 raise InputError(f"{name} needs {needed}, without which it would do nothing.")

@@ -133,7 +133,7 @@ class TrainState:
                 self.objective,
                 images,
                 labels,
-                scale=self.scaler.get_scale(),
+                scale=self.scaler,
                 ascent_batch=self.previous if climb_on_previous else None,
             )
         self.scaler.unscale_(self.optimizer)

@@ -73,7 +73,7 @@ class _Snapshot:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._seen: set[int] = set()
-        self._saved: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
+        self._saved: list[tuple[dict[str, Tensor | None], str, Tensor | None, Tensor | None]] = []
         for module in modules:
             self.add(module)
 
@@ -82,11 +82,12 @@ class _Snapshot:
             return
         self._seen.add(id(module))
         for name, buffer in module._buffers.items():
-            if buffer is not None:
-                self._saved.append((module._buffers, name, buffer, buffer.detach().clone()))
+            value = None if buffer is None else buffer.detach().clone()
+            self._saved.append((module._buffers, name, buffer, value))
 
     @torch.no_grad()
     def restore(self) -> None:
         for owner, name, buffer, value in self._saved:
-            buffer.copy_(value)
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
             owner[name] = buffer  # a layer may have put another tensor in its place

@@ -15,6 +15,7 @@ from lowland.sam.ascent import L2, Ascent
 from lowland.sam.batch import batch_size, group_slices, join, take
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.combine import Combine
+from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
 from lowland.sam.group import Climber, GroupPasses, run_group
 from lowland.sam.norm import l2_norm
 from lowland.sam.passes import Loss, Passes
@@ -149,16 +150,21 @@ def sam_gradient(
     passes = Passes(loss, params, l2, scale, bn_stats, Buffers(module))
     climber = Climber(ascent or L2(), rho, steps, step_size, measure=diagnostics)
     total = _Total(num_examples, keep_unperturbed=combine is not None, measure=diagnostics)
-    with torch.enable_grad(), passes.undone_on_error():
-        for rows in group_slices(num_examples, m):
+    groups = group_slices(num_examples, m)
+    refuse_unreducible(module, len(groups))
+    with torch.enable_grad(), tensor_hooks_held(params), passes.undone_on_error():
+        for rows in groups:
             source = None if ascent_batch is None else take(ascent_batch, rows)
             group = run_group(
                 passes, climber, take(batch, rows), source, gradient_at_weights=combine is not None
             )
             total.add(rows.stop - rows.start, group)
-    return SAMGradient(
-        total.gradients(combine), total.loss(), total.aux(), total.diagnostics() if diagnostics else None
-    )
+        return SAMGradient(
+            total.gradients(combine),
+            total.loss(),
+            total.aux(),
+            total.diagnostics() if diagnostics else None,
+        )
 
 
 class _Total:
@@ -183,10 +189,13 @@ class _Total:
         if self._keep_unperturbed:
             self._unperturbed = _accumulate(self._unperturbed, group.at_weights.gradients, weight)
         used = group.perturbed.used
+        if self._keep_unperturbed:
+            used = [a or b for a, b in zip(used, group.at_weights.used, strict=True)]
         self._used = [a or b for a, b in zip(self._used, used, strict=True)] if self._used else used
         self._aux.append(group.at_weights.aux)
         self._losses.append(group.at_weights.loss)
-        self._perturbed_losses.append(group.perturbed.loss)
+        climbed = group.climb.e is not None
+        self._perturbed_losses.append(group.perturbed.loss if climbed else group.at_weights.loss)
         length = l2_norm(group.climb.e).item() if self._measure and group.climb.e is not None else 0.0
         self._rows.append((size, group.climb.gradient_norm, length))
 
@@ -258,7 +267,7 @@ def _check_numbers(
 
 def _check_batches(batch: Sequence[Any], ascent_batch: Sequence[Any] | None) -> int:
     """The number of examples in ``batch``."""
-    for name, value in (("batch", batch), ("ascent_batch", ascent_batch or ())):
+    for name, value in (("batch", batch), ("ascent_batch", () if ascent_batch is None else ascent_batch)):
         if not isinstance(value, (tuple, list)):
             raise TypeError(f"{name} must be the tuple of the loss's arguments, got {type(value).__name__}.")
     num_examples = batch_size(batch)

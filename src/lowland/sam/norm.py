@@ -17,10 +17,25 @@ def l2_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
         >>> l2_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
         tensor(5.)
     """
+    total = _norm_of_norms(tensors)
+    limits = torch.finfo(total.dtype)
+    if limits.tiny**0.5 / limits.eps < total < limits.max:
+        return total
+    # Squares may have left the range of the type: once more, in units of the largest entry.
+    peak = torch.stack([_to(t.abs().max(), total) for t in tensors if t.numel()] or [total]).max()
+    if peak == 0 or not peak.isfinite():
+        return total
+    return peak * _norm_of_norms([t.to(_accumulation_dtype(t)) / peak.to(t.device) for t in tensors])
+
+
+def _norm_of_norms(tensors: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(t, dtype=_accumulation_dtype(t)) for t in tensors]
-    device = norms[0].device
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([_to(n, norms[0]) for n in norms]))
     return total
+
+
+def _to(scalar: Tensor, like: Tensor) -> Tensor:
+    return scalar.to(like.device, torch.promote_types(scalar.dtype, like.dtype))
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:

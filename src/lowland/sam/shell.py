@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowland.sam.ascent import Ascent
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.combine import Combine
+from lowland.sam.deposit import deposit
 from lowland.sam.gradient import Diagnostics, sam_gradient
 from lowland.sam.passes import Loss
 
@@ -69,7 +70,7 @@ class SAM:
         measure: bool = False,
     ) -> None:
         self.module = params if isinstance(params, nn.Module) else None
-        self.params = [p for p in _tensors(params) if not isinstance(p, Tensor) or p.requires_grad]
+        self.params = _tensors(params)
         self.rho = rho
         self.m = m
         self.ascent = ascent
@@ -82,7 +83,11 @@ class SAM:
         self.diagnostics: Diagnostics | None = None
 
     def backward(
-        self, loss: Loss, *batch: Any, scale: float = 1.0, ascent_batch: tuple[Any, ...] | None = None
+        self,
+        loss: Loss,
+        *batch: Any,
+        scale: float | Tensor | torch.amp.GradScaler = 1.0,
+        ascent_batch: tuple[Any, ...] | None = None,
     ) -> Any:
         """Adds the m-SAM gradient to ``.grad`` and returns the mean loss at the unperturbed weights.
 
@@ -90,7 +95,7 @@ class SAM:
             loss: Loss of the examples it is given; see :func:`~lowland.sam.sam_gradient`.
             batch: Its arguments: tensors whose first dimension is the examples, or nested dicts, lists
                 and tuples of them.
-            scale: Factor on the gradients, as in ``(scale * loss).backward()``: a GradScaler's, or 1/k
+            scale: Factor on the gradients, as in ``(scale * loss).backward()``: a ``GradScaler``, or 1/k
                 for accumulation over k calls.
             ascent_batch: Examples that the climb sees instead.
 
@@ -98,9 +103,10 @@ class SAM:
             The loss, a detached scalar (with ``l2``, including it), or ``(loss, aux)`` if ``loss``
             returns an ``aux``.
         """
+        trainable = [p for p in self.params if not isinstance(p, Tensor) or p.requires_grad]
         result = sam_gradient(
             loss,
-            self.params,
+            trainable,
             batch,
             rho=self.rho,
             m=self.m,
@@ -111,19 +117,21 @@ class SAM:
             ascent_batch=ascent_batch,
             combine=self.combine,
             bn_stats=self.bn_stats,
-            scale=scale,
+            scale=_factor(scale, trainable),
             module=self.module,
             diagnostics=self.measure,
         )
         self.diagnostics = result.diagnostics
-        deposit(self.params, result.gradients)
+        deposit(trainable, result.gradients)
         return result.loss if result.aux is None else (result.loss, result.aux)
 
 
-def deposit(params: list[Tensor], gradients: list[Tensor | None]) -> None:
-    """Adds ``gradients`` to ``.grad`` in one backward call, so that every hook fires, once."""
-    pairs = [(p, g) for p, g in zip(params, gradients, strict=True) if g is not None]
-    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+def _factor(scale: float | Tensor | torch.amp.GradScaler, params: list[Tensor]) -> float:
+    if isinstance(scale, torch.amp.GradScaler):
+        # Its own scale() prepares it for step(); get_scale() alone would not.
+        device = params[0].device if params else torch.device("cpu")
+        return float(scale.scale(torch.ones((), device=device)))
+    return float(scale)
 
 
 def _tensors(params: Params) -> list[Tensor]:
@@ -138,7 +146,8 @@ def _tensors(params: Params) -> list[Tensor]:
     found: list[Any] = []
     for item in params:
         if isinstance(item, Mapping):
-            found.extend(_tensors(item["params"]))
+            of_group = item["params"]
+            found.extend([of_group] if isinstance(of_group, Tensor) else _tensors(of_group))
         elif isinstance(item, tuple):
             found.append(item[1])
         else:

@@ -1,0 +1,236 @@
+"""m-SAM under DistributedDataParallel: two gloo processes against one process that computes both shares.
+
+This file is also the script that each process runs.
+"""
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from lowland import SAM, sam_gradient
+
+from .naive import added, bn_conv, mlp, naive_sam, regression, relative_error, rows, squared, tensors
+
+WORLD = 2
+TOL = 1e-12
+
+
+def data(rank):
+    return regression(10 + rank, examples=5)
+
+
+def maps(rank):
+    return tuple(tensors(20 + rank, (5, 2, 5, 5), (5, 2, 2, 2)))
+
+
+class Counted(DistributedDataParallel):
+    """Counts its reductions."""
+
+    def __init__(self, module, **options):
+        super().__init__(module, **options)
+        self.reductions = []
+        self.register_comm_hook(self.reductions, count)
+
+
+def count(reductions, bucket):
+    reductions.append(bucket.index())
+    return allreduce_hook(None, bucket)
+
+
+def results_of(module, steps, **options):
+    """Gradients and reductions of ``steps(ddp)``, then of the same again: the reducer must be ready anew."""
+    ddp = Counted(module, **options)
+    found = []
+    for _ in range(2):
+        ddp.zero_grad()
+        ddp.reductions.clear()
+        steps(ddp)
+        grads = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+        found.append({"grads": grads, "reductions": list(ddp.reductions)})
+    return found
+
+
+class Skips(nn.Module):
+    """A layer that only groups with a positive first input use."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.extra = mlp(), mlp(1)
+
+    def forward(self, x):
+        return self.body(x) + self.extra(x) if x[0, 0] > 0 else self.body(x)
+
+
+def skipping(rank, last):
+    """Two groups of two examples, of which one uses the extra layer."""
+    x, y = regression(30 + rank, examples=4)
+    x[:, 0] = -x[:, 0].abs()
+    x[2 if last else 0, 0] = 1.0
+    return x, y
+
+
+def scenarios(rank):
+    """What each process runs, by name."""
+    batch = data(rank)
+
+    def backward(batch, squared=squared, **options):
+        extra = {k: options.pop(k) for k in ("scale", "ascent_batch") if k in options}
+
+        def steps(ddp):
+            SAM(ddp, rho=0.4, **options).backward(lambda *b: squared(ddp, *b), *batch, **extra)
+
+        return steps
+
+    def accumulated(ddp):
+        sam = SAM(ddp, rho=0.4, m=2)
+        with ddp.no_sync():
+            sam.backward(lambda *b: squared(ddp, *b), *rows(batch, 0, 2), scale=0.5)
+        sam.backward(lambda *b: squared(ddp, *b), *rows(batch, 2, 4), scale=0.5)
+
+    yield "whole", results_of(mlp(), backward(batch))
+    yield "groups of two", results_of(mlp(), backward(batch, m=2))
+    yield "one by one", results_of(mlp(), backward(batch, m=1))
+    yield "bucket views", results_of(mlp(), backward(batch, m=2), gradient_as_bucket_view=True)
+    yield "steps", results_of(mlp(), backward(batch, m=2, steps=2, step_size=0.6, l2=0.1))
+    yield "another", results_of(mlp(), backward(batch, m=2, ascent_batch=data(rank + 5)))
+    yield "accumulated", results_of(mlp(), accumulated)
+    module = bn_conv()
+    yield "batch norm", results_of(module, backward(maps(rank), m=2))
+    yield "batches", [b.item() for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
+    yield "static graph", attempt(mlp(), backward(batch, m=2), static_graph=True)
+    for last in (False, True):
+        steps = backward(skipping(rank, last), m=2)
+        yield f"unused, last={last}", attempt(Skips(), steps, find_unused_parameters=True)
+
+
+def attempt(module, steps, **options):
+    """The results, or the error in words."""
+    try:
+        return results_of(module, steps, **options)
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def work(rank, init, out):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{init}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+    )
+    try:
+        torch.save(dict(scenarios(rank)), f"{out}{rank}")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank found."""
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, "-m", "tests.sam.test_distributed"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "init"), str(folder / "out")],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * WORLD, "\n".join(outputs)
+    return [torch.load(folder / f"out{rank}") for rank in range(WORLD)]
+
+
+def mean_over_ranks(model, batches, **options):
+    each = [naive_sam(model(), squared, batches(rank), rho=0.4, **options).gradients for rank in range(WORLD)]
+    return [g / WORLD for g in added(*each)]
+
+
+def check(ranks, name, expected, reductions=1):
+    for rank in range(WORLD):
+        for time in ranks[rank][name]:
+            assert relative_error(time["grads"], expected) < TOL
+            assert len(time["reductions"]) == reductions
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("whole", {}),
+        ("groups of two", {"m": 2}),
+        ("one by one", {"m": 1}),
+        ("bucket views", {"m": 2}),
+        ("steps", {"m": 2, "steps": 2, "step_size": 0.6, "l2": 0.1}),
+    ],
+)
+def test_gradient_is_the_mean_of_each_ranks_m_sam_reduced_once(ranks, name, options):
+    expected = mean_over_ranks(mlp, data, **options)
+    check(ranks, name, expected)
+
+
+def test_whole_batch_of_a_rank_is_not_the_global_batch(ranks):
+    both = tuple(torch.cat(column) for column in zip(data(0), data(1), strict=True))
+    whole = naive_sam(mlp(), squared, both, rho=0.4).gradients
+    assert relative_error(ranks[0]["whole"][0]["grads"], whole) > 1e-3
+
+
+def test_climb_on_another_batch_is_each_ranks_own(ranks):
+    each = [
+        naive_sam(mlp(), squared, data(r), rho=0.4, m=2, ascent_batch=data(r + 5)).gradients
+        for r in range(WORLD)
+    ]
+    check(ranks, "another", [g / WORLD for g in added(*each)])
+
+
+def test_accumulation_reduces_once_at_its_end(ranks):
+    check(ranks, "accumulated", mean_over_ranks(mlp, lambda rank: rows(data(rank), 0, 4), m=2))
+
+
+def test_batch_norm_uses_each_groups_own_statistics(ranks):
+    check(ranks, "batch norm", mean_over_ranks(bn_conv, maps, m=2))
+    assert [rank["batches"] for rank in ranks] == [[6, 6]] * WORLD
+
+
+def test_static_graph_is_reduced_or_refused(ranks):
+    """Left alone, torch reduces at the end of the first ``autograd.grad``: never the gradients."""
+    found = ranks[0]["static graph"]
+    if isinstance(found, str):
+        assert found.startswith("ValueError:")
+        assert "static_graph" in found
+    else:
+        check(ranks, "static graph", mean_over_ranks(mlp, data, m=2))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_layer_that_one_group_uses_works_with_find_unused_parameters_or_is_refused(ranks, last):
+    """The last forward decides what torch takes for unused; an earlier group may have used it."""
+    name = f"unused, last={last}"
+    found = ranks[0][name]
+    if isinstance(found, str):
+        assert found.startswith("ValueError:"), found
+        assert "find_unused_parameters" in found
+    else:
+        check(ranks, name, mean_over_ranks(Skips, lambda rank: skipping(rank, last), m=2))
+
+
+def test_single_process_gradient_is_the_same_function():
+    module, batch = mlp(), data(0)
+    found = sam_gradient(lambda *b: squared(module, *b), list(module.parameters()), batch, rho=0.4, m=2)
+    assert relative_error(found.gradients, naive_sam(mlp(), squared, batch, rho=0.4, m=2).gradients) < TOL
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
