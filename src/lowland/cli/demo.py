@@ -58,7 +58,6 @@ def run(argv: Sequence[str]) -> int:
     if command.seeds < 1:
         raise InputError(f"seeds must be positive, got {command.seeds}.")
     console = Console()
-    torch.set_num_threads(1)  # faster than several for networks this small
     console.print(
         "Training on 1,168 digits; 60 % of their labels are wrong, those of the test set are right."
     )
@@ -89,7 +88,9 @@ def _trained(label: str, config: TrainConfig, path: Path, control: Control, cons
     stored = Run(path)
     if stored.summary is None:
         with console.status(f"{label}, seed {config.seed}"):
-            launch(config, path, Place(device="cpu", threads=1), control)
+            launch(
+                config, path, Place(device="cpu", threads=1), control
+            )  # for such small networks more are slower
     row = stored.rows()[-1]
     console.print(
         f"{label:<13} seed {config.seed}: test error {100 * row['test_error']:.1f} % "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from lowland.cli.arguments import given_options, parse
@@ -102,8 +101,6 @@ def _place(command: TrainCommand) -> Place:
 def _train(
     config: TrainConfig, path: Path | None, place: Place, command: TrainCommand, console: Console
 ) -> int:
-    if place.threads is not None:
-        torch.set_num_threads(place.threads)
     started_before = path is not None and (path / "checkpoint" / "state.safetensors").exists()
     if path is not None:
         word = "continuing" if started_before else "training in"

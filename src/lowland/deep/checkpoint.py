@@ -48,6 +48,9 @@ def save_checkpoint(path: Path, state: TrainState, **progress: Any) -> None:
         "iteration": state.iteration,
         "steps": state.steps,
         "seen": state.seen,
+        "lr": state.last_learning_rate,
+        "rho": state.last_rho,
+        "tensors": sorted(tensors),
         "best": {kind: error for kind, (error, _) in state.best.items()},
         "optimizer": optimizer_values,
         "scaler": state.scaler.state_dict(),
@@ -68,10 +71,13 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if values["format"] != FORMAT:
             raise InputError(f"{path} must be a checkpoint of format {FORMAT}, got {values['format']}.")
+        if values["tensors"] != sorted(tensors):
+            raise ValueError("its tensors are not those that it lists")
+        _check_values(values)
         _restore(state, tensors, values)
     except InputError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} must be a whole checkpoint of this run: {reason}.") from None
     progress: dict[str, Any] = values["progress"]
@@ -79,9 +85,16 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file atomically."""
+    """Writes a safetensors file atomically.
+
+    Raises:
+        OSError: If it cannot be written; the file that was there is whole.
+    """
     contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
-    replace_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    try:
+        replace_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def _restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -97,6 +110,18 @@ def _restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[s
     state.sums = tensors["sums"]
     state.epoch, state.iteration = values["epoch"], values["iteration"]
     state.steps, state.seen = values["steps"], values["seen"]
+    state.last_learning_rate, state.last_rho = values["lr"], values["rho"]
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    for name in ("epoch", "iteration", "steps", "seen"):
+        if type(values[name]) is not int or values[name] < 0:
+            raise ValueError(f"its {name} is {values[name]!r}")
+    for name, value in {"lr": values["lr"], "rho": values["rho"], **values["best"]}.items():
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"its {name} is {value!r}")
+    if not isinstance(values["scaler"], dict):
+        raise TypeError(f"its scaler is {values['scaler']!r}")
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -104,7 +104,7 @@ class TrainConfig:
         n_eval_every_k_iter: Examples at most in the cheap evaluations between the full ones.
         eval_iter_freq: Full evaluation every so many steps; -1 is every 5 epochs and at the end.
         save_model_each_k_epochs: Also keep the weights every so many epochs; 0 does not.
-        export_images: Write a picture of the first training batch into the run.
+        export_images: Write a picture of the first training images into the run.
         seed: Seed of everything random.
     """
 
@@ -175,6 +175,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises :class:`~lowland.errors.InputError` for a value that is out of range or useless."""
+        self._check_types()
         self._check_choices()
         self._check_ranges()
         self._check_combinations()
@@ -210,6 +211,16 @@ class TrainConfig:
             one_of("option", name, names)
         return cls(**{**values, "optimizer_options": tuple(values.get("optimizer_options", ()))})
 
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint is bool and not isinstance(value, bool):
+                raise InputError(f"{name} must be true or false, got {value!r}.")
+            if hint in (int, int | None) and (isinstance(value, bool) or not isinstance(value, hint)):
+                raise InputError(f"{name} must be a whole number, got {value!r}.")
+            if hint is float:
+                _require(name, value, "a finite number", lambda _: True)
+
     def _check_choices(self) -> None:
         one_of("dataset", self.dataset, DATASETS)
         one_of("model", self.model, MODEL_NAMES)
@@ -225,9 +236,7 @@ class TrainConfig:
         for name in _POSITIVE:
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), "positive", lambda v: v > 0)
-        _require(
-            "epoch_rm_noise", self.epoch_rm_noise, "-1 or between 0 and 1", lambda v: v == -1 or 0 <= v <= 1
-        )
+        _require("epoch_rm_noise", self.epoch_rm_noise, "-1 or in [0, 1)", lambda v: v == -1 or 0 <= v < 1)
         _require("eval_iter_freq", self.eval_iter_freq, "-1 or positive", lambda v: v == -1 or v > 0)
         _require("seed", self.seed, "non-negative", lambda v: v >= 0)
 
@@ -264,9 +273,14 @@ class TrainConfig:
             (name, needed, there)
             for name, given, needed, there in (
                 ("sam_clip", self.sam_clip, "sam_no_grad_norm", self.sam_no_grad_norm),
+                ("sam_iters", self.sam_iters != 1, "sam_rho or sam_lr_mult", self.is_sam),
                 ("sam_no_grad_norm", self.sam_no_grad_norm, "sam_rho or sam_lr_mult", self.is_sam),
                 ("sam_use_prev_batch", self.sam_use_prev_batch, "sam_rho or sam_lr_mult", self.is_sam),
                 ("only_sam_step_size", self.only_sam_step_size, "sam_rho or sam_lr_mult", self.is_sam),
+                ("gce_q", self.gce_q != 0.7, "loss gce", self.loss == "gce"),
+                ("noise_type", self.noise_type != "sym", "p_label_noise", self.p_label_noise > 0),
+                ("rm_criterion", self.rm_criterion != "loss", "n_rm_pts", self.n_rm_pts > 0),
+                ("model_type", self.model_type != "last", "model_path", self.model_path is not None),
                 ("loss_offset", self.loss_offset != 0, "loss ce_offset", self.loss == "ce_offset"),
                 (
                     "frac_rm_per_batch",

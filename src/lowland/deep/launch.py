@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData, load_training_data
 from lowland.deep.images import write_image_grid
 from lowland.deep.models import is_convolutional
+from lowland.deep.state import TrainState
 from lowland.deep.training import Control, train
 from lowland.errors import InputError
 from lowland.runs import Run, config_hash, describe_environment
@@ -123,13 +126,26 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
     if path is not None and (path / "config.json").exists():
         Run.create(path, config.to_dict(), {})  # another config is refused before any data is read
     data = load_data(config, place.data_dir)
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False), _threads(place.threads):
         if path is None:
             return train(config, data, device, None, control)
+        if not Run(path).checkpoint_path.exists():
+            with torch.random.fork_rng():
+                TrainState(config, data, device)  # refuses what cannot be trained before a file is written
         run = Run.create(path, config.to_dict(), {**describe_environment(), "place": place.to_dict()})
         with run.locked():
             _write_inputs(config, run, data)
             return train(config, data, device, run, control)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_inputs(config: TrainConfig, run: Run, data: TrainingData) -> None:

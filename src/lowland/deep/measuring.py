@@ -52,8 +52,8 @@ def _running_means(state: TrainState) -> dict[str, float]:
         "train_objective": objective,
         "running_loss": loss,
         "running_error": error,
-        "lr": state.optimizer.param_groups[0]["lr"],
-        "rho": state.sam.rho,
+        "lr": state.last_learning_rate,
+        "rho": state.last_rho,
     }
 
 

@@ -10,7 +10,8 @@ from lowland.deep.config import TrainConfig
 from lowland.errors import InputError, one_of
 
 _DEFAULTS: dict[str, dict[str, object]] = {"SGD": {"momentum": 0.9}}
-_NEEDS_CLOSURE = {"LBFGS"}
+_UNUSABLE = {"LBFGS", "SparseAdam"}
+"""They need a closure, and sparse gradients."""
 
 
 def build_optimizer(config: TrainConfig, params: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -37,5 +38,5 @@ def _optimizer_names() -> list[str]:
         if inspect.isclass(value)
         and issubclass(value, torch.optim.Optimizer)
         and value is not torch.optim.Optimizer
-        and name not in _NEEDS_CLOSURE
+        and name not in _UNUSABLE
     ]

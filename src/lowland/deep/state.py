@@ -44,6 +44,8 @@ class TrainState:
         steps: Steps done in all.
         sums: Sums of the objective, the loss and the errors over the examples since they were last reset.
         seen: The number of those examples.
+        last_learning_rate: Of the last step.
+        last_rho: Radius of the last step.
         best: Error on the validation examples, and weights, of the best evaluation so far, by kind.
     """
 
@@ -56,6 +58,8 @@ class TrainState:
             test=data.test.to(device),
         )
         self.device = device
+        if config.loss == "ce_offset" and data.num_classes != 2:
+            raise InputError(f"loss ce_offset needs two classes, got {data.num_classes}.")
         torch.manual_seed(derive_seed(config.seed, "initialization"))
         self.model = build_model(
             config.model,
@@ -91,12 +95,13 @@ class TrainState:
         self.train = self.data.train
         self.previous: tuple[Tensor, Tensor] | None = None
         self.best: dict[str, tuple[float, dict[str, Tensor]]] = {}
+        self.last_learning_rate, self.last_rho = 0.0, 0.0
         self.reset_sums()
         self._learning_rate = learning_rate_factor(config.lr_schedule, config.epochs)
         self._label_noise = label_noise_factor(config.ln_schedule)
         self._augmentation = augmentation(config.dataset)
         self._order: tuple[int, Tensor] | None = None
-        self._require_a_batch()
+        self._require_batches()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,9 +126,10 @@ class TrainState:
         """One step of the optimizer."""
         config = self.config
         images, labels = self._next_batch()
+        self.last_learning_rate, self.last_rho = self.learning_rate, self.rho
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.sam.rho = self.rho
+            group["lr"] = self.last_learning_rate
+        self.sam.rho = self.last_rho
         climb_on_previous = config.sam_use_prev_batch and self.previous is not None and self.sam.rho > 0
         if config.droprate > 0:
             torch.manual_seed(self._seed("dropout"))
@@ -163,7 +169,6 @@ class TrainState:
         self.kept = rows
         self.train = self.data.train.select(rows)
         self._order = None
-        self._require_a_batch()
 
     def remember_best(self, kind: str, error: float, model: nn.Module) -> None:
         """Keeps a copy of ``model`` as ``kind`` if its validation ``error`` is the lowest so far."""
@@ -185,11 +190,17 @@ class TrainState:
             images = self._augmentation(images, self._generator("augmentation"))
         return to_float(images), self._redrawn(labels)
 
-    def _require_a_batch(self) -> None:
+    def _require_batches(self) -> None:
         if self.steps_per_epoch == 0:
             raise InputError(
                 f"batch_size must be at most the number of training examples, {len(self.train)}, "
                 f"got {self.config.batch_size}."
+            )
+        left = len(self.train) - round(self.config.n_rm_pts * len(self.train))
+        if left < self.config.batch_size:
+            raise InputError(
+                f"n_rm_pts must leave at least a batch of {self.config.batch_size} training examples, "
+                f"leaves {left}."
             )
 
     def _epoch_order(self) -> Tensor:

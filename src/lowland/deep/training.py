@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,10 +86,13 @@ class _Loop:
         self, config: TrainConfig, data: TrainingData, device: torch.device, run: Run | None, control: Control
     ) -> None:
         self.config, self.control, self.record = config, control, run
-        self.state = TrainState(config, data, device)
+        resumed = run is not None and run.checkpoint_path.exists()
+        # The checkpoint has the weights; the file that they once came from may be gone.
+        start = dataclasses.replace(config, model_path=None) if resumed else config
+        self.state = TrainState(start, data, device)
         self.rows: list[dict[str, Any]] = []
         self.started = time.monotonic()
-        if run is not None and run.checkpoint_path.exists():
+        if run is not None and resumed:
             progress = load_checkpoint(run.checkpoint_path, self.state)
             run.keep_rows(progress["rows"])
             self.rows = run.rows()
@@ -139,7 +144,9 @@ class _Loop:
     def remove_hardest(self) -> None:
         """Drops the training points with the highest loss or entropy, once."""
         state, config = self.state, self.config
-        if config.n_rm_pts == 0 or state.epoch != int(config.epoch_rm_noise * config.epochs) + 1:
+        # round() first: 0.29 * 100 is 28.999999999999996
+        epoch = math.floor(round(config.epoch_rm_noise * config.epochs, 6)) + 1
+        if config.n_rm_pts == 0 or state.epoch != epoch:
             return
         if len(state.kept) < len(state.data.train):
             return

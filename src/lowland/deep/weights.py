@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,7 +63,15 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
 def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        struct.error,
+    ) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} must be a checkpoint of tensors only: {reason}") from None
     if not isinstance(content, Mapping):
@@ -73,11 +82,11 @@ def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    got = {name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
+    got = {name: tuple(t.shape) if isinstance(t, Tensor) else None for name, t in state.items()}
     differing = [
         f"{name} ({_shape(wanted.get(name))} needed, {_shape(got.get(name))} in the file)"
         for name in {**wanted, **got}
-        if wanted.get(name) != got.get(name)
+        if name not in wanted or wanted[name] != got.get(name)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

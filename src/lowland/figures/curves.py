@@ -63,6 +63,6 @@ def draw_curves(directory: Path) -> Path:
 
 
 def _line(ax: Any, rows: Rows, name: str, label: str, *, factor: float = 1.0) -> None:
-    points = [(row["epoch"], factor * row[name]) for row in rows if name in row]
+    points = [(row["epoch"], factor * row[name]) for row in rows if row.get(name) is not None]
     if points:
         ax.plot(*zip(*points, strict=True), label=label)

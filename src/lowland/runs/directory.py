@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,18 @@ from typing import Any
 
 from lowland.errors import InputError
 from lowland.runs.atomic import write_json
+
+_BEFORE_CONFIG = {"env.json", "checkpoint", ".lock"}
+"""What a process that was stopped while it made a run may have left."""
+
+
+def finite(value: Any) -> Any:
+    """``value`` with ``None`` for every number that JSON cannot hold: a diverged run's losses."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -65,7 +78,7 @@ class Run:
         if (path / "config.json").exists():
             run._require_same(config)
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - _BEFORE_CONFIG):
             raise InputError(f"{path} must be a new or empty directory, or a run; it holds other files.")
         (path / "checkpoint").mkdir(parents=True, exist_ok=True)
         write_json(path / "env.json", environment)
@@ -102,7 +115,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes the result, which marks the run as finished."""
-        write_json(self.path / "summary.json", summary)
+        write_json(self.path / "summary.json", finite(summary))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one row to the metrics, whole or not at all.
@@ -110,12 +123,13 @@ class Run:
         Raises:
             OSError: If it cannot be written.
         """
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
-        with self.metrics_path.open("ab") as file:
+        line = (json.dumps(finite(row)) + "\n").encode()
+        with self.metrics_path.open("ab", buffering=0) as file:
             before = file.tell()
             try:
-                file.write(line)
-                file.flush()
+                written = file.write(line)
+                if written < len(line):
+                    file.write(line[written:])  # raises what stopped it
             except OSError:
                 os.ftruncate(file.fileno(), before)
                 raise
@@ -130,21 +144,26 @@ class Run:
             return []
         *lines, _ = self.metrics_path.read_bytes().split(b"\n")
         try:
-            return [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in lines]
         except ValueError as error:
             raise InputError(f"{self.metrics_path} must hold one JSON object per line: {error}.") from None
+        for row in rows:
+            if not isinstance(row, dict):
+                raise InputError(f"{self.metrics_path} must hold one JSON object per line, got {row!r}.")
+        return rows
 
     def keep_rows(self, count: int) -> None:
         """Drops the metrics after the first ``count`` rows, which a resumed run will write again."""
         data = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
-        lines = data.splitlines(keepends=True)
+        lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
         if len(lines) < count:
             raise InputError(
                 f"{self.metrics_path} must have the checkpoint's {count} rows, has {len(lines)}."
             )
-        if len(lines) > count:
+        size = sum(len(line) for line in lines[:count])
+        if len(data) > size:
             with self.metrics_path.open("rb+") as file:
-                file.truncate(sum(len(line) for line in lines[:count]))
+                file.truncate(size)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,0 +1,191 @@
+"""Weights from files: which are loaded, which are refused, and that nothing in them is run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lowland.deep.weights import KINDS, load_weights, read_states
+from lowland.errors import InputError
+
+from .room import copied, same_bits
+
+
+def network(seed: int = 0, width: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+
+STATES = {kind: copied(network(seed)) for seed, kind in enumerate(KINDS, start=1)}
+
+
+def four_kinds(path: Path) -> Path:
+    tensors = {f"{kind}.{name}": t for kind, state in STATES.items() for name, t in state.items()}
+    save_file(tensors, path)
+    return path
+
+
+def assert_loads(path: Path, kind: str, wanted: dict[str, Tensor]) -> None:
+    model = network()
+    load_weights(model, path, kind=kind)
+    assert same_bits(copied(model), wanted)
+
+
+def assert_refused(path: Path, message: str, *, kind: str = "last", model: nn.Module | None = None) -> None:
+    model = model or network()
+    before = copied(model)
+    with pytest.raises(InputError, match=message):
+        load_weights(model, path, kind=kind)
+    assert same_bits(copied(model), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_of_the_four_kinds_is_had_from_a_run_its_file_and_a_checkpoint_of_the_original(
+    tmp_path: Path, kind: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert_loads(four_kinds(run / "model.safetensors").parent, kind, STATES[kind])
+    assert_loads(run / "model.safetensors", kind, STATES[kind])
+    torch.save(STATES, tmp_path / "original.pth")
+    assert_loads(tmp_path / "original.pth", kind, STATES[kind])
+
+
+def test_a_plain_state_dict_is_loaded_whatever_its_format(tmp_path: Path) -> None:
+    save_file(STATES["best"], tmp_path / "plain.safetensors")
+    torch.save(STATES["best"], tmp_path / "plain.pth")
+    torch.save(STATES["best"], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("plain.safetensors", "plain.pth", "old.pt"):
+        assert_loads(tmp_path / name, "last", STATES["best"])
+
+
+def test_a_files_states_are_read_by_kind(tmp_path: Path) -> None:
+    states = read_states(four_kinds(tmp_path / "x.safetensors"))
+    assert states.keys() == set(KINDS)
+    assert all(same_bits(states[kind], STATES[kind]) for kind in KINDS)
+    save_file(STATES["last"], tmp_path / "plain.safetensors")
+    plain = read_states(tmp_path / "plain.safetensors")
+    assert plain.keys() == {""}
+    assert same_bits(plain[""], STATES["last"])
+
+
+def test_a_kind_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    torch.save({"last": STATES["last"], "swa_last": STATES["swa_last"], "best": None}, tmp_path / "x.pth")
+    assert_refused(
+        tmp_path / "x.pth", "must hold the weights 'best', it holds 'last', 'swa_last'", kind="best"
+    )
+
+
+def test_an_unknown_kind_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "none.pth", "^model_type must be one of last, best", kind="lst")
+
+
+class Runs:
+    """A pickle that would run something."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(
+    tmp_path: Path, new_format: bool
+) -> None:
+    trace = tmp_path / "it ran"
+    content = {**STATES, "extra": Runs(trace)}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new_format)
+    assert_refused(tmp_path / "x.pth", "must be a checkpoint of tensors only")
+    assert not trace.exists()
+    torch.load(tmp_path / "x.pth", weights_only=False)
+    assert trace.exists()  # the file is indeed malicious
+
+
+def test_a_whole_module_is_refused(tmp_path: Path) -> None:
+    torch.save(network(), tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "must be a checkpoint of tensors only")
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), 5, None, "weights"])
+def test_something_else_in_a_pth_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "must hold a state_dict, got")
+
+
+def save_safetensors(path: Path) -> None:
+    four_kinds(path)
+
+
+def save_new(path: Path) -> None:
+    torch.save(STATES, path)
+
+
+def save_old(path: Path) -> None:
+    torch.save(STATES, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("x.safetensors", save_safetensors), ("x.pth", save_new), ("old.pth", save_old)],
+)
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    path = tmp_path / name
+    write(path)
+    whole = path.read_bytes()
+    model = network()
+    before = copied(model)
+    for size in [*range(24), *range(24, len(whole) - 1, max(1, len(whole) // 60)), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=f"^{path}"):
+            load_weights(model, path)
+    assert same_bits(copied(model), before)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x80\x02.", b"{}", b"PK\x03\x04" + bytes(60), bytes(99)]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_such_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert_refused(tmp_path / name, f"^{tmp_path / name} must ")
+
+
+def test_a_missing_file_or_an_empty_directory_is_refused_by_its_path(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "none.pth", f"there is no {tmp_path / 'none.pth'}")
+    assert_refused(tmp_path, f"there is no {tmp_path / 'model.safetensors'}")
+
+
+def test_another_architecture_is_refused_with_the_first_three_differences(tmp_path: Path) -> None:
+    path = four_kinds(tmp_path / "x.safetensors")
+    message = (
+        r"must hold this model's weights, but differs in 0\.weight \(6x4 needed, 5x4 in the file\), "
+        r"0\.bias \(6 needed, 5 in the file\), 1\.weight \(6 needed, 5 in the file\) and 4 more\.$"
+    )
+    assert_refused(path, message, model=network(width=6))
+
+
+def test_missing_and_surplus_names_are_differences(tmp_path: Path) -> None:
+    state = dict(STATES["last"])
+    state["surplus"] = state.pop("2.bias")
+    torch.save(state, tmp_path / "x.pth")
+    message = r"2\.bias \(2 needed, none in the file\), surplus \(none needed, 2 in the file\)\.$"
+    assert_refused(tmp_path / "x.pth", message)
+
+
+def test_a_scalar_and_no_entry_are_told_apart(tmp_path: Path) -> None:
+    state = {name: t for name, t in STATES["last"].items() if name != "1.num_batches_tracked"}
+    save_file(state, tmp_path / "x.safetensors")
+    assert_refused(tmp_path / "x.safetensors", r"num_batches_tracked \(scalar needed, none in the file\)")
+
+
+def test_an_entry_that_is_no_tensor_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    torch.save({**STATES["last"], "epoch": 5}, tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "epoch")
