@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,39 +57,49 @@ def main() -> int:
         print(f"undisturbed run: {seconds:.1f} s", flush=True)
         moments = random.Random(arguments.seed)
         kills = 0
+        different = 0
         while kills < arguments.kills:
-            kills += _kill_once(killed, options, moments.uniform(0.0, 0.6 * seconds), kills)
+            if _killed(killed, options, moments.uniform(0.0, 0.6 * seconds)):
+                kills += 1
+                print(f"kill {kills:2d}, {_count(killed)} rows written", flush=True)
+            else:
+                different += _compare(undisturbed, killed, kills)
+                shutil.rmtree(killed)
         subprocess.run(_next(killed, options), check=True, stdout=subprocess.DEVNULL)
-        return _compare(undisturbed, killed, kills)
+        return different + _compare(undisturbed, killed, kills) and 1
 
 
-def _kill_once(path: Path, options: tuple[str, ...], delay: float, kills: int) -> bool:
-    """Starts or resumes the run and kills it after ``delay`` seconds; whether it was still running."""
+def _killed(path: Path, options: tuple[str, ...], delay: float) -> bool:
+    """Starts or resumes the run and kills it after ``delay`` seconds; false if it finished before."""
     process = subprocess.Popen(_next(path, options), stdout=subprocess.DEVNULL)
     try:
         process.wait(timeout=delay)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        rows = (path / "metrics.jsonl").read_bytes().count(b"\n") if (path / "metrics.jsonl").exists() else 0
-        print(f"kill {kills + 1:2d} after {delay:5.2f} s, {rows} rows written", flush=True)
         return True
     if process.returncode != 0:
         raise SystemExit(f"the run failed with {process.returncode}")
-    print(f"finished before {delay:.2f} s were over; once more from the beginning", flush=True)
-    for file in sorted(path.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
     return False
+
+
+def _count(path: Path) -> int:
+    metrics = path / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def _compare(undisturbed: Path, killed: Path, kills: int) -> int:
     weights = [_digest(path / "model.safetensors") for path in (undisturbed, killed)]
     rows = [_rows(path / "metrics.jsonl") for path in (undisturbed, killed)]
-    print(f"{'':14}{'undisturbed':>20}{'killed ' + str(kills) + ' times':>20}")
+    print(f"{'':14}{'undisturbed':>20}{f'after {kills} kills':>20}")
     print(f"{'final weights':14}{weights[0]:>20}{weights[1]:>20}")
     print(f"{'metric rows':14}{len(rows[0]):>20}{len(rows[1]):>20}")
     same = weights[0] == weights[1] and rows[0] == rows[1]
-    print("weights and metrics are identical" if same else "DIFFERENT")
+    for whole, again in zip(*rows, strict=False):
+        for name in sorted({*whole, *again}):
+            if whole.get(name) != again.get(name):
+                print(f"epoch {whole['epoch']:g}: {name} is {whole.get(name)} and {again.get(name)}")
+    print("weights and metrics are identical" if same else "DIFFERENT", flush=True)
     return 0 if same else 1
 
 

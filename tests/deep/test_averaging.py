@@ -103,3 +103,14 @@ def test_each_module_gets_its_own_mode_back_also_after_an_exception(training: bo
     with pytest.raises(KeyError), mode(model, training=training):
         raise KeyError
     assert [m.training for m in model.modules()] == before
+
+
+def test_re_estimation_draws_no_random_numbers() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    batches = [torch.randn(8, 3), torch.randn(8, 3)]
+    before = torch.get_rng_state()
+    reestimate_batch_norm(model, batches)
+    assert torch.equal(torch.get_rng_state(), before)
+    first = model[2].running_mean.clone()
+    reestimate_batch_norm(model, batches)
+    assert torch.equal(model[2].running_mean, first)

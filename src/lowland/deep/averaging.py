@@ -35,14 +35,19 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replaces the running statistics by the mean of those of ``batches``, in one pass."""
+    """Replaces the running statistics by the mean of those of ``batches``, in one pass.
+
+    Everything else is in evaluation mode, as when the statistics are used: dropout draws nothing.
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
     try:
-        with mode(model, training=True):
+        with mode(model, training=False):
+            for norm in norms:
+                norm.train()
             for images in batches:
                 model(images)
     finally:
