@@ -18,24 +18,10 @@ import time
 from pathlib import Path
 
 TRAIN = (
-    *("--dataset", "digits", "--p_label_noise", "0.3", "--model", "resnet_tiny", "--model_width", "4"),
-    *(
-        "--droprate",
-        "0.1",
-        "--epochs",
-        "12",
-        "--frac_train",
-        "0.4",
-        "--sam_rho",
-        "0.1",
-        "--m",
-        "32",
-        "--l2_reg",
-        "0.0005",
-    ),
-    *("--sam_use_prev_batch", "--sgd_p_label_noise", "0.1", "--grad_gauss_std", "0.001", "--n_rm_pts", "0.1"),
-    *("--epoch_rm_noise", "0.5", "--device", "cpu", "--threads", "1", "--quiet"),
-)
+    "--dataset digits --frac_train 0.4 --p_label_noise 0.3 --model resnet_tiny --model_width 4 --droprate 0.1 "
+    "--epochs 8 --sam_rho 0.1 --m 32 --l2_reg 0.0005 --sam_use_prev_batch --sgd_p_label_noise 0.1 "
+    "--grad_gauss_std 0.001 --n_rm_pts 0.1 --epoch_rm_noise 0.5 --device cpu --threads 1 --quiet"
+).split()
 
 
 def main() -> int:
@@ -45,10 +31,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--checkpoint-every", help="seconds; by default at the end of each epoch")
     arguments = parser.parse_args()
-    options = (
-        *TRAIN,
-        *(("--checkpoint_every", arguments.checkpoint_every) if arguments.checkpoint_every else ()),
-    )
+    every = arguments.checkpoint_every
+    options = TRAIN + (["--checkpoint_every", every] if every else [])
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
         started = time.monotonic()
@@ -69,7 +53,7 @@ def main() -> int:
         return different + _compare(undisturbed, killed, kills) and 1
 
 
-def _killed(path: Path, options: tuple[str, ...], delay: float) -> bool:
+def _killed(path: Path, options: list[str], delay: float) -> bool:
     """Starts or resumes the run and kills it after ``delay`` seconds; false if it finished before."""
     process = subprocess.Popen(_next(path, options), stdout=subprocess.DEVNULL)
     try:
@@ -107,7 +91,7 @@ def _command(*options: str) -> list[str]:
     return [sys.executable, "-m", "lowland", "train", *options]
 
 
-def _next(path: Path, options: tuple[str, ...]) -> list[str]:
+def _next(path: Path, options: list[str]) -> list[str]:
     resumable = (path / "config.json").exists()
     return _command("--resume", str(path)) if resumable else _command("--out", str(path), *options)
 
