@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-TRAIN = (
-    "--dataset digits --frac_train 0.4 --p_label_noise 0.3 --model resnet_tiny --model_width 4 --droprate 0.1 "
-    "--epochs 8 --sam_rho 0.1 --m 32 --l2_reg 0.0005 --sam_use_prev_batch --sgd_p_label_noise 0.1 "
+TRAIN = shlex.split(
+    "--dataset digits --frac_train 0.4 --p_label_noise 0.3 --model resnet_tiny --model_width 4 --epochs 8 "
+    "--droprate 0.1 --sam_rho 0.1 --m 32 --l2_reg 0.0005 --sam_use_prev_batch --sgd_p_label_noise 0.1 "
     "--grad_gauss_std 0.001 --n_rm_pts 0.1 --epoch_rm_noise 0.5 --device cpu --threads 1 --quiet"
-).split()
+)
 
 
 def main() -> int:
