@@ -35,7 +35,7 @@ RUNS = {
     "ERM": _ERM,
     "SAM, m = 128": dataclasses.replace(_ERM, sam_rho=0.3, m=128),
     "SAM, m = 16": dataclasses.replace(_ERM, sam_rho=0.2, m=16),
-    "SAM, m = 1": dataclasses.replace(_ERM, sam_rho=0.06, m=1),
+    "SAM, m = 1": dataclasses.replace(_ERM, sam_rho=0.05, m=1),
 }
 """What the demo trains: Figure 12 of the paper in small. The best radius shrinks with m."""
 
