@@ -23,7 +23,7 @@ def shown(config: TrainConfig, *, quiet: bool, console: Console) -> Iterator[Obs
         return
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
+        BarColumn(bar_width=8),
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
@@ -46,7 +46,7 @@ class Lines:
     def on_row(self, row: dict[str, Any]) -> None:
         """Prints the row."""
         self._console.print(
-            f"epoch {row['epoch']:g}/{self._epochs}  {describe(row)}{self._rate.text()}",
+            f"epoch {row['epoch']:g}/{self._epochs}  {describe(row)} {self._rate.text()}",
             highlight=False,
             soft_wrap=True,
         )
@@ -73,7 +73,7 @@ class Bar:
         steps = state.steps_per_epoch
         _, loss, errors = (state.sums / max(state.seen, 1)).tolist()
         epoch = f"{state.epoch}/{self._config.epochs}"
-        numbers = f"loss {loss:.4f}  error {100 * errors:.1f} %{self._rate.text()}{self._last_row}"
+        numbers = f"loss {loss:.4f} error {100 * errors:.1f}%{self._rate.text()}{self._last_row}"
         done = (state.epoch - 1) * steps + state.iteration
         if self._task is None:
             total = self._config.epochs * steps
@@ -82,7 +82,7 @@ class Bar:
 
     def on_row(self, row: dict[str, Any]) -> None:
         """Keeps the row's errors for the bar."""
-        self._last_row = f"  test {100 * row['test_error']:.2f} %"
+        self._last_row = f" test {100 * row['test_error']:.1f}%"
 
 
 class Rate:
@@ -97,9 +97,9 @@ class Rate:
         self._images += state.config.batch_size
 
     def text(self) -> str:
-        """``  123 images/s``, or nothing before the first step."""
+        """`` 123 images/s``, or nothing before the first step."""
         seconds = time.monotonic() - self._started
-        return f"  {self._images / seconds:.0f} images/s" if self._images else ""
+        return f" {self._images / seconds:.0f} images/s" if self._images else ""
 
 
 def describe(row: dict[str, Any]) -> str:
