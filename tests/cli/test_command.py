@@ -94,7 +94,7 @@ def test_another_config_does_not_touch_a_run(run) -> None:
             "--lr_schedule must be one of .*, got 'piecewise_5'; nearest: ",
         ),
         (("--sam_rho", "-1"), r"sam_rho must be non-negative, got -1\.0\."),
-        (("--sam_rho=nan",), r"sam_rho must be non-negative, got nan\."),
+        (("--sam_rho=nan",), r"sam_rho must be a finite number, got nan\."),
         (("--frac_train=1.5",), r"frac_train must be between 0 and 1, got 1\.5\."),
         (("--epochs=ten",), r"--epochs must be a whole number, got 'ten'\."),
         (("--lr_max=fast",), r"--lr_max must be a number, got 'fast'\."),
