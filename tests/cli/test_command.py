@@ -218,3 +218,13 @@ def test_training_starts_from_the_weights_of_a_run(run) -> None:
     assert code == 2
     assert "must hold this model's weights, but differs in " in err
     assert "(9x64 needed, 8x64 in the file)" in err
+
+
+def test_a_diverged_run_is_shown_like_any_other(run) -> None:
+    words = ("train", *TINY, "--out", "a", "--n_layers=3", "--lr_max=1e30")
+    code, _, err = run(*words)
+    assert (code, err) == (0, "")
+    assert json.loads(Path("a/summary.json").read_text())["last"]["train_loss"] is None
+    code, out, _ = run("runs", "show", "a")
+    assert code == 0
+    assert "nan" in out

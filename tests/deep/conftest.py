@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jaxtyping import config
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -23,12 +22,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """Without the type checks that only pytest switches on: users meet the library's own messages."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)

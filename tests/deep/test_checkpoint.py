@@ -2,7 +2,6 @@
 
 import errno
 import json
-import resource
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import lowland.deep.checkpoint
+from full_disk import files_of_at_most
 from lowland.deep import TrainState
 from lowland.deep.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from lowland.deep.measuring import measure
@@ -190,17 +190,6 @@ def test_a_full_disk_leaves_the_former_checkpoint_and_no_other_file(
         save_checkpoint(path, make_state(), rows=2)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow beyond this, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_that_really_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:

@@ -3,44 +3,22 @@
 import json
 import os
 import platform
-import resource
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config as typing_config
 
 import lowland
+from full_disk import files_of_at_most
 from lowland.errors import InputError, one_of
 from lowland.runs import Run, config_hash, describe_environment, replace_atomically, write_json
 
 
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """Without the type checks that only pytest switches on: users meet the library's own messages."""
-    before = typing_config.jaxtyping_disable
-    typing_config.update("jaxtyping_disable", True)
-    yield
-    typing_config.update("jaxtyping_disable", before)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow beyond this, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_is_replaced_by_what_is_written(tmp_path: Path) -> None:

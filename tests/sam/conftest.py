@@ -2,16 +2,6 @@
 
 import pytest
 import torch
-from jaxtyping import config
-
-
-@pytest.fixture
-def untyped():
-    """Without the type checks that only pytest switches on: users meet the library's own messages."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -87,9 +87,8 @@ def _trained(label: str, config: TrainConfig, path: Path, control: Control, cons
     stored = Run(path)
     if stored.summary is None:
         with console.status(f"{label}, seed {config.seed}"):
-            launch(
-                config, path, Place(device="cpu", threads=1), control
-            )  # for such small networks more are slower
+            # One thread: for networks this small more are slower.
+            launch(config, path, Place(device="cpu", threads=1), control)
     row = stored.rows()[-1]
     console.print(
         f"{label:<13} seed {config.seed}: test error {100 * row['test_error']:.1f} % "

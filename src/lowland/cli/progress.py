@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,4 +115,10 @@ def describe(row: dict[str, Any]) -> str:
         )
         if name in row
     ]
-    return "  ".join([f"loss {row['train_loss']:.4f}", *parts])
+    return "  ".join([f"loss {loss_text(row)}", *parts])
+
+
+def loss_text(row: dict[str, Any]) -> str:
+    """The training loss of a row; a diverged one is ``null`` in the file, and ``nan`` here."""
+    loss = row["train_loss"]
+    return f"{math.nan if loss is None else loss:.4f}"

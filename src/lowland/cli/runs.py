@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lowland.cli.arguments import directory
+from lowland.cli.progress import loss_text
 from lowland.deep import TrainConfig
 from lowland.errors import InputError, one_of
 from lowland.figures.curves import plot_overlay
@@ -52,7 +53,7 @@ def _show(directories: list[Path], console: Console) -> None:
                 console.print(f"  {name} = {value}", highlight=False)
         table = Table("evaluation", "epoch", "train loss", "train error", "validation", "test", box=None)
         for name, row in _chosen_rows(stored).items():
-            table.add_row(name, f"{row['epoch']:g}", f"{row['train_loss']:.4f}", *_errors(row, _SHOWN))
+            table.add_row(name, f"{row['epoch']:g}", loss_text(row), *_errors(row, _SHOWN))
         console.print(table)
 
 
