@@ -9,13 +9,13 @@ m = B, and one bare two-pass SAM step written here. Prints medians, and the rati
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interleaved import measured, ratios
 from lowland.deep import TrainConfig, TrainState
 from lowland.deep.data import Split, TrainingData
 from lowland.deep.models import build_model
@@ -40,27 +40,16 @@ def main() -> None:
         l2_reg=0.0005,
     )
     steps = _steps(config)
-    for step in steps.values():
-        step()  # warm up
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    bare = times["bare step"]
+    times = measured(steps, arguments.rounds)
     print(
         f"torch {torch.__version__}, {arguments.threads} threads, "
         f"{arguments.model}, batch {arguments.batch_size}"
     )
     print(f"{'':34}{'median ms':>10}{'/ bare step':>13}{'quartiles':>16}")
     for name, taken in times.items():
-        ratios = sorted(t / b for t, b in zip(taken, bare, strict=True))
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = ratios(times, name, "bare step")
         print(f"{name:34}{1e3 * statistics.median(taken):10.1f}{middle:13.3f}{low:9.3f}-{high:.3f}")
-    ratio = statistics.median(
-        a / b for a, b in zip(times["SAM.backward, m = B"], times["bare two-pass SAM"], strict=True)
-    )
+    ratio = ratios(times, "SAM.backward, m = B", "bare two-pass SAM")[1]
     print(f"SAM.backward over the bare two-pass SAM: {ratio:.3f}")
 
 

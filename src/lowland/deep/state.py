@@ -219,7 +219,7 @@ class TrainState:
         drawn = torch.randint(self.data.num_classes, labels.shape, generator=generator, device=self.device)
         return torch.where(chosen, drawn, labels)
 
-    def _weight_noise(self) -> AbstractContextManager[None]:
+    def _weight_noise(self) -> AbstractContextManager[object]:
         add, mul = self.config.add_weight_perturb_scale, self.config.mul_weight_perturb_scale
         if add == 0 and mul == 0:
             return nullcontext()

@@ -1,26 +1,83 @@
 """Sharpness-aware minimization as a gradient."""
 
-from lowland.sam.ascent import L2, Ascent, AscentStep, ClippedUnnormalized, Unnormalized
+from lowland.sam import presets
+from lowland.sam.ascent import (
+    L2,
+    Adaptive,
+    AlongMomentum,
+    Ascent,
+    AscentStep,
+    BlindAscent,
+    ClippedUnnormalized,
+    Friendly,
+    Random,
+    RandomSubset,
+    RememberingAscent,
+    Unified,
+    Unnormalized,
+    Weights,
+)
+from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
-from lowland.sam.combine import Combine, magnitude_only
-from lowland.sam.gradient import Diagnostics, SAMGradient, sam_gradient
+from lowland.sam.choose import norm_layers
+from lowland.sam.combine import (
+    Combine,
+    DecoupledWeighted,
+    Look,
+    ReusingCombine,
+    SurrogateGap,
+    Weighted,
+    magnitude_only,
+    stable,
+)
+from lowland.sam.diagnostics import Diagnostics
+from lowland.sam.gradient import SAMGradient, sam_gradient
 from lowland.sam.norm import l2_norm
-from lowland.sam.perturb import perturbed
+from lowland.sam.perturb import perturbed, weights_are_perturbed
+from lowland.sam.schedule import Cosine, ProportionalToLR, Window
 from lowland.sam.shell import SAM
+from lowland.sam.source import AscentSource, FromLoader, PreviousBatch
+from lowland.sam.trainers import SAMOptimizer
 
 __all__ = [
     "L2",
     "SAM",
+    "Adaptive",
+    "AlongMomentum",
     "Ascent",
+    "AscentSource",
     "AscentStep",
     "BatchNormStats",
+    "BlindAscent",
     "ClippedUnnormalized",
     "Combine",
+    "Cosine",
+    "DecoupledWeighted",
     "Diagnostics",
+    "Friendly",
+    "FromLoader",
+    "Look",
+    "MicroBatches",
+    "PreviousBatch",
+    "ProportionalToLR",
+    "Random",
+    "RandomSubset",
+    "RememberingAscent",
+    "ReusingCombine",
     "SAMGradient",
+    "SAMOptimizer",
+    "SurrogateGap",
+    "Unified",
     "Unnormalized",
+    "Weighted",
+    "Weights",
+    "Window",
     "l2_norm",
     "magnitude_only",
+    "norm_layers",
     "perturbed",
+    "presets",
     "sam_gradient",
+    "stable",
+    "weights_are_perturbed",
 ]

@@ -1,10 +1,60 @@
 """Batches: nested containers of tensors, sliced along their first dimension."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class MicroBatches:
+    """One batch in several parts, which need not have the same shape or fit into memory together.
+
+    The parts are evaluated one after the other, in each pass; groups of m examples run across them. As the
+    examples that a climb sees they may be a whole data set: they are then loaded as they are needed.
+
+    Args:
+        parts: The parts, each the tuple or list of the loss's arguments; anything else is the only
+            argument. A data loader, for instance.
+
+    Example:
+        >>> parts = MicroBatches([(torch.ones(2), torch.ones(2)), (torch.ones(3), torch.ones(3))])
+        >>> [len(x) for x, y in parts]
+        [2, 3]
+    """
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for part in self._parts:
+            yield tuple(part) if isinstance(part, (tuple, list)) else (part,)
+
+
+Group = Iterable[tuple[Any, ...]]
+"""The parts of a group, each a tuple of the loss's arguments."""
+
+
+def groups_of(batch: Sequence[Any] | MicroBatches, m: int | None) -> list[list[tuple[Any, ...]]]:
+    """The groups of ``m`` consecutive examples of ``batch``, each in as many parts as it lies in."""
+    parts = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
+    sizes = [batch_size(part) for part in parts]
+    if not parts:
+        raise ValueError("batch must hold at least one part, got none.")
+    if m is None or m >= sum(sizes):
+        return [parts]
+    return [_cut(parts, sizes, rows) for rows in group_slices(sum(sizes), m)]
+
+
+def _cut(parts: list[tuple[Any, ...]], sizes: list[int], rows: slice) -> list[tuple[Any, ...]]:
+    """The examples ``rows``, counted across the parts."""
+    found, begin = [], 0
+    for part, size in zip(parts, sizes, strict=True):
+        first, last = max(rows.start - begin, 0), min(rows.stop - begin, size)
+        if first < last:
+            found.append(take(part, slice(first, last)))
+        begin += size
+    return found
 
 
 def batch_size(batch: Sequence[Any]) -> int:

@@ -25,6 +25,7 @@ class Buffers:
     """
 
     def __init__(self, module: nn.Module | None) -> None:
+        self._module = module
         self._discover = module is None
         self._modules = {} if module is None else {id(m): m for m in module.modules() if m._buffers}
 
@@ -40,13 +41,16 @@ class Buffers:
 
     @contextmanager
     def kept_on_error(self) -> Iterator[None]:
-        """If the block raises, buffers are what they were before it."""
+        """If the block raises, buffers and training modes are what they were before it."""
         saved = _Snapshot(self._modules.values())
+        training = {m: m.training for m in (self._module.modules() if self._module else ())}
         with self._watched(saved):
             try:
                 yield
             except BaseException:
                 saved.restore()
+                for module, mode in training.items():
+                    module.training = mode
                 raise
 
     @contextmanager

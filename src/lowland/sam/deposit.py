@@ -4,16 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 
-def deposit(params: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Adds ``gradients`` to ``.grad`` in one backward call, so that every hook fires, once."""
-    pairs = [(p, g) for p, g in zip(params, gradients, strict=True) if g is not None]
-    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+def deposit(params: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
+    """Adds ``gradients`` to ``.grad`` in one backward call, so that every hook fires, once.
+
+    ``gradients`` is emptied: where ``.grad`` is ``None``, the gradient itself becomes it, without a copy.
+    """
+    with torch.enable_grad():
+        value = as_loss(torch.zeros(()), params, gradients)
+        if value.requires_grad:
+            torch.autograd.backward(value)
+
+
+def as_loss(value: Tensor, params: Sequence[Tensor], gradients: list[Tensor | None]) -> Tensor:
+    """A scalar equal to ``value`` whose gradient with respect to ``params`` is ``gradients``.
+
+    ``gradients`` is emptied.
+    """
+    box = _Box(list(gradients))
+    gradients.clear()
+    used = [p for p, g in zip(params, box.gradients, strict=True) if g is not None]
+    if not used:
+        return value.detach().clone()
+    box.gradients = [g for g in box.gradients if g is not None]
+    found: Tensor = _WithGradient.apply(value.detach(), box, *used)  # type: ignore[no-untyped-call]
+    return found
+
+
+@dataclass
+class _Box:
+    """Gradients that are handed over once."""
+
+    gradients: list[Tensor | None]
+
+
+class _WithGradient(torch.autograd.Function):
+    """The identity of its first argument, with gradients of the rest that are already known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, box: _Box, *_: Tensor) -> Tensor:
+        ctx.box = box
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.box.gradients:
+            raise RuntimeError("the gradients must be used once, got a second backward.")
+        gradients, ctx.box.gradients = ctx.box.gradients, []
+        if outer != 1.0:
+            gradients = [g * outer.to(g) for g in gradients]
+        return None, None, *gradients
 
 
 @contextmanager

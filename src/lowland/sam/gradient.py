@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from lowland.sam.ascent import L2, Ascent
-from lowland.sam.batch import batch_size, group_slices, join, take
+from lowland.sam.ascent import L2, Ascent, BlindAscent
+from lowland.sam.average import Average, Gradients, dense
+from lowland.sam.batch import MicroBatches, groups_of, join
 from lowland.sam.buffers import BatchNormStats, Buffers
+from lowland.sam.climb import Climber, Radii
 from lowland.sam.combine import Combine
 from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
-from lowland.sam.group import Climber, GroupPasses, run_group
-from lowland.sam.norm import l2_norm
-from lowland.sam.passes import Loss, Passes
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """What each group's climb did; every field has one entry per group, in order.
-
-    Attributes:
-        group_size: Number of examples in the group.
-        loss: The group's objective at the unperturbed weights (with ``l2``, including it).
-        perturbed_loss: The same at the perturbed weights; equal to ``loss`` where nothing was climbed.
-        gradient_norm: The l2 norm of the gradient that the climb started from.
-        perturbation_norm: The l2 norm of the perturbation.
-        climbed: Whether there was anywhere to climb; false for a zero or a non-finite gradient.
-    """
-
-    group_size: Int[Tensor, " groups"]
-    loss: Float[Tensor, " groups"]
-    perturbed_loss: Float[Tensor, " groups"]
-    gradient_norm: Float[Tensor, " groups"]
-    perturbation_norm: Float[Tensor, " groups"]
-    climbed: Bool[Tensor, " groups"]
-
-    @property
-    def sharpness(self) -> Float[Tensor, ""]:
-        """Rise of the loss in the climb, averaged over examples: the one-step m-sharpness."""
-        weight = self.group_size.to(self.loss) / self.group_size.sum()
-        return (weight * (self.perturbed_loss - self.loss)).sum()
+from lowland.sam.diagnostics import Diagnostics, GroupDiagnostics, together
+from lowland.sam.group import GroupPasses, Source, run_group
+from lowland.sam.noise import Noise
+from lowland.sam.passes import Loss, Passes, Weight
+from lowland.sam.precision import is_half
+from lowland.sam.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -55,34 +33,41 @@ class SAMGradient:
     Attributes:
         gradients: One tensor per parameter, times ``scale``; ``None`` for a parameter that the loss did
             not use in any group.
-        loss: Mean objective of the batch at the unperturbed weights, without ``scale``.
+        loss: Mean objective of the batch at the unperturbed weights, without ``scale``; at the perturbed
+            ones with an ascent that needs no gradient, unless ``combine`` or ``diagnostics`` ask for more.
         aux: What the loss returned beside its value at the unperturbed weights, joined over the groups:
             tensors along their first dimension, scalars as a vector; ``None`` if it returned a value only.
         diagnostics: Per group; ``None`` unless asked for.
+        climb_gradients: Gradients that the climbs started from, averaged over the groups, without
+            ``scale``, of the parameters with a radius; ``None`` unless the ascent remembers them, and if
+            one was not finite.
     """
 
     gradients: list[Tensor | None]
     loss: Float[Tensor, ""]
     aux: Any
     diagnostics: Diagnostics | None
+    climb_gradients: list[Tensor] | None = None
 
 
 def sam_gradient(
     loss: Loss,
-    params: Sequence[Tensor],
-    batch: Sequence[Any],
+    params: Sequence[Tensor] | Mapping[str, Tensor],
+    batch: Sequence[Any] | MicroBatches,
     *,
-    rho: float,
+    rho: float | Sequence[float],
     m: int | None = None,
-    ascent: Ascent | None = None,
+    ascent: Ascent | BlindAscent | None = None,
     steps: int = 1,
     step_size: float = 1.0,
     l2: float = 0.0,
-    ascent_batch: Sequence[Any] | None = None,
+    ascent_batch: Sequence[Any] | MicroBatches | None = None,
     combine: Combine | None = None,
     bn_stats: BatchNormStats = "first",
     scale: float = 1.0,
+    weight: Weight | None = None,
     module: nn.Module | None = None,
+    workspace: Workspace | None = None,
     diagnostics: bool = False,
 ) -> SAMGradient:
     r"""Gradient of the m-SAM objective.
@@ -101,11 +86,14 @@ def sam_gradient(
         loss: ``loss(*group)`` is the loss of the examples it is given, at the current ``params``: a
             scalar, or one value per example (the mean is taken), or either with an ``aux`` beside it,
             ``(loss, aux)``.
-        params: The weights :math:`w`, leaf tensors that require gradients; unchanged, bit for bit, on
-            return and on error.
+        params: The weights :math:`w`, leaf tensors that require gradients, or a mapping from their names;
+            unchanged, bit for bit, on return and on error.
         batch: The loss's arguments: tensors of first dimension B, or nested dicts, lists and tuples of
-            them.
-        rho: Radius :math:`\rho` of the ascent, in the ascent's norm; 0 gives the plain gradient.
+            them; or :class:`~lowland.sam.MicroBatches` of such.
+        rho: Radius :math:`\rho` of the ascent, in the ascent's norm; 0 gives the plain gradient. Or one
+            radius per parameter: those with 0 are not perturbed, and the ascent sees the others only, so
+            that its norm is theirs; different radii :math:`\rho_i` scale the parts of the ascent's
+            perturbation by :math:`\rho_i / \max_j \rho_j`.
         m: Examples that share one perturbation; ``None``, and any m above B, means the whole batch. A
             last group with fewer examples is weighted by its size.
         ascent: Where to climb, and how far; :class:`~lowland.sam.L2` by default.
@@ -113,17 +101,21 @@ def sam_gradient(
         step_size: Size of one ascent step in units of ``rho``.
         l2: Weight :math:`\lambda` of :math:`\frac\lambda2 \|w\|_2^2` over all ``params``, inside the
             objective and so in the climb too, as in the paper.
-        ascent_batch: Examples that the climb sees instead of ``batch``, as many of them; the i-th group
-            climbs on its i-th group (MaxSum SAM, with the previous batch). One more forward pass then
-            evaluates the loss of ``batch`` at :math:`w`.
+        ascent_batch: Examples that the climb sees instead of ``batch``; the i-th group climbs on its i-th
+            group of ``m``, from the start again where there are fewer (MaxSum SAM, with the previous
+            batch). :class:`~lowland.sam.MicroBatches` are one group, on which all climb together (n-SAM,
+            with the training set). One more forward pass then evaluates the loss of ``batch`` at :math:`w`.
         combine: What to return from the averaged gradients at :math:`w` and at :math:`w + e`; ``None``
             is the latter.
         bn_stats: Which passes move running statistics and other buffers: ``"first"`` the unperturbed
             one of ``batch``, ``"both"`` all of them, ``"frozen"`` none.
         scale: Factor on the returned gradients (a GradScaler's, or 1/k for accumulation). Both passes
             are scaled, the climb and the returned loss are not.
+        weight: ``weight(*group)`` is the group's weight in the mean over groups, in place of its number of
+            examples: its number of tokens, say. A group of weight 0 is left out.
         module: The module that ``loss`` runs, if there is one to name; otherwise the modules are found
             as they run.
+        workspace: Memory to be reused from call to call; allocated if not given.
         diagnostics: Whether to return :class:`Diagnostics`.
 
     Raises:
@@ -140,98 +132,114 @@ def sam_gradient(
         >>> torch.allclose(result.gradients[0], A @ (w.detach() + 0.1 * g / g.norm()))
         True
     """
-    params = list(params)
+    names = list(params) if isinstance(params, Mapping) else None
+    params = list(params.values()) if isinstance(params, Mapping) else list(params)
+    ascent = L2() if ascent is None else ascent
     _check_params(params)
-    _check_numbers(rho=rho, m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
-    if bn_stats not in get_args(BatchNormStats):
-        raise ValueError(f"bn_stats must be one of {get_args(BatchNormStats)}, got {bn_stats!r}.")
-    num_examples = _check_batches(batch, ascent_batch)
-
-    passes = Passes(loss, params, l2, scale, bn_stats, Buffers(module))
-    climber = Climber(ascent or L2(), rho, steps, step_size, measure=diagnostics)
-    total = _Total(num_examples, keep_unperturbed=combine is not None, measure=diagnostics)
-    groups = group_slices(num_examples, m)
+    _check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
+    _check_rho(rho, len(params))
+    _check_choices(ascent, bn_stats, steps, ascent_batch)
+    radii = Radii.of(rho, len(params))
+    climber = Climber(ascent, radii, steps, step_size, names, measure=diagnostics)
+    groups = groups_of(_arguments("batch", batch), m)
+    sources = _sources(ascent_batch, m, len(groups))
     refuse_unreducible(module, len(groups))
-    with torch.enable_grad(), tensor_hooks_held(params), passes.undone_on_error():
-        for rows in groups:
-            source = None if ascent_batch is None else take(ascent_batch, rows)
-            group = run_group(
-                passes, climber, take(batch, rows), source, gradient_at_weights=combine is not None
-            )
-            total.add(rows.stop - rows.start, group)
-        return SAMGradient(
-            total.gradients(combine),
-            total.loss(),
-            total.aux(),
-            total.diagnostics() if diagnostics else None,
+    gradient_at_weights = combine is not None or diagnostics
+    total = _Total(keep_unperturbed=combine is not None, measure=diagnostics)
+    with torch.enable_grad(), tensor_hooks_held(params):
+        passes = Passes(
+            loss,
+            params,
+            l2,
+            scale,
+            bn_stats,
+            Buffers(module),
+            weight,
+            None,
+            workspace or Workspace(),
+            diagnostics,
         )
+        with passes.undone_on_error():
+            passes = replace(passes, noise=_noise(ascent, radii, params))
+            for i, group in enumerate(groups):
+                size = sum(passes.mass(part) for part in group)
+                if size > 0.0:
+                    source = sources[i % len(sources)] if sources else None
+                    found = run_group(passes, climber, group, source, gradient_at_weights=gradient_at_weights)
+                    total.add(size, found)
+            return total.result(params, combine)
+
+
+def _noise(ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor]) -> Noise | None:
+    """Randomness, if some is needed: drawing it advances the default generator."""
+    rounding = any(is_half(params[i]) for i in radii.indices)
+    return Noise.draw() if radii.rho > 0.0 and (rounding or getattr(ascent, "random", False)) else None
+
+
+def _sources(
+    ascent_batch: Sequence[Any] | MicroBatches | None, m: int | None, num_groups: int
+) -> list[Source]:
+    if ascent_batch is None:
+        return []
+    if isinstance(ascent_batch, MicroBatches):
+        return [Source(ascent_batch, shared=True)]
+    groups = groups_of(_arguments("ascent_batch", ascent_batch), m)
+    return [Source(group, shared=len(groups) < num_groups) for group in groups[:num_groups]]
 
 
 class _Total:
-    """Sums over groups, each weighted by its share of the examples."""
+    """Means over groups, each weighted by its share of the examples."""
 
-    def __init__(self, num_examples: int, *, keep_unperturbed: bool, measure: bool) -> None:
-        self._num_examples = num_examples
+    def __init__(self, *, keep_unperturbed: bool, measure: bool) -> None:
         self._keep_unperturbed = keep_unperturbed
         self._measure = measure
-        self._perturbed: list[Tensor] = []
-        self._unperturbed: list[Tensor] = []
-        self._used: list[bool] = []
+        self._perturbed, self._unperturbed = Average(), Average()
+        self._climb_gradients, self._losses = Average(), Average()
         self._aux: list[Any] = []
-        self._losses: list[Tensor] = []
-        self._perturbed_losses: list[Tensor] = []
-        self._rows: list[tuple[int, float, float]] = []
+        self._rows: list[GroupDiagnostics] = []
+        self._climbed = False
+        self._all_finite = True
 
-    @torch.no_grad()
-    def add(self, size: int, group: GroupPasses) -> None:
-        weight = size / self._num_examples
-        self._perturbed = _accumulate(self._perturbed, group.perturbed.gradients, weight)
+    def add(self, size: float, group: GroupPasses) -> None:
+        self._perturbed.add(group.perturbed.gradients, size)
         if self._keep_unperturbed:
-            self._unperturbed = _accumulate(self._unperturbed, group.at_weights.gradients, weight)
-        used = group.perturbed.used
-        if self._keep_unperturbed:
-            used = [a or b for a, b in zip(used, group.at_weights.used, strict=True)]
-        self._used = [a or b for a, b in zip(self._used, used, strict=True)] if self._used else used
+            self._unperturbed.add(group.at_weights.gradients, size)
+        if group.climb.gradients is not None:
+            self._climb_gradients.add(group.climb.gradients, size)
+        self._losses.add([group.at_weights.loss], size)
         self._aux.append(group.at_weights.aux)
-        self._losses.append(group.at_weights.loss)
-        climbed = group.climb.e is not None
-        self._perturbed_losses.append(group.perturbed.loss if climbed else group.at_weights.loss)
-        length = l2_norm(group.climb.e).item() if self._measure and group.climb.e is not None else 0.0
-        self._rows.append((size, group.climb.gradient_norm, length))
+        self._climbed = self._climbed or group.climb.move is not None
+        self._all_finite = self._all_finite and group.climb.not_finite is None
+        if self._measure:
+            self._rows.append(GroupDiagnostics.of(size, group))
 
-    @torch.no_grad()
-    def gradients(self, combine: Combine | None) -> list[Tensor | None]:
-        combined = self._perturbed if combine is None else combine(self._unperturbed, self._perturbed)
-        return [g if used else None for g, used in zip(combined, self._used, strict=True)]
-
-    def loss(self) -> Tensor:
-        if len(self._losses) == 1:
-            return self._losses[0]
-        losses = torch.stack(self._losses)
-        weights = torch.tensor([size for size, _, _ in self._rows]).to(losses) / self._num_examples
-        return (weights * losses).sum()
-
-    def aux(self) -> Any:
-        return join(self._aux)
-
-    def diagnostics(self) -> Diagnostics:
-        loss = torch.stack(self._losses)
-        sizes, norms, lengths = zip(*self._rows, strict=True)
-        return Diagnostics(
-            group_size=torch.tensor(sizes, device=loss.device),
-            loss=loss,
-            perturbed_loss=torch.stack(self._perturbed_losses),
-            gradient_norm=torch.tensor(norms, dtype=torch.float64).to(loss),
-            perturbation_norm=torch.tensor(lengths, dtype=torch.float64).to(loss),
-            climbed=torch.tensor(lengths, device=loss.device) > 0,
+    def result(self, params: list[Tensor], combine: Combine | None) -> SAMGradient:
+        if self._losses.weight == 0.0:
+            raise ValueError("batch must hold at least one example of positive weight, got none.")
+        (loss,) = self._losses.result()
+        assert loss is not None
+        gradients = [
+            None if g is None else g.to(p.dtype)
+            for g, p in zip(self._combined(params, combine), params, strict=True)
+        ]
+        remembered = [g for g in self._climb_gradients.result() if g is not None]
+        return SAMGradient(
+            gradients,
+            loss,
+            join(self._aux),
+            together(self._rows) if self._measure else None,
+            remembered if remembered and self._all_finite else None,
         )
 
-
-def _accumulate(total: list[Tensor], gradients: list[Tensor], weight: float) -> list[Tensor]:
-    if not total:
-        return gradients if weight == 1.0 else list(torch._foreach_mul(gradients, weight))
-    torch._foreach_add_(total, gradients, alpha=weight)
-    return total
+    @torch.no_grad()
+    def _combined(self, params: list[Tensor], combine: Combine | None) -> Gradients:
+        perturbed = self._perturbed.result()
+        if combine is None or not self._climbed:
+            return perturbed
+        unperturbed = self._unperturbed.result()
+        combined = combine(dense(unperturbed, params), dense(perturbed, params))
+        used = [a is not None or b is not None for a, b in zip(unperturbed, perturbed, strict=True)]
+        return [g if u else None for g, u in zip(combined, used, strict=True)]
 
 
 def _check_params(params: Sequence[Tensor]) -> None:
@@ -251,12 +259,9 @@ def _check_params(params: Sequence[Tensor]) -> None:
         raise ValueError("params must be different tensors, got one twice.")
 
 
-def _check_numbers(
-    *, rho: float, m: int | None, steps: int, step_size: float, l2: float, scale: float
-) -> None:
-    for name, value in (("rho", rho), ("l2", l2)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be non-negative and finite, got {value}.")
+def _check_numbers(*, m: int | None, steps: int, step_size: float, l2: float, scale: float) -> None:
+    if not (math.isfinite(l2) and l2 >= 0):
+        raise ValueError(f"l2 must be non-negative and finite, got {l2}.")
     for name, value in (("step_size", step_size), ("scale", scale)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value}.")
@@ -265,15 +270,33 @@ def _check_numbers(
             raise ValueError(f"{name} must be a positive whole number, got {count!r}.")
 
 
-def _check_batches(batch: Sequence[Any], ascent_batch: Sequence[Any] | None) -> int:
-    """The number of examples in ``batch``."""
-    for name, value in (("batch", batch), ("ascent_batch", () if ascent_batch is None else ascent_batch)):
-        if not isinstance(value, (tuple, list)):
-            raise TypeError(f"{name} must be the tuple of the loss's arguments, got {type(value).__name__}.")
-    num_examples = batch_size(batch)
-    if ascent_batch is not None and batch_size(ascent_batch) != num_examples:
-        raise ValueError(
-            f"ascent_batch must hold as many examples as batch, {num_examples}, "
-            f"got {batch_size(ascent_batch)}."
-        )
-    return num_examples
+def _check_rho(rho: float | Sequence[float], num_params: int) -> None:
+    radii = [rho] if isinstance(rho, (int, float)) else list(rho)
+    if not isinstance(rho, (int, float)) and len(radii) != num_params:
+        raise ValueError(f"rho must be one radius or one per parameter, {num_params}, got {len(radii)}.")
+    for radius in radii:
+        if not (math.isfinite(radius) and radius >= 0):
+            raise ValueError(f"rho must be non-negative and finite, got {radius}.")
+
+
+def _check_choices(
+    ascent: Ascent | BlindAscent, bn_stats: str, steps: int, ascent_batch: Sequence[Any] | MicroBatches | None
+) -> None:
+    if bn_stats not in get_args(BatchNormStats):
+        raise ValueError(f"bn_stats must be one of {get_args(BatchNormStats)}, got {bn_stats!r}.")
+    if isinstance(ascent, BlindAscent):
+        name = type(ascent).__name__
+        if steps > 1:
+            raise ValueError(f"steps must be 1 with {name}, which needs no gradient, got {steps}.")
+        if ascent_batch is not None:
+            raise ValueError(f"ascent_batch must be None with {name}, which needs no gradient, got a batch.")
+    elif not callable(ascent):
+        raise TypeError(f"ascent must be an Ascent or a BlindAscent, got {type(ascent).__name__}.")
+
+
+def _arguments(name: str, batch: Any) -> Sequence[Any] | MicroBatches:
+    if isinstance(batch, (tuple, list, MicroBatches)):
+        return batch
+    raise TypeError(
+        f"{name} must be the tuple of the loss's arguments or MicroBatches, got {type(batch).__name__}."
+    )

@@ -1,72 +1,19 @@
-"""The climb and the two passes of one group."""
+"""The passes of one group."""
 
-import math
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass, replace
 
-from lowland.sam.ascent import Ascent, AscentStep
-from lowland.sam.norm import l2_norm
-from lowland.sam.passes import Group, Pass, Passes
+from lowland.sam.ascent import BlindAscent
+from lowland.sam.batch import Group
+from lowland.sam.climb import Climb, Climber
+from lowland.sam.passes import Pass, Passes
 from lowland.sam.randomness import RandomState
 
 
 @dataclass(frozen=True)
-class Climb:
-    """Where a climb led.
-
-    Attributes:
-        e: The perturbation; ``None`` if there was nowhere to climb.
-        gradient_norm: The l2 norm of the gradient at the unperturbed weights.
-        not_finite: The pass whose gradient was not finite, which ended the climb, if there was one.
-    """
-
-    e: list[Tensor] | None
-    gradient_norm: float
-    not_finite: Pass | None
-
-
-@dataclass(frozen=True)
-class Climber:
-    """Several steps of an ascent.
-
-    ``measure`` asks for the gradient's norm even where it decides nothing, at ``rho = 0``.
-    """
-
-    ascent: Ascent
-    rho: float
-    steps: int
-    step_size: float
-    measure: bool
-
-    def climb(self, passes: Passes, start: Pass, group: Group, draws: RandomState) -> Climb:
-        """The perturbation of a group from its pass at the unperturbed weights."""
-        if self.rho == 0 and not self.measure:
-            return Climb(None, math.nan, not_finite=None)
-        here = start
-        e: list[Tensor] | None = None
-        first_norm = math.nan
-        for step in range(self.steps):
-            if step > 0:
-                draws.restore()
-                here = passes.elsewhere(group, e)
-            gradients = passes.unscaled(here.gradients)
-            norm = l2_norm(gradients).item()
-            first_norm = norm if step == 0 else first_norm
-            if not math.isfinite(norm):
-                return Climb(None, first_norm, not_finite=here)
-            if self.rho == 0:
-                break
-            size = self.rho * self.step_size
-            e = self.ascent(AscentStep(passes.params, e, gradients, norm, size, self.rho))
-            if e is None:
-                break
-        return Climb(e, first_norm, not_finite=None)
-
-
-@dataclass(frozen=True)
 class GroupPasses:
-    """Both passes of a group; where nothing was climbed the second is the first."""
+    """Both passes of a group; where nothing was climbed, or there was one pass only, they are the same."""
 
     at_weights: Pass
     perturbed: Pass
@@ -74,7 +21,7 @@ class GroupPasses:
 
 
 def run_group(
-    passes: Passes, climber: Climber, group: Group, source: Group | None, *, gradient_at_weights: bool
+    passes: Passes, climber: Climber, group: Group, source: Source | None, *, gradient_at_weights: bool
 ) -> GroupPasses:
     """Runs one group: the climb on ``source`` (``None``: on the group itself), then the perturbed pass.
 
@@ -82,16 +29,67 @@ def run_group(
     left them.
     """
     draws = RandomState.capture(passes.devices)
-    start = passes.at_weights(group) if source is None else passes.elsewhere(source, None)
-    after = RandomState.capture(passes.devices)
-    climb = climber.climb(passes, start, group if source is None else source, draws)
-    if source is not None:
+    if isinstance(climber.ascent, BlindAscent):
+        return _run_blind(passes, climber, group, draws, gradient_at_weights=gradient_at_weights)
+    if source is None or climber.radii.rho == 0.0:
+        wanted = None if gradient_at_weights else climber.wanted
+        start = passes.at_weights(group, wanted)
+        after = RandomState.capture(passes.devices)
+        climb = climber.climb(passes, start, group, draws)
+        has_gradient = wanted is None
+    else:
+        climb = source.climb(passes, climber, draws)
         draws.restore()
-        gradient_needed = gradient_at_weights or climb.e is None
-        start = passes.at_weights(group) if gradient_needed else passes.value_at_weights(group)
+        has_gradient = gradient_at_weights or climb.led_nowhere
+        start = passes.at_weights(group) if has_gradient else passes.value_at_weights(group)
+        after = RandomState.capture(passes.devices)
     second = climb.not_finite or start
-    if climb.e is not None:
+    if climb.move is not None or (climb.led_nowhere and not has_gradient):
         draws.restore()
-        second = passes.elsewhere(group, climb.e)
+        if not gradient_at_weights:
+            start = second = replace(start, gradients=[])
+        second = passes.elsewhere(group, climb.move, last=source is None or not source.shared)
+    after.restore()
+    return GroupPasses(start, second, climb)
+
+
+class Source:
+    """Examples that a climb sees in place of its group's own.
+
+    Args:
+        group: The examples.
+        shared: Whether several groups climb on them: once, for all.
+    """
+
+    def __init__(self, group: Group, *, shared: bool) -> None:
+        self._group = group
+        self.shared = shared
+        self._climb: Climb | None = None
+
+    def climb(self, passes: Passes, climber: Climber, draws: RandomState) -> Climb:
+        """The climb."""
+        if self._climb is not None:
+            return self._climb
+        start = passes.elsewhere(self._group, None, climber.wanted)
+        climb = climber.climb(passes, start, self._group, draws)
+        if self.shared:
+            self._climb = replace(climb, gradients=None)  # remembered once
+        return climb
+
+
+def _run_blind(
+    passes: Passes, climber: Climber, group: Group, draws: RandomState, *, gradient_at_weights: bool
+) -> GroupPasses:
+    """One pass, at the perturbed weights; two if the gradient at the weights is needed as well."""
+    climb = climber.without_gradient(passes)
+    if not gradient_at_weights:
+        only = passes.elsewhere(group, climb.move, first=True, last=True)
+        return GroupPasses(only, only, climb)
+    start = passes.at_weights(group)
+    if climb.move is None:
+        return GroupPasses(start, start, climb)
+    after = RandomState.capture(passes.devices)
+    draws.restore()
+    second = passes.elsewhere(group, climb.move, last=True)
     after.restore()
     return GroupPasses(start, second, climb)

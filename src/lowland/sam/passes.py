@@ -4,34 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowland.sam.batch import batch_size, detach
+from lowland.sam.average import Average, Gradients
+from lowland.sam.batch import Group, batch_size, detach, join
 from lowland.sam.buffers import BatchNormStats, Buffers
+from lowland.sam.caches import fresh_caches
+from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
-from lowland.sam.perturb import perturbed
+from lowland.sam.perturb import Moved, perturbed
+from lowland.sam.precision import working
 from lowland.sam.randomness import RandomState
+from lowland.sam.scaled import Scaled
+from lowland.sam.workspace import Workspace
 
 Loss = Callable[..., Any]
-Group = tuple[Any, ...]
+Weight = Callable[..., Any]
+
+
+@dataclass
+class Move:
+    """A perturbation ``e`` of some of the ``params``; ``None`` once it was handed over."""
+
+    params: list[Tensor]
+    e: Sequence[Tensor] | None
+
+    def norm(self) -> float:
+        """The l2 norm of ``e``."""
+        assert self.e is not None
+        factor, tensors = (self.e.factor, self.e.tensors) if isinstance(self.e, Scaled) else (1.0, self.e)
+        return abs(factor) * l2_norm([t.coalesce().values() if t.is_sparse else t for t in tensors]).item()
+
+    @contextmanager
+    def made(self, noise: Noise | None, workspace: Workspace, *, last: bool) -> Iterator[Moved]:
+        """The weights at ``w + e`` inside the block. After the ``last`` time ``e`` is no longer held."""
+        e = self.e
+        assert e is not None
+        if last:
+            self.e = None
+        block = perturbed(self.params, e, noise=noise, workspace=workspace)
+        del e
+        with block as moved:
+            yield moved
 
 
 @dataclass(frozen=True)
 class Pass:
     """Objective, aux and gradient of one group at the weights as they stood.
 
-    ``gradients`` are those of the scaled objective, zeros where a parameter was not ``used``; a pass that
-    was asked for its value only has none.
+    Attributes:
+        loss: The objective, without the scale.
+        aux: What the loss returned beside its value, joined over the group's parts.
+        gradients: Those of the scaled objective, in float32 or better, ``None`` where a parameter was not
+            used or not asked for; empty for a pass that was asked for its value only.
+        realised: The l2 norm of the perturbation after rounding, and the share of the weights that it
+            moved; ``None`` unless measured.
     """
 
     loss: Tensor
     aux: Any
-    gradients: list[Tensor]
-    used: list[bool]
+    gradients: Gradients
+    realised: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,36 +81,57 @@ class Passes:
     scale: float
     bn_stats: BatchNormStats
     buffers: Buffers
+    weight: Weight | None
+    noise: Noise | None
+    workspace: Workspace
+    measure: bool
 
     @property
     def devices(self) -> list[torch.device]:
         """Devices of the parameters."""
         return sorted({p.device for p in self.params}, key=str)
 
-    def at_weights(self, group: Group) -> Pass:
-        """The pass at the unperturbed weights."""
-        return self._run(group, unperturbed=True)
+    def at_weights(self, group: Group, wanted: Sequence[int] | None = None) -> Pass:
+        """The pass at the unperturbed weights; gradients of the parameters ``wanted``, all by default."""
+        return self._run(group, wanted, first=True)
 
     def value_at_weights(self, group: Group) -> Pass:
         """The same without a gradient."""
-        with torch.no_grad(), self._buffer_policy(unperturbed=True):
-            value, aux = self._evaluate(group)
-            return Pass(self._with_penalty(value), aux, [], [])
+        with torch.no_grad():
+            return self._run(group, (), first=True)
 
-    def elsewhere(self, group: Group, e: Sequence[Tensor] | None) -> Pass:
-        """The pass at the weights perturbed by ``e``, or for the climb alone (``None``: not perturbed)."""
-        if e is None:
-            return self._run(group, unperturbed=False)
-        with perturbed(self.params, e):
-            return self._run(group, unperturbed=False)
+    def elsewhere(
+        self,
+        group: Group,
+        move: Move | None,
+        wanted: Sequence[int] | None = None,
+        *,
+        first: bool = False,
+        last: bool = False,
+    ) -> Pass:
+        """The pass at perturbed weights, or for the climb alone (``None``: not perturbed).
 
-    def unscaled(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of the objective itself, from those of the scaled one."""
-        return list(gradients) if self.scale == 1.0 else list(torch._foreach_div(list(gradients), self.scale))
+        ``first`` marks the only pass over the group, which moves running statistics as the unperturbed
+        pass does elsewhere; ``last`` the last pass with this ``move``, whose memory is then free.
+        """
+        if move is None:
+            return self._run(group, wanted, first=first)
+        with move.made(self.noise, self.workspace, last=last) as moved:
+            found = self._run(group, wanted, first=first)
+            return replace(found, realised=(moved.norm(), moved.fraction())) if self.measure else found
+
+    def mass(self, part: tuple[Any, ...]) -> float:
+        """Weight of ``part`` in means: its number of examples, or what the user's ``weight`` says."""
+        if self.weight is None:
+            return float(batch_size(part))
+        mass = float(self.weight(*part))
+        if not 0.0 <= mass < float("inf"):
+            raise ValueError(f"weight must return a non-negative, finite number, got {mass}.")
+        return mass
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Buffers and generators are put back if the block raises."""
+        """Buffers, training modes and generators are put back if the block raises."""
         generators = RandomState.capture(self.devices)
         with self.buffers.kept_on_error():
             try:
@@ -82,28 +140,34 @@ class Passes:
                 generators.restore()
                 raise
 
-    def _run(self, group: Group, *, unperturbed: bool) -> Pass:
-        with self._buffer_policy(unperturbed):
-            value, aux = self._evaluate(group)
-            if not value.requires_grad:
-                raise ValueError("loss must depend on the params, got a value that requires no gradient.")
-            scaled = value if self.scale == 1.0 else value * self.scale
-            found = torch.autograd.grad(scaled, self.params, allow_unused=True)
-        used = [g is not None or self.l2 > 0 for g in found]
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
+    def _run(self, group: Group, wanted: Sequence[int] | None, *, first: bool) -> Pass:
+        gradients, losses = Average(), Average()
+        aux: list[Any] = []
+        with fresh_caches(), self._buffer_policy(first):
+            for part in group:
+                mass = self.mass(part)
+                if mass == 0.0:
+                    continue
+                value, extra = self._evaluate(part)
+                if torch.is_grad_enabled():
+                    gradients.add(self._differentiate(value, wanted), mass)
+                losses.add([value.detach()], mass)
+                aux.append(extra)
+        (loss,) = losses.result() or [None]
+        if loss is None:
+            raise ValueError("a group must hold at least one example of positive weight, got none.")
         with torch.no_grad():
-            if self.l2 > 0:
-                gradients = list(torch._foreach_add(gradients, self.params, alpha=self.l2 * self.scale))
-            return Pass(self._with_penalty(value.detach()), aux, gradients, used)
+            found = self._with_l2(gradients.result(), wanted)
+            return Pass(self._with_penalty(loss), aux[0] if len(aux) == 1 else join(aux), found)
 
-    def _evaluate(self, group: Group) -> tuple[Tensor, Any]:
-        returned = self.loss(*group)
+    def _evaluate(self, part: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        returned = self.loss(*part)
         value, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
         if not isinstance(value, Tensor):
             raise TypeError(f"loss must return a tensor or (tensor, aux), got {type(value).__name__}.")
         if value.dim() == 0:
             return value, detach(aux)
-        examples = batch_size(group)
+        examples = batch_size(part)
         if value.shape != (examples,):
             raise ValueError(
                 f"loss must return a scalar or one value per example, shape ({examples},), "
@@ -111,9 +175,37 @@ class Passes:
             )
         return value.mean(), detach(aux)
 
+    def _differentiate(self, value: Tensor, wanted: Sequence[int] | None) -> Gradients:
+        """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
+        if not value.requires_grad:
+            raise ValueError("loss must depend on the params, got a value that requires no gradient.")
+        scaled = value if self.scale == 1.0 else value * self.scale
+        if wanted is None:
+            found = torch.autograd.grad(scaled, self.params, allow_unused=True)
+            return [None if g is None else working(g) for g in found]
+        some = torch.autograd.grad(scaled, [self.params[i] for i in wanted], allow_unused=True)
+        gradients: Gradients = [None] * len(self.params)
+        for i, g in zip(wanted, some, strict=True):
+            gradients[i] = None if g is None else working(g)
+        return gradients
+
+    def _with_l2(self, gradients: Gradients, wanted: Sequence[int] | None) -> Gradients:
+        if self.l2 == 0.0 or not gradients:
+            return gradients
+        factor = self.l2 * self.scale
+        for i in range(len(self.params)) if wanted is None else wanted:
+            penalty, g = working(self.params[i].detach()) * factor, gradients[i]
+            gradients[i] = penalty if g is None else penalty + g
+        return gradients
+
     def _with_penalty(self, value: Tensor) -> Tensor:
         return value + 0.5 * self.l2 * l2_norm(self.params).square() if self.l2 > 0 else value
 
-    def _buffer_policy(self, unperturbed: bool) -> AbstractContextManager[None]:
-        moves = self.bn_stats == "both" or (self.bn_stats == "first" and unperturbed)
+    def _buffer_policy(self, first: bool) -> AbstractContextManager[None]:
+        moves = self.bn_stats == "both" or (self.bn_stats == "first" and first)
         return nullcontext() if moves else self.buffers.kept()
+
+
+def unscaled(gradients: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """Gradients of the objective itself, from those of the scaled one."""
+    return list(gradients) if scale == 1.0 else list(torch._foreach_div(list(gradients), scale))

@@ -1,24 +1,53 @@
 """Weights moved for the length of a block, and put back bit for bit."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lowland.sam.caches import fresh_caches
+from lowland.sam.noise import Noise
+from lowland.sam.norm import l2_norm
+from lowland.sam.precision import is_half, stochastically_rounded, working
+from lowland.sam.scaled import Scaled
+from lowland.sam.workspace import Workspace
+
+_blocks_open = 0
+
+
+def weights_are_perturbed() -> bool:
+    """Whether a :func:`perturbed` block is open: a loss that logs may want to know."""
+    return _blocks_open > 0
+
 
 @contextmanager
-def perturbed(params: Iterable[Tensor], perturbation: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(
+    params: Iterable[Tensor],
+    perturbation: Sequence[Tensor],
+    *,
+    noise: Noise | None = None,
+    workspace: Workspace | None = None,
+) -> Iterator[Moved]:
     r"""The weights :math:`w + e` inside the block, :math:`w` again after it, also on an exception.
 
     The weights are copied before they move and copied back afterwards, since ``w + e - e`` is not ``w``
-    in floating point. They keep their storage. The autocast weight cache is cleared on entry and exit:
-    within one ``torch.autocast`` block the passes would otherwise share the cast of the weights that
-    came first.
+    in floating point. They keep their storage. Weights of fewer digits than float32 are moved in float32
+    and rounded stochastically, so that a perturbation below half their spacing is right on average instead
+    of lost. The caches of ``torch.autocast`` and ``parametrize.cached`` are cleared on entry and exit.
 
     Args:
         params: The weights :math:`w`.
-        perturbation: The perturbation :math:`e`, one tensor of the same shape per weight.
+        perturbation: The perturbation :math:`e`, one tensor of the same shape per weight; it may be sparse
+            in the first dimension, and then only its rows are copied and moved.
+        noise: Randomness of the rounding; drawn from the default generator if needed and not given.
+        workspace: Memory for the copies, used by no other block at the same time; allocated if not given.
+
+    Yields:
+        What is known of the move.
 
     Raises:
         ValueError: If ``perturbation`` does not match ``params`` in number and shapes.
@@ -31,23 +60,107 @@ def perturbed(params: Iterable[Tensor], perturbation: Sequence[Tensor]) -> Itera
         >>> w.data
         tensor([1., 2.])
     """
+    global _blocks_open
     params = list(params)
     _check_shapes(params, perturbation)
-    with torch.no_grad():
-        original = [p.clone() for p in params]
-    torch.clear_autocast_cache()
-    try:
-        with torch.no_grad():
-            torch._foreach_add_(params, list(perturbation))
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(params, original)
-        torch.clear_autocast_cache()
+    moved = Moved(sum(p.numel() for p in params), workspace or Workspace())
+    with fresh_caches():
+        _blocks_open += 1
+        try:
+            with torch.no_grad():
+                moved.move(params, perturbation, noise)
+            del perturbation  # the caller may have given it up: half the memory of a step
+            yield moved
+        finally:
+            moved.undo()
+            _blocks_open -= 1
+
+
+@dataclass
+class Moved:
+    """Weights that were moved: what they were, and how far they are.
+
+    Attributes:
+        total: Number of weights that were to move.
+        workspace: Where their copies are.
+    """
+
+    total: int
+    workspace: Workspace
+    _dense: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list)
+    _rows: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def norm(self) -> float:
+        """The l2 norm of the realised perturbation, after rounding."""
+        differences = self._differences()
+        return l2_norm(differences).item() if differences else 0.0
+
+    def fraction(self) -> float:
+        """The share of the weights that differ from what they were."""
+        return sum(int(d.count_nonzero().item()) for d in self._differences()) / max(self.total, 1)
+
+    def move(self, params: list[Tensor], perturbation: Sequence[Tensor], noise: Noise | None) -> None:
+        """Moves ``params``; what was moved is known even if this raises half-way."""
+        directions, factor = (
+            (perturbation.tensors, perturbation.factor)
+            if isinstance(perturbation, Scaled)
+            else (perturbation, 1.0)
+        )
+        pairs = list(zip(params, directions, strict=True))
+        if noise is None and any(is_half(p) for p in params):
+            noise = Noise.draw()
+        plain = [(p, d) for p, d in pairs if not is_half(p) and not d.is_sparse]
+        if plain:
+            self._move_plain([p for p, _ in plain], [d for _, d in plain], factor)
+        for p, d in pairs:
+            if d.is_sparse:
+                self._move_rows(p, d, factor, noise)
+            elif is_half(p):
+                self._move_half(p, d, factor, noise)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Puts the weights back."""
+        for params, originals in self._dense:
+            torch._foreach_copy_(params, originals)
+        for p, rows, original in self._rows:
+            p.index_copy_(0, rows, original)
+
+    def _move_plain(self, params: list[Tensor], directions: list[Tensor], factor: float) -> None:
+        self._dense.append((params, self.workspace.copies(params)))
+        torch._foreach_add_(params, directions, alpha=factor)
+
+    def _move_half(self, p: Tensor, direction: Tensor, factor: float, noise: Noise | None) -> None:
+        assert noise is not None
+        self._dense.append(([p], [p.clone()]))
+        p.copy_(stochastically_rounded(p.float() + direction * factor, p.dtype, noise))
+
+    def _move_rows(self, p: Tensor, direction: Tensor, factor: float, noise: Noise | None) -> None:
+        direction = direction.coalesce()
+        if direction.sparse_dim() != 1:
+            raise ValueError(
+                "a sparse perturbation must be sparse in its first dimension only, "
+                f"got {direction.sparse_dim()} sparse dimensions."
+            )
+        rows = direction.indices()[0]
+        original = p.index_select(0, rows)
+        new = working(original) + direction.values() * factor
+        if is_half(p):
+            assert noise is not None
+            new = stochastically_rounded(new, p.dtype, noise)
+        self._rows.append((p, rows, original))
+        p.index_copy_(0, rows, new)
+
+    @torch.no_grad()
+    def _differences(self) -> list[Tensor]:
+        dense = [working(p) - working(o) for ps, os in self._dense for p, o in zip(ps, os, strict=True)]
+        rows = [working(p.index_select(0, rows)) - working(o) for p, rows, o in self._rows]
+        return dense + rows
 
 
 def _check_shapes(params: Sequence[Tensor], perturbation: Sequence[Tensor]) -> None:
     wanted = [tuple(p.shape) for p in params]
-    got = [tuple(e.shape) for e in perturbation]
+    tensors = perturbation.tensors if isinstance(perturbation, Scaled) else perturbation
+    got = [tuple(e.shape) for e in tensors]
     if wanted != got:
         raise ValueError(f"perturbation must have the shapes of the params, {wanted}, got {got}.")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lowland.sam.ascent import Ascent
+from lowland.sam.ascent import Ascent, BlindAscent, RememberingAscent
+from lowland.sam.average import dense
+from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
-from lowland.sam.combine import Combine
-from lowland.sam.deposit import deposit
-from lowland.sam.gradient import Diagnostics, sam_gradient
-from lowland.sam.passes import Loss
-
-Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
+from lowland.sam.choose import Chosen, Params
+from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
+from lowland.sam.deposit import as_loss, deposit
+from lowland.sam.diagnostics import Diagnostics
+from lowland.sam.gradient import SAMGradient, sam_gradient
+from lowland.sam.passes import Loss, Weight
+from lowland.sam.precision import working
+from lowland.sam.schedule import Schedule, radius
+from lowland.sam.source import AscentSource
+from lowland.sam.workspace import Workspace
 
 
 class SAM:
@@ -25,19 +31,27 @@ class SAM:
     without SAM. Frozen parameters (``requires_grad=False``) are neither perturbed nor trained.
 
     Args:
-        params: A module (best: its buffers are then known), parameters, named parameters, or parameter
-            groups as an optimizer takes them.
-        rho: Radius of the ascent; may be assigned at any time, as may the other attributes.
+        params: A module (best: its buffers and names are then known), parameters, named parameters, or
+            parameter groups as an optimizer takes them; a group's own ``rho`` is the radius of its
+            parameters, and 0 leaves them unperturbed.
+        rho: Radius of the ascent, or a schedule: a function of the number of steps done. May be assigned at
+            any time, as may the other attributes.
         m: Examples that share one perturbation; ``None`` means the whole batch.
         ascent: Where to climb, and how far; :class:`~lowland.sam.L2` by default.
+        perturb: Names, or patterns of names, of the parameters to perturb; all by default. The ascent's norm
+            is taken over them.
+        source: Where the examples come from that the climb sees; by default they are the batch's own.
+        combine: What to return from the gradients at :math:`w` and at :math:`w + e`; the latter if ``None``.
         steps: Number of ascent steps.
         step_size: Size of one ascent step in units of ``rho``.
         l2: Weight of :math:`\frac\lambda2 \|w\|_2^2` inside the objective and the climb.
-        combine: What to return from the gradients at :math:`w` and at :math:`w + e`; the latter if ``None``.
         bn_stats: Which passes move running statistics: ``"first"``, ``"both"`` or ``"frozen"``.
+        weight: Weight of a group in the mean over groups, in place of its number of examples.
         measure: Whether ``diagnostics`` is filled after each call.
 
     Attributes:
+        step: Number of steps begun so far. A call begins one if it finds no gradient: ``.grad`` is ``None``
+            or zero everywhere; otherwise it accumulates to the step before.
         diagnostics: :class:`~lowland.sam.Diagnostics` of the last call, if ``measure``.
 
     See :func:`~lowland.sam.sam_gradient`, whose shell this is, for the mathematics and the errors.
@@ -55,60 +69,156 @@ class SAM:
         >>> optimizer.step()
     """
 
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **options: Any) -> SAM:
+            """Recognizes a call that means another library's SAM."""
+            if len(args) > 1 or "base_optimizer" in options:
+                raise TypeError(
+                    "SAM must be given the model and stands beside the optimizer, got an optimizer to wrap: "
+                    "lowland.sam.davda54.SAM takes one, SAM(params, base_optimizer, rho=...)."
+                )
+            return super().__new__(cls)
+
     def __init__(
         self,
         params: Params,
         *,
-        rho: float,
+        rho: float | Schedule,
         m: int | None = None,
-        ascent: Ascent | None = None,
+        ascent: Ascent | BlindAscent | None = None,
+        perturb: str | Sequence[str] | None = None,
+        source: AscentSource | None = None,
+        combine: Combine | None = None,
         steps: int = 1,
         step_size: float = 1.0,
         l2: float = 0.0,
-        combine: Combine | None = None,
         bn_stats: BatchNormStats = "first",
+        weight: Weight | None = None,
         measure: bool = False,
     ) -> None:
         self.module = params if isinstance(params, nn.Module) else None
-        self.params = _tensors(params)
+        self._chosen = Chosen(params)
+        self._workspace = Workspace()
+        self._perturbed = None if perturb is None else self._chosen.matching(perturb)
         self.rho = rho
         self.m = m
         self.ascent = ascent
+        self.source = source
+        self.combine = combine
         self.steps = steps
         self.step_size = step_size
         self.l2 = l2
-        self.combine = combine
         self.bn_stats: BatchNormStats = bn_stats
+        self.weight = weight
         self.measure = measure
+        self.step = 0
         self.diagnostics: Diagnostics | None = None
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters, each once, in order; frozen ones included."""
+        return self._chosen.tensors
 
     def backward(
         self,
         loss: Loss,
         *batch: Any,
         scale: float | Tensor | torch.amp.GradScaler = 1.0,
-        ascent_batch: tuple[Any, ...] | None = None,
+        ascent_batch: tuple[Any, ...] | MicroBatches | None = None,
     ) -> Any:
         """Adds the m-SAM gradient to ``.grad`` and returns the mean loss at the unperturbed weights.
 
         Args:
             loss: Loss of the examples it is given; see :func:`~lowland.sam.sam_gradient`.
             batch: Its arguments: tensors whose first dimension is the examples, or nested dicts, lists
-                and tuples of them.
+                and tuples of them; or one :class:`~lowland.sam.MicroBatches`, for one climb from the
+                gradient accumulated over all its parts.
             scale: Factor on the gradients, as in ``(scale * loss).backward()``: a ``GradScaler``, or 1/k
-                for accumulation over k calls.
-            ascent_batch: Examples that the climb sees instead.
+                for accumulation over k calls, each of which climbs by itself.
+            ascent_batch: Examples that the climb sees instead, in place of those of ``source``.
 
         Returns:
             The loss, a detached scalar (with ``l2``, including it), or ``(loss, aux)`` if ``loss``
             returns an ``aux``.
         """
-        trainable = [p for p in self.params if not isinstance(p, Tensor) or p.requires_grad]
+        trainable, result = self._gradient(loss, batch, scale, ascent_batch)
+        deposit(trainable, result.gradients)
+        return result.loss if result.aux is None else (result.loss, result.aux)
+
+    def objective(
+        self,
+        loss: Loss,
+        *batch: Any,
+        scale: float | Tensor | torch.amp.GradScaler = 1.0,
+        ascent_batch: tuple[Any, ...] | MicroBatches | None = None,
+    ) -> Any:
+        """The mean loss as a tensor whose own ``backward()`` adds the m-SAM gradient to ``.grad``.
+
+        For trainers that call ``backward`` themselves: they scale, accumulate, clip and step as ever. All
+        passes have been made when this returns. ``scale`` is that of the passes only: it keeps gradients in
+        float16's range and is removed again.
+
+        Returns:
+            The loss, or ``(loss, aux)``, as :meth:`backward`.
+
+        Raises:
+            ValueError: With :class:`~lowland.sam.combine.DecoupledWeighted`, which must know the scale.
+        """
+        if isinstance(self.combine, DecoupledWeighted):
+            raise ValueError("DecoupledWeighted must be used with backward, got objective.")
+        trainable, result = self._gradient(loss, batch, scale, ascent_batch)
+        factor = _factor(scale, trainable)
+        if factor != 1.0:
+            result.gradients[:] = [None if g is None else g / factor for g in result.gradients]
+        value = as_loss(result.loss, trainable, result.gradients)
+        return value if result.aux is None else (value, result.aux)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps, and the state of the parts that have one. Options are not part of it."""
+        parts = {name: part.state_dict() for name, part in self._parts_with_state().items()}
+        return {"step": self.step, **parts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If it is that of other parts.
+        """
+        parts = self._parts_with_state()
+        if state.keys() != {"step", *parts}:
+            raise ValueError(f"state must have the keys {sorted({'step', *parts})}, got {sorted(state)}.")
+        self.step = state["step"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
+    def _parts_with_state(self) -> dict[str, Any]:
+        parts = {"rho": self.rho, "ascent": self.ascent, "source": self.source, "combine": self.combine}
+        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+    def _gradient(
+        self,
+        loss: Loss,
+        batch: tuple[Any, ...],
+        scale: float | Tensor | torch.amp.GradScaler,
+        ascent_batch: tuple[Any, ...] | MicroBatches | None,
+    ) -> tuple[list[Tensor], SAMGradient]:
+        rows = [i for i, p in enumerate(self.params) if not isinstance(p, Tensor) or p.requires_grad]
+        trainable = [self.params[i] for i in rows]
+        new_step = not _has_gradient(trainable)
+        step = self.step if new_step else max(self.step - 1, 0)
+        radii = self._radii(rows, step)
+        reuses = isinstance(self.combine, ReusingCombine) and any(radii) and not self.combine.climbs(step)
+        parts = batch[0] if len(batch) == 1 and isinstance(batch[0], MicroBatches) else batch
+        if ascent_batch is None and self.source is not None:
+            ascent_batch = self._from_source(parts)
+        names = self._chosen.names
+        factor = _factor(scale, trainable)
         result = sam_gradient(
             loss,
-            trainable,
-            batch,
-            rho=self.rho,
+            trainable if names is None else {names[i]: self.params[i] for i in rows},
+            parts,
+            rho=[0.0] * len(rows) if reuses else radii,
             m=self.m,
             ascent=self.ascent,
             steps=self.steps,
@@ -117,13 +227,48 @@ class SAM:
             ascent_batch=ascent_batch,
             combine=self.combine,
             bn_stats=self.bn_stats,
-            scale=_factor(scale, trainable),
+            scale=factor,
+            weight=self.weight,
             module=self.module,
+            workspace=self._workspace,
             diagnostics=self.measure,
         )
+        if reuses:
+            self._reuse(trainable, result)
+        if isinstance(self.ascent, RememberingAscent) and result.climb_gradients is not None:
+            self.ascent.remember(result.climb_gradients)
+        if isinstance(self.combine, DecoupledWeighted):
+            unscale = 1.0 / factor if isinstance(scale, torch.amp.GradScaler) else 1.0
+            self.combine.collect(trainable, unscale, new_step=new_step)
+        self.step = step + 1
         self.diagnostics = result.diagnostics
-        deposit(trainable, result.gradients)
-        return result.loss if result.aux is None else (result.loss, result.aux)
+        return trainable, result
+
+    def _radii(self, rows: list[int], step: int) -> list[float]:
+        rho = radius(self.rho, step)
+        own = [rho if r is None else r for r in self._chosen.radii]
+        chosen = self._perturbed or [True] * len(own)
+        return [own[i] if chosen[i] else 0.0 for i in rows]
+
+    def _from_source(self, batch: Any) -> Any:
+        assert self.source is not None
+        if isinstance(batch, MicroBatches):
+            raise ValueError("source must be None with MicroBatches, got one.")
+        return self.source.ascent_batch(batch)
+
+    def _reuse(self, trainable: list[Tensor], result: SAMGradient) -> None:
+        assert isinstance(self.combine, ReusingCombine)
+        reused = self.combine.reuse(
+            dense([None if g is None else working(g) for g in result.gradients], trainable)
+        )
+        pairs = zip(reused, result.gradients, strict=True)
+        result.gradients[:] = [None if g is None else r.to(g.dtype) for r, g in pairs]
+
+
+def _has_gradient(params: list[Tensor]) -> bool:
+    """Whether some ``.grad`` is neither absent nor zero."""
+    found = [p.grad for p in params if isinstance(p, Tensor) and p.grad is not None]
+    return any(bool((g.coalesce().values() if g.is_sparse else g).any()) for g in found)
 
 
 def _factor(scale: float | Tensor | torch.amp.GradScaler, params: list[Tensor]) -> float:
@@ -132,24 +277,3 @@ def _factor(scale: float | Tensor | torch.amp.GradScaler, params: list[Tensor]) 
         device = params[0].device if params else torch.device("cpu")
         return float(scale.scale(torch.ones((), device=device)))
     return float(scale)
-
-
-def _tensors(params: Params) -> list[Tensor]:
-    """The parameters, each once, in order."""
-    if isinstance(params, nn.Module):
-        return list(params.parameters())
-    if isinstance(params, (Tensor, str, Mapping)):
-        raise TypeError(
-            "params must be a module, or an iterable of parameters, named parameters or parameter groups, "
-            f"got {type(params).__name__}."
-        )
-    found: list[Any] = []
-    for item in params:
-        if isinstance(item, Mapping):
-            of_group = item["params"]
-            found.extend([of_group] if isinstance(of_group, Tensor) else _tensors(of_group))
-        elif isinstance(item, tuple):
-            found.append(item[1])
-        else:
-            found.append(item)
-    return list({id(p): p for p in found}.values())

@@ -1,0 +1,56 @@
+"""Times of several steps, taken in turns in one process, and the memory that each needs."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Step = Callable[[], object]
+
+
+def measured(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round, after one round to warm up."""
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            synchronize()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratios(times: dict[str, list[float]], of: str, to: str) -> tuple[float, float, float]:
+    """Quartiles of the ratios within each round."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(times[of], times[to], strict=True)], n=4)
+    return low, middle, high
+
+
+def synchronize() -> None:
+    """Waits for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(step: Step) -> int:
+    """The most bytes that tensors held during ``step``, above what they held before it."""
+    step()
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    held = peak = 0
+    results = profile.profiler.kineto_results
+    for event in sorted(results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak

@@ -1,0 +1,99 @@
+"""Steps in a ball that is measured in units of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lowland.sam.ascent.step import AscentStep
+from lowland.sam.norm import l2_norm
+from lowland.sam.precision import working
+
+Unit = Literal["element", "filter"]
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    r"""Ascent in the ball :math:`\|e / T\|_2 \le \rho` (ASAM; Kwon et al., 2021, eq. 8).
+
+    .. math::
+        e = \rho\, \frac{T^2 g}{\|T g\|_2}, \qquad T = |w| + \eta
+
+    so that rescaling weights which cancel each other does not change the climb. Several steps are
+    projected onto the same ball.
+
+    Args:
+        eta: :math:`\eta`, which lets weights at zero move.
+        by: ``"element"``: :math:`T` is each weight's size. ``"filter"``: it is the l2 norm of the weights
+            that lead to the same output (first dimension) where a tensor has two dimensions or more.
+        scaled: Pattern of the names with a :math:`T`; elsewhere :math:`T = 1`. The official code scales
+            what has ``weight`` in its name; ``"*"`` scales all, as davda54/sam does (there with
+            ``eta=0``, and ρ four times as large).
+
+    Raises:
+        ValueError: If ``eta`` is negative or ``by`` is unknown; when climbing, if names are needed and
+            the params were given without.
+    """
+
+    eta: float = 0.01
+    by: Unit = "element"
+    scaled: str = "*weight*"
+
+    by_row: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0:
+            raise ValueError(f"eta must be non-negative, got {self.eta}.")
+        if self.by not in get_args(Unit):
+            raise ValueError(f"by must be one of {get_args(Unit)}, got {self.by!r}.")
+
+    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
+        """A step of length ``step.size`` in this norm, then back into the ball."""
+        scales = self._scales(step)
+        scaled = _product(scales, step.g)
+        norm = l2_norm(scaled).item()
+        if norm == 0.0 or step.size / norm > torch.finfo(step.g[0].dtype).max:
+            return step.e
+        e = _product(scales, scaled)
+        torch._foreach_mul_(e, step.size / norm)
+        if step.e is not None:
+            torch._foreach_add_(e, list(step.e))
+        elif step.size <= step.rho:
+            return e
+        length = l2_norm(_quotient(e, scales)).item()
+        if length > step.rho:
+            torch._foreach_mul_(e, step.rho / length)
+        return e
+
+    def _scales(self, step: AscentStep) -> list[Tensor | None]:
+        if self.scaled == "*":
+            return [self._scale(w) for w in step.w]
+        if step.names is None:
+            raise ValueError(
+                f"Adaptive(scaled={self.scaled!r}) needs names: params must be a module or named parameters, "
+                'or scaled="*", got parameters without names.'
+            )
+        names = zip(step.w, step.names, strict=True)
+        return [self._scale(w) if fnmatchcase(name, self.scaled) else None for w, name in names]
+
+    def _scale(self, w: Tensor) -> Tensor:
+        w = working(w.detach())
+        if self.by == "filter" and w.dim() >= 2:
+            norms: Tensor = torch.linalg.vector_norm(w.flatten(1), dim=1)
+            return norms.view(-1, *[1] * (w.dim() - 1)) + self.eta
+        return w.abs() + self.eta
+
+
+def _product(scales: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.clone() if s is None else s * t for s, t in zip(scales, tensors, strict=True)]
+
+
+def _quotient(tensors: Sequence[Tensor], scales: Sequence[Tensor | None]) -> list[Tensor]:
+    """``t / s``, 0 where both are."""
+    pairs = zip(tensors, scales, strict=True)
+    return [t if s is None else torch.where(s == 0, torch.zeros_like(t), t / s) for t, s in pairs]

@@ -1,0 +1,117 @@
+"""What an ascent is, and what it is told.
+
+An ascent is asked once per ascent step for the perturbation after that step, so a new one is one
+callable object. Two optional protocols say that it can do without a gradient (one pass a step), and that
+it remembers gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lowland.sam.noise import Noise
+from lowland.sam.scaled import Scaled
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a perturbation may depend on before any gradient is known.
+
+    Attributes:
+        w: The weights to perturb, at their unperturbed values: those with a radius above zero.
+        rho: Radius.
+        names: Their names; ``None`` if they were given without.
+        noise: Randomness, for ascents whose ``random`` is true.
+    """
+
+    w: Sequence[Tensor]
+    rho: float
+    names: Sequence[str] | None = None
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True)
+class AscentStep:
+    """What one step of the inner maximization may depend on.
+
+    Attributes:
+        w: The weights to perturb, at their unperturbed values: those with a radius above zero.
+        e: The perturbation so far; ``None`` before the first step.
+        g: Gradient of the group's loss at ``w + e``, finite, in float32 or better; not to be written to.
+        norm: The l2 norm of ``g``.
+        size: Size of the step: ``rho`` times the user's ``step_size``.
+        rho: Radius of the ball that the perturbation is to stay in.
+        names: Names of the weights; ``None`` if they were given without.
+        noise: Randomness, for ascents whose ``random`` is true.
+    """
+
+    w: Sequence[Tensor]
+    e: Sequence[Tensor] | None
+    g: Sequence[Tensor]
+    norm: float
+    size: float
+    rho: float
+    names: Sequence[str] | None = None
+    noise: Noise | None = None
+
+    def along(self, factor: float) -> Sequence[Tensor]:
+        """The perturbation moved by ``factor * g``."""
+        if self.e is None:
+            return Scaled(self.g, factor)
+        return list(torch._foreach_add(list(self.e), list(self.g), alpha=factor))
+
+
+def generator(step: Weights | AscentStep, device: torch.device) -> torch.Generator:
+    """The random numbers of an ascent.
+
+    Raises:
+        ValueError: If there are none, because the ascent's ``random`` is not true.
+    """
+    if step.noise is None:
+        raise ValueError("an ascent that draws random numbers must set random = True.")
+    return step.noise.generator(device)
+
+
+@runtime_checkable
+class Ascent(Protocol):
+    """One step of the inner maximization.
+
+    An ascent whose perturbation of a weight depends on that weight's own gradient and on norms over all
+    of them may set ``by_row = True``: of a sparse gradient it is then shown the rows that are there, in
+    place of the whole tensor. One that draws from ``noise`` sets ``random = True``.
+    """
+
+    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
+        """The perturbation after ``step``, or ``None`` if there is nowhere to climb."""
+        ...
+
+
+@runtime_checkable
+class BlindAscent(Protocol):
+    """A perturbation that needs no gradient, so that a step costs one pass."""
+
+    def without_gradient(self, weights: Weights) -> Sequence[Tensor] | None:
+        """The perturbation, or ``None`` if there is none."""
+        ...
+
+
+@runtime_checkable
+class RememberingAscent(Ascent, Protocol):
+    """An ascent that depends on gradients of earlier steps."""
+
+    def remember(self, gradients: Sequence[Tensor]) -> None:
+        """Takes note of the gradient that a step's climbs started from, averaged over its groups."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` returned."""
+        ...

@@ -1,0 +1,68 @@
+"""Climbing in some steps only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.sam.combine.weighted import orthogonal_part
+from lowland.sam.norm import l2_norm
+
+
+class Look:
+    r"""Climbs every k-th step and reuses the flat direction in between (LookSAM; Liu et al., 2022, alg. 1).
+
+    In the steps that climb, the gradient is SAM's :math:`g_s`, whose part orthogonal to
+    :math:`g = \nabla L(w)` is kept: :math:`g_v`. In the others, with one pass, it is
+
+    .. math::
+        g + \alpha \frac{\|g\|_2}{\|g_v\|_2}\, g_v.
+
+    Args:
+        k: A step in k climbs, the first one among them.
+        alpha: Weight :math:`\alpha` of the reused direction.
+
+    Raises:
+        ValueError: If ``k`` is not a positive whole number; in a step that reuses, if the parameters are
+            other ones than in the step that climbed.
+    """
+
+    def __init__(self, k: int = 5, alpha: float = 0.7) -> None:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"k must be a positive whole number, got {k!r}.")
+        self.k = k
+        self.alpha = alpha
+        self._direction: list[Tensor] | None = None
+
+    def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
+        """SAM's gradient, whose new direction is kept."""
+        direction = orthogonal_part(perturbed, gradient)
+        norm = l2_norm(direction)
+        if bool(norm.isfinite()):
+            self._direction = [d / norm.to(d) for d in direction] if norm > 0 else None
+        return list(perturbed)
+
+    def climbs(self, step: int) -> bool:
+        """Whether ``step`` climbs: every k-th, and while there is nothing to reuse."""
+        return step % self.k == 0 or self._direction is None
+
+    def reuse(self, gradient: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient with the kept direction at its side."""
+        assert self._direction is not None
+        wanted, got = ([tuple(t.shape) for t in ts] for ts in (self._direction, gradient))
+        if wanted != got:
+            raise ValueError(f"Look must see the parameters that it climbed with, {wanted}, got {got}.")
+        factor = self.alpha * l2_norm(gradient)
+        return [g + d * factor.to(g) for g, d in zip(gradient, self._direction, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The kept direction, of length 1, one tensor per parameter; ``None`` if there is none."""
+        return {"direction": self._direction and [t.clone() for t in self._direction]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state``."""
+        direction = state["direction"]
+        self._direction = direction and [torch.as_tensor(t).clone() for t in direction]

@@ -1,0 +1,135 @@
+"""Sums of the two gradients and of their components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.sam.norm import l2_norm
+
+
+@dataclass(frozen=True)
+class SurrogateGap:
+    r"""The gradient at :math:`w + e`, against the rest of that at :math:`w` (GSAM; Zhuang et al., 2022).
+
+    .. math::
+        \nabla L(w + e) - \alpha \, \nabla L(w)_\perp,
+
+    where :math:`\nabla L(w)_\perp` is the part of :math:`\nabla L(w)` that is orthogonal to
+    :math:`\nabla L(w + e)`: it lowers the gap between the two losses and leaves the perturbed loss alone.
+
+    Args:
+        alpha: Weight :math:`\alpha` of the gap.
+    """
+
+    alpha: float
+
+    def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of GSAM."""
+        orthogonal = orthogonal_part(gradient, perturbed)
+        return list(torch._foreach_add(list(perturbed), orthogonal, alpha=-self.alpha))
+
+
+@dataclass(frozen=True)
+class Weighted:
+    r"""The loss and its sharpness, weighted (WSAM, coupled; Yue et al., 2023, eq. 4).
+
+    .. math::
+        \nabla L(w) + \frac{\gamma}{1 - \gamma} \bigl(\nabla L(w + e) - \nabla L(w)\bigr)
+
+    0 is ERM, 1/2 is SAM, and more than that weighs sharpness more.
+
+    Args:
+        gamma: :math:`\gamma`, at least 0 and below 1.
+
+    Raises:
+        ValueError: If ``gamma`` is out of range.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        _check_gamma(self.gamma)
+
+    def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of WSAM."""
+        return list(torch._foreach_add(list(gradient), _sharpness(self.gamma, gradient, perturbed)))
+
+
+class DecoupledWeighted:
+    r"""The sharpness outside the optimizer, like decoupled weight decay (WSAM; Yue et al., 2023, alg. 1).
+
+    The optimizer is given :math:`\nabla L(w)`, and after each of its steps
+
+    .. math::
+        w \leftarrow w - \eta \frac{\gamma}{1 - \gamma} \bigl(\nabla L(w + e) - \nabla L(w)\bigr)
+
+    with the learning rate :math:`\eta` of the parameter's group, averaged over groups and accumulated over
+    calls. Clipping and momentum act on :math:`\nabla L(w)` only. A step that is skipped skips this too.
+
+    Args:
+        gamma: :math:`\gamma`, at least 0 and below 1.
+        optimizer: The optimizer; a hook on its steps is registered.
+
+    Raises:
+        ValueError: If ``gamma`` is out of range.
+    """
+
+    def __init__(self, gamma: float, optimizer: torch.optim.Optimizer) -> None:
+        _check_gamma(gamma)
+        self.gamma = gamma
+        self._found: list[Tensor] | None = None
+        self._pending: dict[Tensor, Tensor] = {}
+        self._handle = optimizer.register_step_post_hook(self._apply)
+
+    def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient at ``w``; the difference waits for :meth:`collect`."""
+        self._found = _sharpness(self.gamma, gradient, perturbed)
+        return list(gradient)
+
+    def collect(self, params: Sequence[Tensor], unscale: float, *, new_step: bool) -> None:
+        """Adds what the last call left to what the optimizer's next step will apply.
+
+        Args:
+            params: The parameters of the call.
+            unscale: Factor that undoes a GradScaler's scale.
+            new_step: Whether the call began a step: what a skipped step left behind is then dropped.
+        """
+        if new_step:
+            self._pending.clear()
+        found, self._found = self._found, None
+        for p, difference in zip(params, found or [], strict=bool(found)):
+            pending = self._pending.get(p)
+            difference = difference * unscale
+            self._pending[p] = difference if pending is None else pending + difference
+
+    @torch.no_grad()
+    def _apply(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p in self._pending:
+                    p.add_(self._pending.pop(p).to(p.dtype), alpha=-float(group["lr"]))
+
+
+def orthogonal_part(vector: Sequence[Tensor], to: Sequence[Tensor]) -> list[Tensor]:
+    """The part of ``vector`` orthogonal to ``to``, all tensors together; all of it if ``to`` is zero."""
+    norm = l2_norm(to)
+    if norm == 0:
+        return list(vector)
+    unit = [t / norm.to(t) for t in to]
+    along = sum((v * u).sum().to(norm.device) for v, u in zip(vector, unit, strict=True))
+    return [v - u * torch.as_tensor(along).to(u) for v, u in zip(vector, unit, strict=True)]
+
+
+def _sharpness(gamma: float, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
+    difference = torch._foreach_sub(list(perturbed), list(gradient))
+    return list(torch._foreach_mul(difference, gamma / (1.0 - gamma)))
+
+
+def _check_gamma(gamma: float) -> None:
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f"gamma must be at least 0 and below 1, got {gamma}.")

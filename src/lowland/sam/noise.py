@@ -1,0 +1,31 @@
+"""Random numbers that are not replayed."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Noise:
+    """Generators of random perturbations and of stochastic rounding, one per device.
+
+    The passes of a group replay the draws of the default generators, so what perturbs the weights has
+    its own: seeded from the CPU's default generator, which is thereby advanced by one draw.
+
+    Args:
+        seed: Seed of all of them.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    @classmethod
+    def draw(cls) -> Noise:
+        """Noise with a seed from the CPU's default generator."""
+        return cls(int(torch.randint(2**62, ()).item()))
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The generator for tensors on ``device``; each call continues where the last one stopped."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]

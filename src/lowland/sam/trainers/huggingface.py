@@ -1,0 +1,72 @@
+"""SAM in the ``Trainer`` of transformers, with its own accumulation, clipping, precision and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from lowland.sam.shell import SAM
+
+_FILE = "sam.pt"
+
+
+class SAMTrainer(Trainer):
+    """A ``transformers.Trainer`` that trains with SAM.
+
+    Groups of m examples are weighted by their number of labels that count (not -100), so that any m gives
+    the loss that the trainer itself would report, accumulated micro-batches included.
+
+    Args:
+        sam: Options of :class:`~lowland.SAM`, ``{"rho": 0.05, "m": 4}``.
+        args: What ``Trainer`` takes, and ``kwargs`` likewise.
+    """
+
+    def __init__(self, *args: Any, sam: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.model is None:
+            raise ValueError("SAMTrainer must be given a model, got none.")
+        self.sam = SAM(self.model, **{"weight": _num_labels, **sam})
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """In training, the loss whose ``backward`` is SAM's; otherwise the trainer's own."""
+        parent = super().compute_loss
+        if not model.training or return_outputs:
+            return parent(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+
+        def loss(group: Mapping[str, Any]) -> Any:
+            items = None if num_items_in_batch is None else _num_labels(group)
+            return parent(model, dict(group), num_items_in_batch=items)
+
+        scaler = self.accelerator.scaler
+        value = self.sam.objective(loss, dict(inputs), scale=1.0 if scaler is None else scaler)
+        return value if num_items_in_batch is None else value * (_num_labels(inputs) / num_items_in_batch)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            torch.save(self.sam.state_dict(), Path(output_dir) / _FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / _FILE).is_file():
+            state = torch.load(Path(checkpoint) / _FILE, map_location=self.args.device, weights_only=True)
+            self.sam.load_state_dict(state)
+
+
+def _num_labels(inputs: Mapping[str, Any]) -> Tensor | int:
+    """Labels that count; examples if there are no labels."""
+    labels = inputs.get("labels")
+    if isinstance(labels, Tensor):
+        return (labels != -100).sum()
+    return int(next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0])

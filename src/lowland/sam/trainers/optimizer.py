@@ -1,0 +1,345 @@
+"""SAM behind the interface of an optimizer, for trainers that insist on one."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowland.sam.ascent import L2, Ascent, BlindAscent, RememberingAscent
+from lowland.sam.average import Gradients, dense
+from lowland.sam.buffers import BatchNormStats, Buffers
+from lowland.sam.choose import Chosen
+from lowland.sam.climb import Climber, Radii
+from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
+from lowland.sam.noise import Noise
+from lowland.sam.precision import is_half, working
+from lowland.sam.randomness import RandomState
+from lowland.sam.schedule import Schedule, radius
+from lowland.sam.workspace import Workspace
+
+Closure = Callable[[], Any]
+
+
+class SAMOptimizer(Optimizer):
+    r"""An optimizer whose step is one of SAM, around another optimizer.
+
+    :class:`~lowland.SAM` does more and needs no wrapper. This is for code that calls an optimizer and
+    cannot be changed: the gradient that it finds in ``.grad`` is the one that is climbed, so that m is the
+    whole batch of the process. Two ways to call it:
+
+    * ``step(closure)``, where the closure clears the gradients, evaluates the loss, calls ``backward`` and
+      returns the loss, as ``torch.optim`` asks. It is called twice, with the same random draws.
+    * ``first_step()`` after the backward pass, which moves the weights; then, after another backward pass,
+      ``second_step()``, which puts them back and makes the step.
+
+    ``param_groups``, ``state`` and ``defaults`` *are* those of the other optimizer, so schedulers work; a
+    group's own ``rho`` is the radius of its parameters.
+
+    Args:
+        optimizer: The optimizer that makes the steps.
+        rho: Radius of the ascent, or a schedule.
+        ascent: Where to climb, and how far; :class:`~lowland.sam.L2` by default.
+        combine: What to return from the gradients at :math:`w` and at :math:`w + e`; the latter if ``None``.
+        bn_stats: Which passes move running statistics; ``"frozen"`` needs a closure.
+        module: The module that is trained, if there is one to name: its buffers and names are then known, and
+            in a closure the climb of a ``DistributedDataParallel`` is that of the process.
+
+    Raises:
+        TypeError: If ``optimizer`` is not one, or ``ascent`` or ``combine`` is of a kind for ``SAM`` only.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = SAMOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
+        >>> x = torch.randn(8, 3)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(x).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        rho: float | Schedule,
+        ascent: Ascent | None = None,
+        combine: Combine | None = None,
+        bn_stats: BatchNormStats = "first",
+        module: nn.Module | None = None,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {_name(optimizer)}.")
+        if isinstance(ascent, BlindAscent) or isinstance(combine, DecoupledWeighted):
+            part = ascent if isinstance(ascent, BlindAscent) else combine
+            raise TypeError(
+                f"SAMOptimizer must have an ascent along .grad, got {_name(part)}: use lowland.SAM."
+            )
+        self.base_optimizer = optimizer
+        self.rho = rho
+        self.ascent: Ascent = ascent or L2()
+        self.combine = combine
+        self.bn_stats: BatchNormStats = bn_stats
+        self.module = module
+        self.steps_done = 0
+        self._workspace = Workspace()
+        self._moved: ExitStack | None = None
+        self._at_weights: Gradients | None = None
+        self._params: list[Tensor] = []
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Those of the base optimizer."""
+        return self.base_optimizer.param_groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+        """That of the base optimizer."""
+        return self.base_optimizer.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """Those of the base optimizer."""
+        return self.base_optimizer.defaults
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else an optimizer has, hooks among it, is the base optimizer's."""
+        if name == "base_optimizer":
+            raise AttributeError(name)
+        return getattr(self.base_optimizer, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the wrapper that a learning-rate scheduler puts around ``step``."""
+        self._require_unmoved("copied")
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Everything."""
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        """Both names and the radius."""
+        return f"SAMOptimizer({self.base_optimizer!r}, rho={self.rho})"
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients."""
+        self.base_optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the base optimizer's."""
+        self.base_optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state, and under ``"sam"`` the steps and the state of the parts."""
+        self._require_unmoved("saved")
+        parts = {name: part.state_dict() for name, part in self._parts_with_state().items()}
+        return {**self.base_optimizer.state_dict(), "sam": {"step": self.steps_done, **parts}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` returned, or from a state of the base optimizer alone."""
+        state = dict(state_dict)
+        own = state.pop("sam", {})
+        self.base_optimizer.load_state_dict(state)
+        self.steps_done = own.get("step", 0)
+        for name, part in self._parts_with_state().items():
+            if name in own:
+                part.load_state_dict(own[name])
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step: the closure at the weights, the climb, the closure at the perturbed weights.
+
+        Args:
+            closure: Clears the gradients, evaluates the loss, calls ``backward`` and returns the loss.
+
+        Returns:
+            What the closure returned at the unperturbed weights.
+
+        Raises:
+            TypeError: Without a closure.
+        """
+        if closure is None:
+            raise TypeError(
+                "step must be given a closure that evaluates the loss, got none: "
+                "without one, call first_step and second_step."
+            )
+        before = self._trainable()
+        gradients = [p.grad for p in before]
+        devices = sorted({p.device for p in before}, key=str)
+        draws = RandomState.capture(devices)
+        buffers = Buffers(self.module)
+        try:
+            with buffers.kept_on_error():
+                value = self._evaluated(closure, buffers, draws, devices)
+        except BaseException:
+            for p, g in zip(before, gradients, strict=True):
+                p.grad = g
+            draws.restore()
+            raise
+        self.base_optimizer.step()
+        return value
+
+    def first_step(self, zero_grad: bool = False, *, scale: float | torch.amp.GradScaler = 1.0) -> None:
+        """Climbs along ``.grad``: the weights move, until :meth:`second_step` or :meth:`restore`.
+
+        Args:
+            zero_grad: Whether to clear the gradients afterwards.
+            scale: Factor by which the gradients are too large: a ``GradScaler`` that has not unscaled them.
+
+        Raises:
+            RuntimeError: If the weights are perturbed already.
+        """
+        self._require_unmoved("perturbed")
+        self._climb(scale.get_scale() if isinstance(scale, torch.amp.GradScaler) else scale)
+        if self._moved is not None and self.bn_stats != "both":
+            self._moved.enter_context(Buffers(self.module).kept())
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad: bool = False, *, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Puts the weights back and makes the base optimizer's step along ``.grad``.
+
+        Args:
+            zero_grad: Whether to clear the gradients afterwards.
+            scaler: A ``GradScaler`` that is to unscale the gradients and make the step, or skip it.
+
+        Raises:
+            RuntimeError: If there was no :meth:`first_step`.
+        """
+        if self._at_weights is None:
+            raise RuntimeError("second_step must follow first_step, got none.")
+        at_weights, moved = self._at_weights, self._moved is not None
+        self.restore()
+        if moved:
+            self._combine(at_weights)
+        if scaler is None:
+            self.base_optimizer.step()
+        else:
+            scaler.step(self.base_optimizer)
+        if zero_grad:
+            self.zero_grad()
+
+    def restore(self) -> None:
+        """Puts the weights back, if they are perturbed, without a step: after an error, say."""
+        moved, self._moved, self._at_weights = self._moved, None, None
+        if moved is not None:
+            moved.close()
+
+    def _evaluated(
+        self, closure: Closure, buffers: Buffers, draws: RandomState, devices: list[torch.device]
+    ) -> Any:
+        """Both evaluations: leaves the gradient to train with in ``.grad``."""
+        self._require_unmoved("perturbed")
+        reuses = isinstance(self.combine, ReusingCombine) and not self.combine.climbs(self.steps_done)
+        frozen = buffers.kept() if self.bn_stats == "frozen" else nullcontext()
+        self.zero_grad()
+        with torch.enable_grad(), frozen, nullcontext() if reuses else self._own_gradients():
+            value = closure()
+        if reuses:
+            self._reuse()
+            return value
+        after = RandomState.capture(devices)
+        try:
+            self._climb(1.0)
+            if self._moved is not None:
+                at_weights = self._at_weights
+                assert at_weights is not None
+                self.zero_grad()
+                draws.restore()
+                kept = buffers.kept() if self.bn_stats != "both" else nullcontext()
+                with torch.enable_grad(), kept:
+                    closure()
+                self.restore()
+                self._combine(at_weights)
+        finally:
+            self.restore()
+        after.restore()
+        return value
+
+    def _own_gradients(self) -> AbstractContextManager[Any]:
+        """The gradients of this process, under ``DistributedDataParallel``."""
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = getattr(self.module, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()
+
+    @torch.no_grad()
+    def _climb(self, scale: float) -> None:
+        """Moves the weights along ``.grad``, if there is somewhere to climb."""
+        chosen = self._chosen()
+        rows = [i for i, p in enumerate(chosen.tensors) if p.requires_grad]
+        rho = radius(self.rho, self.steps_done)
+        radii = Radii.of([rho if (own := chosen.radii[i]) is None else own for i in rows], len(rows))
+        names = None if chosen.names is None else [chosen.names[i] for i in rows]
+        params = [chosen.tensors[i] for i in rows]
+        gradients: Gradients = [None if p.grad is None else working(p.grad) for p in params]
+        self.steps_done += 1
+        self._params, self._at_weights = params, gradients
+        if radii.rho == 0.0:
+            return
+        needs_noise = getattr(self.ascent, "random", False) or any(is_half(p) for p in params)
+        noise = Noise.draw() if needs_noise else None
+        climber = Climber(self.ascent, radii, 1, 1.0, names, measure=False)
+        found = climber.step(params, gradients, None, scale=scale, noise=noise)
+        if isinstance(self.ascent, RememberingAscent) and math.isfinite(found.norm):
+            self.ascent.remember(found.g)
+        if self.combine is None:
+            self._at_weights = []
+        if found.move is not None:
+            self._moved = ExitStack()
+            self._moved.enter_context(found.move.made(noise, self._workspace, last=True))
+
+    @torch.no_grad()
+    def _combine(self, at_weights: Gradients) -> None:
+        if self.combine is None:
+            return
+        after: Gradients = [None if p.grad is None else working(p.grad) for p in self._params]
+        combined = self.combine(dense(at_weights, self._params), dense(after, self._params))
+        self._set_gradients(
+            combined, [a is not None or b is not None for a, b in zip(at_weights, after, strict=True)]
+        )
+
+    @torch.no_grad()
+    def _reuse(self) -> None:
+        assert isinstance(self.combine, ReusingCombine)
+        self.steps_done += 1
+        self._params = self._trainable()
+        found: Gradients = [None if p.grad is None else working(p.grad) for p in self._params]
+        self._set_gradients(self.combine.reuse(dense(found, self._params)), [g is not None for g in found])
+
+    def _set_gradients(self, gradients: Sequence[Tensor], used: Sequence[bool]) -> None:
+        for p, g, is_used in zip(self._params, gradients, used, strict=True):
+            p.grad = g.to(p.dtype) if is_used else None
+
+    def _trainable(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def _chosen(self) -> Chosen:
+        if self.module is None:
+            return Chosen(self.param_groups)
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        groups = [
+            {**group, "params": [(names.get(id(p), "?"), p) for p in group["params"]], "param_names": None}
+            for group in self.param_groups
+        ]
+        return Chosen(groups)
+
+    def _parts_with_state(self) -> dict[str, Any]:
+        parts = {"rho": self.rho, "ascent": self.ascent, "combine": self.combine}
+        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+    def _require_unmoved(self, what: str) -> None:
+        if self._moved is not None:
+            raise RuntimeError(
+                f"weights must be put back before they are {what}, got perturbed ones: "
+                "call second_step or restore first."
+            )
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
