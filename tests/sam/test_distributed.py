@@ -15,9 +15,20 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from lowland import SAM, sam_gradient
+from lowland import SAM, Unnormalized, sam_gradient
 
-from .naive import added, bn_conv, mlp, naive_sam, regression, relative_error, rows, squared, tensors
+from .naive import (
+    added,
+    bn_conv,
+    mlp,
+    naive_sam,
+    regression,
+    relative_error,
+    rows,
+    squared,
+    tensors,
+    value_and_gradient,
+)
 
 WORLD = 2
 TOL = 1e-12
@@ -102,6 +113,12 @@ def scenarios(rank):
     yield "steps", results_of(mlp(), backward(batch, m=2, steps=2, step_size=0.6, l2=0.1))
     yield "another", results_of(mlp(), backward(batch, m=2, ascent_batch=data(rank + 5)))
     yield "accumulated", results_of(mlp(), accumulated)
+    together = {"process_group": dist.group.WORLD}
+    yield "together", results_of(mlp(), backward(batch, **together))
+    yield "groups together", results_of(mlp(), backward(batch, m=2, steps=2, l2=0.1, **together))
+    uneven = tuple(t[: 4 - rank] for t in batch)
+    yield "uneven, together", results_of(mlp(), backward(uneven, ascent=Unnormalized(), **together))
+    yield "uneven groups, together", attempt(mlp(), backward(uneven, m=3, **together))
     module = bn_conv()
     yield "batch norm", results_of(module, backward(maps(rank), m=2))
     yield "batches", [b.item() for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
@@ -185,6 +202,39 @@ def test_whole_batch_of_a_rank_is_not_the_global_batch(ranks):
     both = tuple(torch.cat(column) for column in zip(data(0), data(1), strict=True))
     whole = naive_sam(mlp(), squared, both, rho=0.4).gradients
     assert relative_error(ranks[0]["whole"][0]["grads"], whole) > 1e-3
+
+
+def test_ranks_of_a_process_group_climb_together_as_the_global_batch(ranks):
+    both = tuple(torch.cat(column) for column in zip(data(0), data(1), strict=True))
+    check(ranks, "together", naive_sam(mlp(), squared, both, rho=0.4).gradients)
+
+
+def test_groups_of_a_process_group_span_the_ranks(ranks):
+    """Group i holds examples 2i and 2i + 1 of each rank, the last one the fifth of each."""
+    options = {"rho": 0.4, "steps": 2, "l2": 0.1}
+    expected = [torch.zeros_like(p) for p in mlp().parameters()]
+    for start, share in ((0, 0.4), (2, 0.4), (4, 0.2)):
+        parts = zip(rows(data(0), start, start + 2), rows(data(1), start, start + 2), strict=True)
+        group = tuple(torch.cat(part) for part in parts)
+        expected = added(expected, naive_sam(mlp(), squared, group, **options).gradients, share)
+    check(ranks, "groups together", expected)
+
+
+def test_climb_of_uneven_ranks_is_weighted_by_their_examples(ranks):
+    """DDP itself then takes the mean over ranks, whatever their sizes."""
+    parts = [rows(data(0), 0, 4), rows(data(1), 0, 3)]
+    both = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    e = naive_sam(mlp(), squared, both, rho=0.4, ascent="unnormalized").perturbations[0]
+    w = [p.detach() for p in mlp().parameters()]
+    each = [value_and_gradient(mlp(), squared, part, added(w, e))[1] for part in parts]
+    check(ranks, "uneven, together", [g / WORLD for g in added(*each)])
+
+
+def test_ranks_that_differ_in_their_number_of_groups_are_refused(ranks):
+    message = (
+        "ValueError: every process of process_group must have the same number of groups, got between 1 and 2."
+    )
+    assert [rank["uneven groups, together"] for rank in ranks] == [message] * WORLD
 
 
 def test_climb_on_another_batch_is_each_ranks_own(ranks):

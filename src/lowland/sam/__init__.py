@@ -13,11 +13,13 @@ from lowland.sam.ascent import (
     Random,
     RandomSubset,
     RememberingAscent,
+    StartingAscent,
     Unified,
     Unnormalized,
     Weights,
 )
 from lowland.sam.batch import MicroBatches
+from lowland.sam.bayesian import BSAM, BayesianAscent
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.choose import norm_layers
 from lowland.sam.combine import (
@@ -40,6 +42,7 @@ from lowland.sam.source import AscentSource, FromLoader, PreviousBatch
 from lowland.sam.trainers import SAMOptimizer
 
 __all__ = [
+    "BSAM",
     "L2",
     "SAM",
     "Adaptive",
@@ -48,6 +51,7 @@ __all__ = [
     "AscentSource",
     "AscentStep",
     "BatchNormStats",
+    "BayesianAscent",
     "BlindAscent",
     "ClippedUnnormalized",
     "Combine",
@@ -66,6 +70,7 @@ __all__ = [
     "ReusingCombine",
     "SAMGradient",
     "SAMOptimizer",
+    "StartingAscent",
     "SurrogateGap",
     "Unified",
     "Unnormalized",

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from lowland.sam.ascent import Ascent, AscentStep, BlindAscent, RememberingAscent, Weights
+from lowland.sam.ascent import (
+    Ascent,
+    AscentStep,
+    BlindAscent,
+    RememberingAscent,
+    StartingAscent,
+    Weights,
+)
 from lowland.sam.average import Gradients
 from lowland.sam.batch import Group
 from lowland.sam.noise import Noise
@@ -17,6 +25,7 @@ from lowland.sam.norm import l2_norm
 from lowland.sam.passes import Move, Pass, Passes, unscaled
 from lowland.sam.precision import working
 from lowland.sam.randomness import RandomState
+from lowland.sam.ranks import mean_over_ranks
 from lowland.sam.scaled import Scaled
 
 
@@ -73,7 +82,8 @@ class Climb:
 class Climber:
     """Several steps of an ascent.
 
-    ``measure`` asks for the gradient's norm even where it decides nothing, at ``rho = 0``.
+    ``measure`` asks for the gradient's norm even where it decides nothing, at ``rho = 0``; the ranks of a
+    ``process_group`` climb together.
     """
 
     ascent: Ascent | BlindAscent
@@ -82,6 +92,7 @@ class Climber:
     step_size: float
     names: Sequence[str] | None
     measure: bool
+    process_group: ProcessGroup | None = None
 
     @property
     def wanted(self) -> list[int] | None:
@@ -97,6 +108,13 @@ class Climber:
         e = self.ascent.without_gradient(Weights(seen.w, self.radii.rho, seen.names, passes.noise))
         return self._ended(None if e is None else seen.move(e))
 
+    def start(self, passes: Passes) -> Move | None:
+        """Where the climb's first gradient is taken; ``None`` for the unperturbed weights."""
+        if self.radii.rho == 0.0 or not isinstance(self.ascent, StartingAscent):
+            return None
+        seen = _Seen.weights(passes.params, self.names, self.radii)
+        return seen.move(self.ascent.start(Weights(seen.w, self.radii.rho, seen.names, passes.noise)))
+
     def climb(self, passes: Passes, start: Pass, group: Group, draws: RandomState) -> Climb:
         """The perturbation of a group from its pass at the unperturbed weights."""
         if self.radii.rho == 0.0:
@@ -107,7 +125,8 @@ class Climber:
             if step > 0:
                 draws.restore()
                 here = passes.elsewhere(group, move, self.wanted)
-            found = self.step(passes.params, here.gradients, e, scale=passes.scale, noise=passes.noise)
+            gradients = self._of_all_ranks(passes, here)
+            found = self.step(passes.params, gradients, e, scale=passes.scale, noise=passes.noise)
             first = first or found
             if not math.isfinite(found.norm):
                 return Climb(None, first.norm, not_finite=here)
@@ -116,6 +135,13 @@ class Climber:
                 break
         assert first is not None
         return self._ended(move, first.norm, first.g if isinstance(self.ascent, RememberingAscent) else None)
+
+    def _of_all_ranks(self, passes: Passes, here: Pass) -> Gradients:
+        if self.process_group is None:
+            return here.gradients
+        return mean_over_ranks(
+            self.process_group, here.gradients, here.mass, passes.params, self.radii.indices
+        )
 
     def _ended(
         self, move: Move | None, norm: float = math.nan, gradients: list[Tensor] | None = None

@@ -82,17 +82,23 @@ def tensor_hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
             hooks.update(saved)
 
 
-def refuse_unreducible(module: nn.Module | None, num_groups: int) -> None:
-    """Refuses the two modes of ``DistributedDataParallel`` that count on one backward per forward.
+def refuse_unreducible(module: nn.Module | None, params: Sequence[Tensor], num_groups: int) -> None:
+    """Refuses what counts on one backward per forward, or has its parameters in pieces.
 
-    With ``static_graph`` its reducer schedules the reduction in the first backward that it sees, which
-    is the climb's, and then silently reduces nothing. With ``find_unused_parameters`` it takes the last
-    group's graph for that of all groups.
+    With ``static_graph``, the reducer of ``DistributedDataParallel`` schedules the reduction in the first
+    backward that it sees, which is the climb's, and then silently reduces nothing. With
+    ``find_unused_parameters`` it takes the last group's graph for that of all groups. The parameters of
+    FSDP are gathered and freed around each module, out of reach of ``torch.autograd.grad``.
 
     Raises:
-        ValueError: If ``module`` contains one in such a mode.
+        ValueError: If ``module`` contains one in such a mode, or ``params`` are such pieces.
     """
+    pieces = {type(p).__name__ for p in params} & {"DTensor", "FlatParameter"}
+    if pieces:
+        raise ValueError(f"params must be whole tensors, not sharded by FSDP or DTensor, got {pieces.pop()}.")
     for part in () if module is None else module.modules():
+        if any(base.__name__ in {"FullyShardedDataParallel", "FSDPModule"} for base in type(part).__mro__):
+            raise ValueError("module must not be sharded by FSDP, whose parameters are in pieces, got one.")
         if not isinstance(part, DistributedDataParallel):
             continue
         if part.static_graph:

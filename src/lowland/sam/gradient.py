@@ -10,8 +10,9 @@ from typing import Any, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from lowland.sam.ascent import L2, Ascent, BlindAscent
+from lowland.sam.ascent import L2, Ascent, BlindAscent, StartingAscent
 from lowland.sam.average import Average, Gradients, dense
 from lowland.sam.batch import MicroBatches, groups_of, join
 from lowland.sam.buffers import BatchNormStats, Buffers
@@ -23,6 +24,7 @@ from lowland.sam.group import GroupPasses, Source, run_group
 from lowland.sam.noise import Noise
 from lowland.sam.passes import Loss, Passes, Weight
 from lowland.sam.precision import is_half
+from lowland.sam.ranks import require_equal_groups
 from lowland.sam.workspace import Workspace
 
 
@@ -67,6 +69,7 @@ def sam_gradient(
     scale: float = 1.0,
     weight: Weight | None = None,
     module: nn.Module | None = None,
+    process_group: ProcessGroup | None = None,
     workspace: Workspace | None = None,
     diagnostics: bool = False,
 ) -> SAMGradient:
@@ -115,6 +118,9 @@ def sam_gradient(
             examples: its number of tokens, say. A group of weight 0 is left out.
         module: The module that ``loss`` runs, if there is one to name; otherwise the modules are found
             as they run.
+        process_group: Processes whose i-th groups climb together, along the mean of their gradients, so that
+            m spans them; ``None`` for climbs of each process by itself. All must call at the same time,
+            with the same number of groups.
         workspace: Memory to be reused from call to call; allocated if not given.
         diagnostics: Whether to return :class:`Diagnostics`.
 
@@ -138,12 +144,16 @@ def sam_gradient(
     _check_params(params)
     _check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
     _check_rho(rho, len(params))
-    _check_choices(ascent, bn_stats, steps, ascent_batch)
+    _check_choices(ascent, bn_stats, steps, ascent_batch, combine)
     radii = Radii.of(rho, len(params))
-    climber = Climber(ascent, radii, steps, step_size, names, measure=diagnostics)
+    climber = Climber(ascent, radii, steps, step_size, names, diagnostics, process_group)
     groups = groups_of(_arguments("batch", batch), m)
     sources = _sources(ascent_batch, m, len(groups))
-    refuse_unreducible(module, len(groups))
+    refuse_unreducible(module, params, len(groups))
+    if process_group is not None:
+        if weight is not None:
+            raise ValueError("weight must be None with process_group, got a function.")
+        require_equal_groups(process_group, len(groups), params[0].device)
     gradient_at_weights = combine is not None or diagnostics
     total = _Total(keep_unperturbed=combine is not None, measure=diagnostics)
     with torch.enable_grad(), tensor_hooks_held(params):
@@ -280,12 +290,21 @@ def _check_rho(rho: float | Sequence[float], num_params: int) -> None:
 
 
 def _check_choices(
-    ascent: Ascent | BlindAscent, bn_stats: str, steps: int, ascent_batch: Sequence[Any] | MicroBatches | None
+    ascent: Ascent | BlindAscent,
+    bn_stats: str,
+    steps: int,
+    ascent_batch: Sequence[Any] | MicroBatches | None,
+    combine: Combine | None,
 ) -> None:
     if bn_stats not in get_args(BatchNormStats):
         raise ValueError(f"bn_stats must be one of {get_args(BatchNormStats)}, got {bn_stats!r}.")
+    name = type(ascent).__name__
+    if isinstance(ascent, StartingAscent):
+        if steps > 1:
+            raise ValueError(f"steps must be 1 with {name}, which starts elsewhere, got {steps}.")
+        if combine is not None:
+            raise ValueError(f"combine must be None with {name}, which starts elsewhere, got {combine!r}.")
     if isinstance(ascent, BlindAscent):
-        name = type(ascent).__name__
         if steps > 1:
             raise ValueError(f"steps must be 1 with {name}, which needs no gradient, got {steps}.")
         if ascent_batch is not None:

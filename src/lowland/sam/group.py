@@ -33,7 +33,7 @@ def run_group(
         return _run_blind(passes, climber, group, draws, gradient_at_weights=gradient_at_weights)
     if source is None or climber.radii.rho == 0.0:
         wanted = None if gradient_at_weights else climber.wanted
-        start = passes.at_weights(group, wanted)
+        start = passes.elsewhere(group, climber.start(passes), wanted, first=True, last=True)
         after = RandomState.capture(passes.devices)
         climb = climber.climb(passes, start, group, draws)
         has_gradient = wanted is None
@@ -70,7 +70,7 @@ class Source:
         """The climb."""
         if self._climb is not None:
             return self._climb
-        start = passes.elsewhere(self._group, None, climber.wanted)
+        start = passes.elsewhere(self._group, climber.start(passes), climber.wanted, last=True)
         climb = climber.climb(passes, start, self._group, draws)
         if self.shared:
             self._climb = replace(climb, gradients=None)  # remembered once

@@ -63,12 +63,14 @@ class Pass:
             used or not asked for; empty for a pass that was asked for its value only.
         realised: The l2 norm of the perturbation after rounding, and the share of the weights that it
             moved; ``None`` unless measured.
+        mass: Number of examples, or their weight.
     """
 
     loss: Tensor
     aux: Any
     gradients: Gradients
     realised: tuple[float, float] | None = None
+    mass: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ class Passes:
             raise ValueError("a group must hold at least one example of positive weight, got none.")
         with torch.no_grad():
             found = self._with_l2(gradients.result(), wanted)
-            return Pass(self._with_penalty(loss), aux[0] if len(aux) == 1 else join(aux), found)
+            together = aux[0] if len(aux) == 1 else join(aux)
+            return Pass(self._with_penalty(loss), together, found, mass=losses.weight)
 
     def _evaluate(self, part: tuple[Any, ...]) -> tuple[Tensor, Any]:
         returned = self.loss(*part)

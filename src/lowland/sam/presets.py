@@ -24,6 +24,7 @@ from lowland.sam.ascent import (
 )
 from lowland.sam.ascent.adaptive import Unit
 from lowland.sam.ascent.blind import Distribution, Scaling
+from lowland.sam.bayesian import BSAM, BayesianAscent
 from lowland.sam.choose import Params, norm_layers
 from lowland.sam.combine import DecoupledWeighted, Look, SurrogateGap, Weighted, magnitude_only, stable
 from lowland.sam.schedule import ProportionalToLR, Schedule
@@ -111,6 +112,11 @@ def esam(params: Params, *, rho: Rho = 0.05, beta: float = 0.5, **options: Any) 
     return SAM(params, rho=rho, ascent=RandomSubset(beta), **options)
 
 
+def bsam(params: Params, *, optimizer: BSAM, rho: Rho = 0.01, **options: Any) -> SAM:
+    r"""Bayesian SAM, :math:`e = \rho\, g(\theta) / s`, for the optimizer BSAM (Möllenhoff & Khan, 2023)."""
+    return SAM(params, rho=rho, ascent=BayesianAscent(optimizer), **options)
+
+
 def gsam(
     params: Params,
     *,
@@ -170,6 +176,7 @@ PRESETS: dict[str, Callable[..., SAM]] = {
         friendly_sam,
         momentum_sam,
         esam,
+        bsam,
         gsam,
         wsam,
         wsam_decoupled,

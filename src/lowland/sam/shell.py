@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from lowland.sam.ascent import Ascent, BlindAscent, RememberingAscent
 from lowland.sam.average import dense
@@ -47,6 +48,7 @@ class SAM:
         l2: Weight of :math:`\frac\lambda2 \|w\|_2^2` inside the objective and the climb.
         bn_stats: Which passes move running statistics: ``"first"``, ``"both"`` or ``"frozen"``.
         weight: Weight of a group in the mean over groups, in place of its number of examples.
+        process_group: Processes that climb together; ``None`` for climbs of each process by itself.
         measure: Whether ``diagnostics`` is filled after each call.
 
     Attributes:
@@ -95,6 +97,7 @@ class SAM:
         l2: float = 0.0,
         bn_stats: BatchNormStats = "first",
         weight: Weight | None = None,
+        process_group: ProcessGroup | None = None,
         measure: bool = False,
     ) -> None:
         self.module = params if isinstance(params, nn.Module) else None
@@ -111,6 +114,7 @@ class SAM:
         self.l2 = l2
         self.bn_stats: BatchNormStats = bn_stats
         self.weight = weight
+        self.process_group = process_group
         self.measure = measure
         self.step = 0
         self.diagnostics: Diagnostics | None = None
@@ -230,6 +234,7 @@ class SAM:
             scale=factor,
             weight=self.weight,
             module=self.module,
+            process_group=self.process_group,
             workspace=self._workspace,
             diagnostics=self.measure,
         )

@@ -4,7 +4,14 @@ from lowland.sam.ascent.adaptive import Adaptive
 from lowland.sam.ascent.ball import L2, ClippedUnnormalized, Unified, Unnormalized
 from lowland.sam.ascent.blind import AlongMomentum, Random
 from lowland.sam.ascent.friendly import Friendly
-from lowland.sam.ascent.step import Ascent, AscentStep, BlindAscent, RememberingAscent, Weights
+from lowland.sam.ascent.step import (
+    Ascent,
+    AscentStep,
+    BlindAscent,
+    RememberingAscent,
+    StartingAscent,
+    Weights,
+)
 from lowland.sam.ascent.subset import RandomSubset
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "Random",
     "RandomSubset",
     "RememberingAscent",
+    "StartingAscent",
     "Unified",
     "Unnormalized",
     "Weights",

@@ -1,8 +1,8 @@
 """What an ascent is, and what it is told.
 
 An ascent is asked once per ascent step for the perturbation after that step, so a new one is one
-callable object. Two optional protocols say that it can do without a gradient (one pass a step), and that
-it remembers gradients.
+callable object. Optional protocols say that it can do without a gradient (one pass a step), that its
+gradient is taken elsewhere, and that it remembers gradients.
 """
 
 from __future__ import annotations
@@ -97,6 +97,15 @@ class BlindAscent(Protocol):
 
     def without_gradient(self, weights: Weights) -> Sequence[Tensor] | None:
         """The perturbation, or ``None`` if there is none."""
+        ...
+
+
+@runtime_checkable
+class StartingAscent(Ascent, Protocol):
+    """An ascent whose gradient is not taken at ``w``; it makes one step."""
+
+    def start(self, weights: Weights) -> Sequence[Tensor]:
+        """Where it is taken, less ``w``."""
         ...
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland.sam.ascent import L2, Ascent, BlindAscent, RememberingAscent
+from lowland.sam.ascent import L2, Ascent, BlindAscent, RememberingAscent, StartingAscent
 from lowland.sam.average import Gradients, dense
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.choose import Chosen
@@ -78,8 +78,8 @@ class SAMOptimizer(Optimizer):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {_name(optimizer)}.")
-        if isinstance(ascent, BlindAscent) or isinstance(combine, DecoupledWeighted):
-            part = ascent if isinstance(ascent, BlindAscent) else combine
+        if isinstance(ascent, (BlindAscent, StartingAscent)) or isinstance(combine, DecoupledWeighted):
+            part = combine if isinstance(combine, DecoupledWeighted) else ascent
             raise TypeError(
                 f"SAMOptimizer must have an ascent along .grad, got {_name(part)}: use lowland.SAM."
             )

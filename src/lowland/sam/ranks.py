@@ -1,0 +1,45 @@
+"""Climbs that several processes make together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowland.sam.average import Gradients, dense
+
+
+def require_equal_groups(process_group: dist.ProcessGroup, num_groups: int, device: torch.device) -> None:
+    """Refuses batches that are not cut into the same number of groups in every process.
+
+    Raises:
+        ValueError: In every process, if the numbers differ.
+    """
+    bounds = torch.tensor([num_groups, -num_groups], device=device)
+    dist.all_reduce(bounds, dist.ReduceOp.MAX, group=process_group)
+    most, fewest = int(bounds[0]), -int(bounds[1])
+    if most != fewest:
+        raise ValueError(
+            "every process of process_group must have the same number of groups, "
+            f"got between {fewest} and {most}."
+        )
+
+
+def mean_over_ranks(
+    process_group: dist.ProcessGroup,
+    gradients: Gradients,
+    mass: float,
+    params: Sequence[Tensor],
+    indices: Sequence[int],
+) -> Gradients:
+    """The mean of the processes' ``gradients`` of the parameters ``indices``, weighted by their ``mass``."""
+    found: Gradients = [None] * len(params)
+    own = dense([gradients[i] for i in indices], [params[i] for i in indices])
+    weight = torch.tensor([mass], dtype=torch.float64, device=own[0].device)
+    dist.all_reduce(weight, group=process_group)
+    for i, g in zip(indices, own, strict=True):
+        found[i] = g * (mass / weight.to(g))
+        dist.all_reduce(found[i], group=process_group)
+    return found
