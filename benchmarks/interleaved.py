@@ -35,17 +35,19 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(step: Step) -> int:
-    """The most bytes that tensors held during ``step``, above what they held before it."""
-    step()
+def peak_memory(make: Callable[[], Step]) -> int:
+    """The most bytes that tensors held during the first step of ``make()``, above what it was given.
+
+    The first step, so that what is kept from step to step (momentum, copies) counts.
+    """
+    step = make()
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         step()
     held = peak = 0
     results = profile.profiler.kineto_results

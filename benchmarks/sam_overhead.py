@@ -4,13 +4,14 @@
 
 Three networks: an MLP of 10 million parameters with 8 examples (parameters dominate), a ResNet and a
 Transformer (forward and backward dominate). In each round every kind makes one step, in turns. Prints the
-medians, the ratio to twice the SGD step within the rounds, and the peak of memory above the weights, in
-copies of the weights. Needs `pip install -e .[dev]`.
+medians, the ratio to twice the SGD step within the rounds, and the peak of memory in the first step above the
+weights, in copies of them (a gradient and a momentum are two). Needs `pip install -e .[dev]`.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytorch_optimizer
@@ -45,15 +46,16 @@ def main() -> None:
 def _table(network: str, device: torch.device, rounds: int) -> None:
     steps = {name: kind(*_problem(network, device)) for name, kind in KINDS.items()}
     weights = sum(p.numel() * p.element_size() for p in _problem(network, device)[0].parameters())
+    memory = {name: peak_memory(partial(kind, *_problem(network, device))) for name, kind in KINDS.items()}
     times = measured(steps, rounds)
     times["2 x SGD step"] = [2 * t for t in times["SGD step"]]
     print(f"\n{network}: {weights / 4e6:.2f} million parameters")
     print(f"{'':30}{'median ms':>10}{'/ 2 x SGD':>11}{'quartiles':>15}{'memory / weights':>18}")
-    for name, step in steps.items():
+    for name in KINDS:
         low, middle, high = ratios(times, name, "2 x SGD step")
         print(
             f"{name:30}{1e3 * statistics.median(times[name]):10.1f}{middle:11.3f}"
-            f"{low:9.3f}-{high:.3f}{peak_memory(step) / weights:15.2f}"
+            f"{low:9.3f}-{high:.3f}{memory[name] / weights:18.2f}"
         )
     for peer in ("pytorch_optimizer SAM", "two-step from the equations"):
         print(f"lowland.SAM / {peer}: {ratios(times, 'lowland.SAM', peer)[1]:.3f}")

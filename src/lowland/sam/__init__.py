@@ -33,12 +33,13 @@ from lowland.sam.combine import (
     stable,
 )
 from lowland.sam.diagnostics import Diagnostics
-from lowland.sam.gradient import SAMGradient, sam_gradient
+from lowland.sam.gradient import sam_gradient
 from lowland.sam.norm import l2_norm
 from lowland.sam.perturb import perturbed, weights_are_perturbed
 from lowland.sam.schedule import Cosine, ProportionalToLR, Window
 from lowland.sam.shell import SAM
 from lowland.sam.source import AscentSource, FromLoader, PreviousBatch
+from lowland.sam.total import SAMGradient
 from lowland.sam.trainers import SAMOptimizer
 
 __all__ = [

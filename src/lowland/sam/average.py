@@ -63,4 +63,5 @@ def _mean_of(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
     parts = [t * s for t, s in ((a, 1.0 - share), (b, share)) if t is not None]
     if not parts:
         return None
+    parts.sort(key=lambda t: t.is_sparse)  # dense + sparse is there, sparse + dense is not
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]

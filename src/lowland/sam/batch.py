@@ -120,6 +120,11 @@ def detach(element: Any) -> Any:
     return _map(lambda t: t.detach(), element)
 
 
+def copied(element: Any) -> Any:
+    """``element`` with every tensor copied."""
+    return _map(lambda t: t.detach().clone(), element)
+
+
 def _map(function: Callable[[Tensor], Tensor], element: Any) -> Any:
     if isinstance(element, Tensor):
         return function(element)

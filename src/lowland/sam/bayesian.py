@@ -106,7 +106,8 @@ class BSAM(torch.optim.Optimizer):
 
     def note(self, p: Tensor, g: Tensor) -> None:
         r"""Takes the gradient at :math:`\theta` for the next step; several calls before it are averaged."""
-        total, count = self._found.get(p, (torch.zeros_like(g), 0))
+        begins = p.grad is None or not p.grad.any()  # what a step that was skipped left behind is dropped
+        total, count = (torch.zeros_like(g), 0) if begins else self._found.get(p, (torch.zeros_like(g), 0))
         self._found[p] = total + g, count + 1
 
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:

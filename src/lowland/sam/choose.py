@@ -42,6 +42,8 @@ class Chosen:
             ValueError: If there are no names, or a pattern matches none.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not patterns:
+            raise ValueError("perturb must name or match at least one parameter, got none.")
         if self.names is None:
             raise ValueError(
                 "perturb needs names: params must be a module or named parameters, "

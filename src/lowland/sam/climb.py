@@ -205,12 +205,21 @@ class _Seen:
     w: list[Tensor]
     g: list[Tensor]
     rows: list[Tensor | None]
+    total: int
 
     @classmethod
     def weights(cls, params: list[Tensor], names: Sequence[str] | None, radii: Radii) -> _Seen:
         moving = [params[i] for i in radii.indices]
         of_moving = None if names is None else [names[i] for i in radii.indices]
-        return cls(moving, of_moving, radii.ratios, moving, [], [None] * len(moving))
+        return cls(
+            moving,
+            of_moving,
+            radii.ratios,
+            moving,
+            [],
+            [None] * len(moving),
+            sum(p.numel() for p in moving),
+        )
 
     @classmethod
     def gradients(
@@ -223,7 +232,8 @@ class _Seen:
         by_row: bool,
         absent_too: bool,
     ) -> _Seen:
-        seen = cls([], None if names is None else [], [], [], [], [])
+        total = sum(params[i].numel() for i in radii.indices)
+        seen = cls([], None if names is None else [], [], [], [], [], total)
         for i, ratio in zip(radii.indices, radii.ratios, strict=True):
             g = gradients[i]
             if g is None and not absent_too:
@@ -250,13 +260,13 @@ class _Seen:
     def move(self, e: Sequence[Tensor]) -> Move:
         """The perturbation ``e`` of what is seen, as one of the parameters."""
         if all(rows is None for rows in self.rows) and all(ratio == 1.0 for ratio in self.ratios):
-            return Move(self.params, e)
+            return Move(self.params, e, self.total)
         factor, tensors = (e.factor, e.tensors) if isinstance(e, Scaled) else (1.0, e)
         whole = [
             _whole(p, t if ratio == 1.0 else t * ratio, rows)
             for p, t, ratio, rows in zip(self.params, tensors, self.ratios, self.rows, strict=True)
         ]
-        return Move(self.params, Scaled(whole, factor))
+        return Move(self.params, Scaled(whole, factor), self.total)
 
 
 def _whole(p: Tensor, e: Tensor, rows: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ class SAM(SAMOptimizer):
         kwargs: Arguments of ``base_optimizer``.
 
     Raises:
-        ValueError: If ``rho`` is negative.
+        ValueError: If ``rho`` is negative, or a group has another ``adaptive``.
     """
 
     def __init__(
@@ -44,4 +44,5 @@ class SAM(SAMOptimizer):
         super().__init__(base_optimizer(params, **kwargs), rho=rho, ascent=ascent)
         for group in self.param_groups:
             group.setdefault("rho", rho)
-            group.setdefault("adaptive", adaptive)
+            if group.setdefault("adaptive", adaptive) != adaptive:
+                raise ValueError(f"adaptive must be the same for all groups, {adaptive}, got {not adaptive}.")

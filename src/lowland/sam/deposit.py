@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ def deposit(params: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
 def as_loss(value: Tensor, params: Sequence[Tensor], gradients: list[Tensor | None]) -> Tensor:
     """A scalar equal to ``value`` whose gradient with respect to ``params`` is ``gradients``.
 
-    ``gradients`` is emptied.
+    ``gradients`` may have more digits than the params, and are rounded last. The list is emptied.
     """
     box = _Box(list(gradients))
     gradients.clear()
+    _unshare(box.gradients)
     used = [p for p, g in zip(params, box.gradients, strict=True) if g is not None]
+    box.dtypes = [p.dtype for p in used]
     if not used:
         return value.detach().clone()
     box.gradients = [g for g in box.gradients if g is not None]
@@ -39,11 +41,24 @@ def as_loss(value: Tensor, params: Sequence[Tensor], gradients: list[Tensor | No
     return found
 
 
+def _unshare(gradients: list[Tensor | None]) -> None:
+    """Copies what has its memory in common with an earlier gradient: each is to become a ``.grad``."""
+    seen = set()
+    for i, g in enumerate(gradients):
+        if g is None or g.is_sparse:
+            continue
+        memory = g.untyped_storage().data_ptr()
+        if memory in seen:
+            gradients[i] = g.clone()
+        seen.add(memory)
+
+
 @dataclass
 class _Box:
     """Gradients that are handed over once."""
 
     gradients: list[Tensor | None]
+    dtypes: list[torch.dtype] = field(default_factory=list)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -62,7 +77,7 @@ class _WithGradient(torch.autograd.Function):
         gradients, ctx.box.gradients = ctx.box.gradients, []
         if outer != 1.0:
             gradients = [g * outer.to(g) for g in gradients]
-        return None, None, *gradients
+        return None, None, *(g.to(dtype) for g, dtype in zip(gradients, ctx.box.dtypes, strict=True))
 
 
 @contextmanager
@@ -93,9 +108,10 @@ def refuse_unreducible(module: nn.Module | None, params: Sequence[Tensor], num_g
     Raises:
         ValueError: If ``module`` contains one in such a mode, or ``params`` are such pieces.
     """
-    pieces = {type(p).__name__ for p in params} & {"DTensor", "FlatParameter"}
-    if pieces:
-        raise ValueError(f"params must be whole tensors, not sharded by FSDP or DTensor, got {pieces.pop()}.")
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):
+        raise ValueError("params must be whole tensors, got some that FSDP has sharded.")
+    if any(type(p).__name__ == "DTensor" for p in params):
+        raise ValueError("params must be whole tensors, got a DTensor, as FSDP makes them.")
     for part in () if module is None else module.modules():
         if any(base.__name__ in {"FullyShardedDataParallel", "FSDPModule"} for base in type(part).__mro__):
             raise ValueError("module must not be sharded by FSDP, whose parameters are in pieces, got one.")

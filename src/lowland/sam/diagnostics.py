@@ -117,5 +117,5 @@ def _cosine(at_weights: Gradients, perturbed: Gradients) -> float:
 
 
 def _norm(gradients: Gradients) -> float:
-    present = [g.to_dense() for g in gradients if g is not None]
+    present = [g for g in gradients if g is not None]
     return l2_norm(present).item() if present else 0.0

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from lowland.sam.ascent import L2, Ascent, BlindAscent, StartingAscent
-from lowland.sam.average import Average, Gradients, dense
-from lowland.sam.batch import MicroBatches, groups_of, join
+from lowland.sam.arguments import check_choices, check_numbers, check_params, check_rho, loss_arguments
+from lowland.sam.ascent import L2, Ascent, BlindAscent
+from lowland.sam.batch import MicroBatches, groups_of
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.climb import Climber, Radii
 from lowland.sam.combine import Combine
 from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
-from lowland.sam.diagnostics import Diagnostics, GroupDiagnostics, together
-from lowland.sam.group import GroupPasses, Source, run_group
+from lowland.sam.group import Source, run_group
 from lowland.sam.noise import Noise
 from lowland.sam.passes import Loss, Passes, Weight
 from lowland.sam.precision import is_half
 from lowland.sam.ranks import require_equal_groups
+from lowland.sam.total import SAMGradient, Total
 from lowland.sam.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class SAMGradient:
-    """What :func:`sam_gradient` returns.
-
-    Attributes:
-        gradients: One tensor per parameter, times ``scale``; ``None`` for a parameter that the loss did
-            not use in any group.
-        loss: Mean objective of the batch at the unperturbed weights, without ``scale``; at the perturbed
-            ones with an ascent that needs no gradient, unless ``combine`` or ``diagnostics`` ask for more.
-        aux: What the loss returned beside its value at the unperturbed weights, joined over the groups:
-            tensors along their first dimension, scalars as a vector; ``None`` if it returned a value only.
-        diagnostics: Per group; ``None`` unless asked for.
-        climb_gradients: Gradients that the climbs started from, averaged over the groups, without
-            ``scale``, of the parameters with a radius; ``None`` unless the ascent remembers them, and if
-            one was not finite.
-    """
-
-    gradients: list[Tensor | None]
-    loss: Float[Tensor, ""]
-    aux: Any
-    diagnostics: Diagnostics | None
-    climb_gradients: list[Tensor] | None = None
 
 
 def sam_gradient(
@@ -141,13 +115,13 @@ def sam_gradient(
     names = list(params) if isinstance(params, Mapping) else None
     params = list(params.values()) if isinstance(params, Mapping) else list(params)
     ascent = L2() if ascent is None else ascent
-    _check_params(params)
-    _check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
-    _check_rho(rho, len(params))
-    _check_choices(ascent, bn_stats, steps, ascent_batch, combine)
+    check_params(params)
+    check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
+    check_rho(rho, len(params))
+    check_choices(ascent, bn_stats, steps, ascent_batch, combine)
     radii = Radii.of(rho, len(params))
     climber = Climber(ascent, radii, steps, step_size, names, diagnostics, process_group)
-    groups = groups_of(_arguments("batch", batch), m)
+    groups = groups_of(loss_arguments("batch", batch), m)
     sources = _sources(ascent_batch, m, len(groups))
     refuse_unreducible(module, params, len(groups))
     if process_group is not None:
@@ -155,7 +129,7 @@ def sam_gradient(
             raise ValueError("weight must be None with process_group, got a function.")
         require_equal_groups(process_group, len(groups), params[0].device)
     gradient_at_weights = combine is not None or diagnostics
-    total = _Total(keep_unperturbed=combine is not None, measure=diagnostics)
+    total = Total(keep_unperturbed=combine is not None, measure=diagnostics)
     with torch.enable_grad(), tensor_hooks_held(params):
         passes = Passes(
             loss,
@@ -171,6 +145,8 @@ def sam_gradient(
         )
         with passes.undone_on_error():
             passes = replace(passes, noise=_noise(ascent, radii, params))
+            if isinstance(ascent_batch, MicroBatches) and radii.rho > 0.0:
+                Noise.draw()  # passes are replayed, but a loader is to shuffle and augment anew in each call
             for i, group in enumerate(groups):
                 size = sum(passes.mass(part) for part in group)
                 if size > 0.0:
@@ -193,129 +169,5 @@ def _sources(
         return []
     if isinstance(ascent_batch, MicroBatches):
         return [Source(ascent_batch, shared=True)]
-    groups = groups_of(_arguments("ascent_batch", ascent_batch), m)
+    groups = groups_of(loss_arguments("ascent_batch", ascent_batch), m)
     return [Source(group, shared=len(groups) < num_groups) for group in groups[:num_groups]]
-
-
-class _Total:
-    """Means over groups, each weighted by its share of the examples."""
-
-    def __init__(self, *, keep_unperturbed: bool, measure: bool) -> None:
-        self._keep_unperturbed = keep_unperturbed
-        self._measure = measure
-        self._perturbed, self._unperturbed = Average(), Average()
-        self._climb_gradients, self._losses = Average(), Average()
-        self._aux: list[Any] = []
-        self._rows: list[GroupDiagnostics] = []
-        self._climbed = False
-        self._all_finite = True
-
-    def add(self, size: float, group: GroupPasses) -> None:
-        self._perturbed.add(group.perturbed.gradients, size)
-        if self._keep_unperturbed:
-            self._unperturbed.add(group.at_weights.gradients, size)
-        if group.climb.gradients is not None:
-            self._climb_gradients.add(group.climb.gradients, size)
-        self._losses.add([group.at_weights.loss], size)
-        self._aux.append(group.at_weights.aux)
-        self._climbed = self._climbed or group.climb.move is not None
-        self._all_finite = self._all_finite and group.climb.not_finite is None
-        if self._measure:
-            self._rows.append(GroupDiagnostics.of(size, group))
-
-    def result(self, params: list[Tensor], combine: Combine | None) -> SAMGradient:
-        if self._losses.weight == 0.0:
-            raise ValueError("batch must hold at least one example of positive weight, got none.")
-        (loss,) = self._losses.result()
-        assert loss is not None
-        gradients = [
-            None if g is None else g.to(p.dtype)
-            for g, p in zip(self._combined(params, combine), params, strict=True)
-        ]
-        remembered = [g for g in self._climb_gradients.result() if g is not None]
-        return SAMGradient(
-            gradients,
-            loss,
-            join(self._aux),
-            together(self._rows) if self._measure else None,
-            remembered if remembered and self._all_finite else None,
-        )
-
-    @torch.no_grad()
-    def _combined(self, params: list[Tensor], combine: Combine | None) -> Gradients:
-        perturbed = self._perturbed.result()
-        if combine is None or not self._climbed:
-            return perturbed
-        unperturbed = self._unperturbed.result()
-        combined = combine(dense(unperturbed, params), dense(perturbed, params))
-        used = [a is not None or b is not None for a, b in zip(unperturbed, perturbed, strict=True)]
-        return [g if u else None for g, u in zip(combined, used, strict=True)]
-
-
-def _check_params(params: Sequence[Tensor]) -> None:
-    if not params:
-        raise ValueError("params must hold at least one tensor that requires a gradient, got none.")
-    for p in params:
-        if not isinstance(p, Tensor):
-            raise TypeError(f"params must be tensors, got {type(p).__name__}.")
-        if not p.is_floating_point():
-            raise TypeError(f"params must be real floating-point tensors, got {p.dtype}.")
-        if not (p.is_leaf and p.requires_grad):
-            raise ValueError(
-                "params must be leaf tensors that require gradients, "
-                f"got is_leaf={p.is_leaf} and requires_grad={p.requires_grad}."
-            )
-    if len({id(p) for p in params}) < len(params):
-        raise ValueError("params must be different tensors, got one twice.")
-
-
-def _check_numbers(*, m: int | None, steps: int, step_size: float, l2: float, scale: float) -> None:
-    if not (math.isfinite(l2) and l2 >= 0):
-        raise ValueError(f"l2 must be non-negative and finite, got {l2}.")
-    for name, value in (("step_size", step_size), ("scale", scale)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}.")
-    for name, count in (("m", 1 if m is None else m), ("steps", steps)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {count!r}.")
-
-
-def _check_rho(rho: float | Sequence[float], num_params: int) -> None:
-    radii = [rho] if isinstance(rho, (int, float)) else list(rho)
-    if not isinstance(rho, (int, float)) and len(radii) != num_params:
-        raise ValueError(f"rho must be one radius or one per parameter, {num_params}, got {len(radii)}.")
-    for radius in radii:
-        if not (math.isfinite(radius) and radius >= 0):
-            raise ValueError(f"rho must be non-negative and finite, got {radius}.")
-
-
-def _check_choices(
-    ascent: Ascent | BlindAscent,
-    bn_stats: str,
-    steps: int,
-    ascent_batch: Sequence[Any] | MicroBatches | None,
-    combine: Combine | None,
-) -> None:
-    if bn_stats not in get_args(BatchNormStats):
-        raise ValueError(f"bn_stats must be one of {get_args(BatchNormStats)}, got {bn_stats!r}.")
-    name = type(ascent).__name__
-    if isinstance(ascent, StartingAscent):
-        if steps > 1:
-            raise ValueError(f"steps must be 1 with {name}, which starts elsewhere, got {steps}.")
-        if combine is not None:
-            raise ValueError(f"combine must be None with {name}, which starts elsewhere, got {combine!r}.")
-    if isinstance(ascent, BlindAscent):
-        if steps > 1:
-            raise ValueError(f"steps must be 1 with {name}, which needs no gradient, got {steps}.")
-        if ascent_batch is not None:
-            raise ValueError(f"ascent_batch must be None with {name}, which needs no gradient, got a batch.")
-    elif not callable(ascent):
-        raise TypeError(f"ascent must be an Ascent or a BlindAscent, got {type(ascent).__name__}.")
-
-
-def _arguments(name: str, batch: Any) -> Sequence[Any] | MicroBatches:
-    if isinstance(batch, (tuple, list, MicroBatches)):
-        return batch
-    raise TypeError(
-        f"{name} must be the tuple of the loss's arguments or MicroBatches, got {type(batch).__name__}."
-    )

@@ -11,12 +11,13 @@ def l2_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
     r"""Norm :math:`\sqrt{\sum_i \|t_i\|_2^2}` of all ``tensors`` together, in float32 or better.
 
     Args:
-        tensors: At least one tensor, of any shapes; the result is on the first one's device.
+        tensors: At least one tensor, of any shapes, dense or sparse; the result is on the first one's device.
 
     Example:
         >>> l2_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
         tensor(5.)
     """
+    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     total = _norm_of_norms(tensors)
     limits = torch.finfo(total.dtype)
     if limits.tiny**0.5 / limits.eps < total < limits.max:

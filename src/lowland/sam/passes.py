@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowland.sam.average import Average, Gradients
-from lowland.sam.batch import Group, batch_size, detach, join
+from lowland.sam.batch import Group, batch_size, detach
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.caches import fresh_caches
 from lowland.sam.noise import Noise
@@ -28,16 +28,20 @@ Weight = Callable[..., Any]
 
 @dataclass
 class Move:
-    """A perturbation ``e`` of some of the ``params``; ``None`` once it was handed over."""
+    """A perturbation ``e`` of ``params``; ``None`` once it was handed over.
+
+    ``total`` is the number of weights that have a radius, whether or not they are among ``params``.
+    """
 
     params: list[Tensor]
     e: Sequence[Tensor] | None
+    total: int
 
     def norm(self) -> float:
         """The l2 norm of ``e``."""
         assert self.e is not None
         factor, tensors = (self.e.factor, self.e.tensors) if isinstance(self.e, Scaled) else (1.0, self.e)
-        return abs(factor) * l2_norm([t.coalesce().values() if t.is_sparse else t for t in tensors]).item()
+        return abs(factor) * l2_norm(tensors).item()
 
     @contextmanager
     def made(self, noise: Noise | None, workspace: Workspace, *, last: bool) -> Iterator[Moved]:
@@ -58,7 +62,7 @@ class Pass:
 
     Attributes:
         loss: The objective, without the scale.
-        aux: What the loss returned beside its value, joined over the group's parts.
+        aux: What the loss returned beside its value, for each of the group's parts.
         gradients: Those of the scaled objective, in float32 or better, ``None`` where a parameter was not
             used or not asked for; empty for a pass that was asked for its value only.
         realised: The l2 norm of the perturbation after rounding, and the share of the weights that it
@@ -67,7 +71,7 @@ class Pass:
     """
 
     loss: Tensor
-    aux: Any
+    aux: list[Any]
     gradients: Gradients
     realised: tuple[float, float] | None = None
     mass: float = 0.0
@@ -120,7 +124,9 @@ class Passes:
             return self._run(group, wanted, first=first)
         with move.made(self.noise, self.workspace, last=last) as moved:
             found = self._run(group, wanted, first=first)
-            return replace(found, realised=(moved.norm(), moved.fraction())) if self.measure else found
+            return (
+                replace(found, realised=(moved.norm(), moved.count() / move.total)) if self.measure else found
+            )
 
     def mass(self, part: tuple[Any, ...]) -> float:
         """Weight of ``part`` in means: its number of examples, or what the user's ``weight`` says."""
@@ -145,14 +151,15 @@ class Passes:
     def _run(self, group: Group, wanted: Sequence[int] | None, *, first: bool) -> Pass:
         gradients, losses = Average(), Average()
         aux: list[Any] = []
-        with fresh_caches(), self._buffer_policy(first):
+        with self._buffer_policy(first):
             for part in group:
                 mass = self.mass(part)
                 if mass == 0.0:
                     continue
-                value, extra = self._evaluate(part)
-                if torch.is_grad_enabled():
-                    gradients.add(self._differentiate(value, wanted), mass)
+                with fresh_caches():
+                    value, extra = self._evaluate(part)
+                    if torch.is_grad_enabled():
+                        gradients.add(self._differentiate(value, wanted), mass)
                 losses.add([value.detach()], mass)
                 aux.append(extra)
         (loss,) = losses.result() or [None]
@@ -160,8 +167,7 @@ class Passes:
             raise ValueError("a group must hold at least one example of positive weight, got none.")
         with torch.no_grad():
             found = self._with_l2(gradients.result(), wanted)
-            together = aux[0] if len(aux) == 1 else join(aux)
-            return Pass(self._with_penalty(loss), together, found, mass=losses.weight)
+            return Pass(self._with_penalty(loss), aux, found, mass=losses.weight)
 
     def _evaluate(self, part: tuple[Any, ...]) -> tuple[Tensor, Any]:
         returned = self.loss(*part)
@@ -211,4 +217,8 @@ class Passes:
 
 def unscaled(gradients: Sequence[Tensor], scale: float) -> list[Tensor]:
     """Gradients of the objective itself, from those of the scaled one."""
-    return list(gradients) if scale == 1.0 else list(torch._foreach_div(list(gradients), scale))
+    if scale == 1.0 or not gradients:
+        return list(gradients)
+    if any(g.is_sparse for g in gradients):
+        return [g / scale for g in gradients]
+    return list(torch._foreach_div(list(gradients), scale))

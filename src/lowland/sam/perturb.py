@@ -63,7 +63,7 @@ def perturbed(
     global _blocks_open
     params = list(params)
     _check_shapes(params, perturbation)
-    moved = Moved(sum(p.numel() for p in params), workspace or Workspace())
+    moved = Moved(workspace or Workspace())
     with fresh_caches():
         _blocks_open += 1
         try:
@@ -81,11 +81,9 @@ class Moved:
     """Weights that were moved: what they were, and how far they are.
 
     Attributes:
-        total: Number of weights that were to move.
         workspace: Where their copies are.
     """
 
-    total: int
     workspace: Workspace
     _dense: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list)
     _rows: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
@@ -95,9 +93,9 @@ class Moved:
         differences = self._differences()
         return l2_norm(differences).item() if differences else 0.0
 
-    def fraction(self) -> float:
-        """The share of the weights that differ from what they were."""
-        return sum(int(d.count_nonzero().item()) for d in self._differences()) / max(self.total, 1)
+    def count(self) -> int:
+        """The number of weights that differ from what they were."""
+        return sum(int(d.count_nonzero().item()) for d in self._differences())
 
     def move(self, params: list[Tensor], perturbation: Sequence[Tensor], noise: Noise | None) -> None:
         """Moves ``params``; what was moved is known even if this raises half-way."""

@@ -35,8 +35,14 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, noise: Noise) -> Tenso
     smallest = round(math.log2(limits.smallest_normal * limits.eps))
     _, exponent = torch.frexp(x)
     exponent = (exponent - digits).clamp_(min=smallest)
-    scaled = torch.ldexp(x, -exponent)
+    scaled = _ldexp(x, -exponent)
     below = scaled.floor()
     chance = torch.rand(x.shape, device=x.device, generator=noise.generator(x.device))
-    rounded = torch.ldexp(below + (chance < scaled - below), exponent)
+    rounded = _ldexp(torch.where(chance < scaled - below, below + 1, below), exponent)
     return torch.where(x.isfinite(), rounded.clamp_(limits.min, limits.max), x).to(dtype)
+
+
+def _ldexp(x: Tensor, exponent: Tensor) -> Tensor:
+    """``x * 2**exponent`` in two steps: the whole power may be beyond float32 (pytorch/pytorch#153069)."""
+    half = exponent // 2
+    return torch.ldexp(torch.ldexp(x, half), exponent - half)

@@ -75,7 +75,10 @@ def asam(params: Params, *, rho: Rho = 0.5, eta: float = 0.01, by: Unit = "eleme
 
 def sam_on(module: nn.Module, *, rho: Rho = 0.05, **options: Any) -> SAM:
     """SAM-ON: only the normalization layers are perturbed (Müller et al., 2023)."""
-    return SAM(module, rho=rho, perturb=norm_layers(module), **options)
+    layers = norm_layers(module)
+    if not layers:
+        raise ValueError("module must have normalization layers for sam_on, got none.")
+    return SAM(module, rho=rho, perturb=layers, **options)
 
 
 def random(

@@ -17,11 +17,12 @@ from lowland.sam.choose import Chosen, Params
 from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
 from lowland.sam.deposit import as_loss, deposit
 from lowland.sam.diagnostics import Diagnostics
-from lowland.sam.gradient import SAMGradient, sam_gradient
+from lowland.sam.gradient import sam_gradient
 from lowland.sam.passes import Loss, Weight
 from lowland.sam.precision import working
 from lowland.sam.schedule import Schedule, radius
 from lowland.sam.source import AscentSource
+from lowland.sam.total import SAMGradient
 from lowland.sam.workspace import Workspace
 
 
@@ -34,7 +35,7 @@ class SAM:
     Args:
         params: A module (best: its buffers and names are then known), parameters, named parameters, or
             parameter groups as an optimizer takes them; a group's own ``rho`` is the radius of its
-            parameters, and 0 leaves them unperturbed.
+            parameters, unless a schedule is at 0, and 0 leaves them unperturbed.
         rho: Radius of the ascent, or a schedule: a function of the number of steps done. May be assigned at
             any time, as may the other attributes.
         m: Examples that share one perturbation; ``None`` means the whole batch.
@@ -100,6 +101,11 @@ class SAM:
         process_group: ProcessGroup | None = None,
         measure: bool = False,
     ) -> None:
+        if source is not None and isinstance(ascent, BlindAscent):
+            raise ValueError(
+                f"source must be None with {type(ascent).__name__}, which needs no gradient, "
+                f"got {type(source).__name__}."
+            )
         self.module = params if isinstance(params, nn.Module) else None
         self._chosen = Chosen(params)
         self._workspace = Workspace()
@@ -130,6 +136,7 @@ class SAM:
         *batch: Any,
         scale: float | Tensor | torch.amp.GradScaler = 1.0,
         ascent_batch: tuple[Any, ...] | MicroBatches | None = None,
+        new_step: bool | None = None,
     ) -> Any:
         """Adds the m-SAM gradient to ``.grad`` and returns the mean loss at the unperturbed weights.
 
@@ -141,12 +148,13 @@ class SAM:
             scale: Factor on the gradients, as in ``(scale * loss).backward()``: a ``GradScaler``, or 1/k
                 for accumulation over k calls, each of which climbs by itself.
             ascent_batch: Examples that the climb sees instead, in place of those of ``source``.
+            new_step: Whether the call begins a step; by default it does if it finds no gradient.
 
         Returns:
             The loss, a detached scalar (with ``l2``, including it), or ``(loss, aux)`` if ``loss``
             returns an ``aux``.
         """
-        trainable, result = self._gradient(loss, batch, scale, ascent_batch)
+        trainable, result = self._gradient(loss, batch, scale, ascent_batch, new_step)
         deposit(trainable, result.gradients)
         return result.loss if result.aux is None else (result.loss, result.aux)
 
@@ -156,12 +164,14 @@ class SAM:
         *batch: Any,
         scale: float | Tensor | torch.amp.GradScaler = 1.0,
         ascent_batch: tuple[Any, ...] | MicroBatches | None = None,
+        new_step: bool | None = None,
     ) -> Any:
         """The mean loss as a tensor whose own ``backward()`` adds the m-SAM gradient to ``.grad``.
 
         For trainers that call ``backward`` themselves: they scale, accumulate, clip and step as ever. All
         passes have been made when this returns. ``scale`` is that of the passes only: it keeps gradients in
-        float16's range and is removed again.
+        float16's range and is removed again. Trainers that clear the gradients only before their own
+        ``backward`` must say which calls begin a step: ``new_step``.
 
         Returns:
             The loss, or ``(loss, aux)``, as :meth:`backward`.
@@ -171,10 +181,10 @@ class SAM:
         """
         if isinstance(self.combine, DecoupledWeighted):
             raise ValueError("DecoupledWeighted must be used with backward, got objective.")
-        trainable, result = self._gradient(loss, batch, scale, ascent_batch)
+        trainable, result = self._gradient(loss, batch, scale, ascent_batch, new_step)
         factor = _factor(scale, trainable)
         if factor != 1.0:
-            result.gradients[:] = [None if g is None else g / factor for g in result.gradients]
+            result.gradients[:] = [None if g is None else working(g) / factor for g in result.gradients]
         value = as_loss(result.loss, trainable, result.gradients)
         return value if result.aux is None else (value, result.aux)
 
@@ -206,16 +216,19 @@ class SAM:
         batch: tuple[Any, ...],
         scale: float | Tensor | torch.amp.GradScaler,
         ascent_batch: tuple[Any, ...] | MicroBatches | None,
+        new_step: bool | None,
     ) -> tuple[list[Tensor], SAMGradient]:
         rows = [i for i, p in enumerate(self.params) if not isinstance(p, Tensor) or p.requires_grad]
         trainable = [self.params[i] for i in rows]
-        new_step = not _has_gradient(trainable)
+        if new_step is None:
+            new_step = not _has_gradient(trainable)
         step = self.step if new_step else max(self.step - 1, 0)
         radii = self._radii(rows, step)
         reuses = isinstance(self.combine, ReusingCombine) and any(radii) and not self.combine.climbs(step)
         parts = batch[0] if len(batch) == 1 and isinstance(batch[0], MicroBatches) else batch
-        if ascent_batch is None and self.source is not None:
-            ascent_batch = self._from_source(parts)
+        source = self.source if ascent_batch is None else None
+        if source is not None and any(radii) and not reuses:
+            ascent_batch = _from_source(source, parts)
         names = self._chosen.names
         factor = _factor(scale, trainable)
         result = sam_gradient(
@@ -245,21 +258,18 @@ class SAM:
         if isinstance(self.combine, DecoupledWeighted):
             unscale = 1.0 / factor if isinstance(scale, torch.amp.GradScaler) else 1.0
             self.combine.collect(trainable, unscale, new_step=new_step)
+        if source is not None and hasattr(source, "done"):
+            source.done(batch)
         self.step = step + 1
         self.diagnostics = result.diagnostics
         return trainable, result
 
     def _radii(self, rows: list[int], step: int) -> list[float]:
         rho = radius(self.rho, step)
-        own = [rho if r is None else r for r in self._chosen.radii]
+        off = rho == 0.0 and callable(self.rho)
+        own = [rho if r is None or off else r for r in self._chosen.radii]
         chosen = self._perturbed or [True] * len(own)
         return [own[i] if chosen[i] else 0.0 for i in rows]
-
-    def _from_source(self, batch: Any) -> Any:
-        assert self.source is not None
-        if isinstance(batch, MicroBatches):
-            raise ValueError("source must be None with MicroBatches, got one.")
-        return self.source.ascent_batch(batch)
 
     def _reuse(self, trainable: list[Tensor], result: SAMGradient) -> None:
         assert isinstance(self.combine, ReusingCombine)
@@ -268,6 +278,12 @@ class SAM:
         )
         pairs = zip(reused, result.gradients, strict=True)
         result.gradients[:] = [None if g is None else r.to(g.dtype) for r, g in pairs]
+
+
+def _from_source(source: AscentSource, batch: Any) -> Any:
+    if isinstance(batch, MicroBatches):
+        raise ValueError("source must be None with MicroBatches, got one.")
+    return source.ascent_batch(batch)
 
 
 def _has_gradient(params: list[Tensor]) -> bool:

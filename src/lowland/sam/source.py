@@ -6,14 +6,19 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-from lowland.sam.batch import MicroBatches, detach
+import torch
+
+from lowland.sam.batch import MicroBatches, copied
 
 Batch = tuple[Any, ...]
 
 
 @runtime_checkable
 class AscentSource(Protocol):
-    """Examples for the climb of each call, beside those of the call itself."""
+    """Examples for the climb of each call, beside those of the call itself.
+
+    A source that keeps batches may have a method ``done(batch)``, called when the call went well.
+    """
 
     def ascent_batch(self, batch: Batch) -> Batch | MicroBatches | None:
         """The examples for the climb of a call with ``batch``; ``None`` for its own."""
@@ -29,10 +34,13 @@ class PreviousBatch:
     def __init__(self) -> None:
         self._previous: Batch | None = None
 
-    def ascent_batch(self, batch: Batch) -> Batch | None:
-        """The previous batch; ``batch`` is kept for the next call."""
-        previous, self._previous = self._previous, tuple(detach(element) for element in batch)
-        return previous
+    def ascent_batch(self, batch: Batch) -> Batch | None:  # noqa: ARG002 - the protocol's
+        """The previous batch."""
+        return self._previous
+
+    def done(self, batch: Batch) -> None:
+        """Keeps ``batch`` for the next call."""
+        self._previous = tuple(copied(element) for element in batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The batch that is kept."""
@@ -63,12 +71,19 @@ class FromLoader:
         self._num_batches = num_batches
         self._drawn = 0
         self._round: Iterator[Any] | None = None
+        self._held: MicroBatches | None = None
 
     def ascent_batch(self, batch: Batch) -> MicroBatches:  # noqa: ARG002 - the protocol's
         """The batches of this call's climb."""
         if self._num_batches is None:
             return MicroBatches(self._loader)
-        return MicroBatches([self._next() for _ in range(self._num_batches)])
+        if self._held is None:
+            self._held = MicroBatches([self._next() for _ in range(self._num_batches)])
+        return self._held
+
+    def done(self, batch: Batch) -> None:  # noqa: ARG002 - the protocol's
+        """The next climb sees other batches; one that failed is made again with the same."""
+        self._held = None
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches of the current round were drawn."""
@@ -76,15 +91,23 @@ class FromLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state``: the same batches follow if the loader is in the same order."""
-        self._round = iter(self._loader)
-        self._drawn = len(list(islice(self._round, state["drawn"])))
+        self._round, self._held, self._drawn = None, None, state["drawn"]
+
+    def _begun(self) -> Iterator[Any]:
+        """A round, or the rest of one that was begun, which drew its random numbers then."""
+        if self._drawn == 0:
+            return iter(self._loader)
+        with torch.random.fork_rng(devices=[]):
+            begun = iter(self._loader)
+            next(islice(begun, self._drawn - 1, None), None)
+            return begun
 
     def _next(self) -> Any:
         for _ in range(2):
             if self._round is None:
-                self._round, self._drawn = iter(self._loader), 0
+                self._round = self._begun()
             for batch in self._round:
                 self._drawn += 1
                 return batch
-            self._round = None
+            self._round, self._drawn = None, 0
         raise ValueError("loader must hold at least one batch, got none.")

@@ -88,6 +88,8 @@ class AlongMomentum:
 
     def without_gradient(self, weights: Weights) -> Sequence[Tensor] | None:
         """The momentum, at length ``rho``."""
+        if any(group.get("momentum", 1.0) == 0.0 for group in self.optimizer.param_groups):
+            raise ValueError("the optimizer must keep a momentum_buffer or exp_avg, got momentum=0.")
         v = [self._momentum(w) for w in weights.w]
         if not any(buffer is not None for buffer in v):
             return None
@@ -104,7 +106,7 @@ class AlongMomentum:
         for name in ("momentum_buffer", "exp_avg"):
             if isinstance(state.get(name), Tensor):
                 found: Tensor = state[name]
-                return found.detach()
+                return found.detach().to_dense()
         if state and "momentum_buffer" not in state:
             raise ValueError(
                 f"the optimizer must keep a momentum_buffer or exp_avg, got state with {sorted(state)}."

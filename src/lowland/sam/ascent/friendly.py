@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowland.sam.ascent.ball import L2
-from lowland.sam.ascent.step import Ascent, AscentStep, BlindAscent
+from lowland.sam.ascent.step import Ascent, AscentStep, BlindAscent, RememberingAscent
 from lowland.sam.norm import l2_norm
 
 
@@ -31,18 +31,20 @@ class Friendly:
 
     Raises:
         ValueError: If ``lam`` is outside [0, 1].
-        TypeError: If ``ascent`` needs no gradient.
+        TypeError: If ``ascent`` needs no gradient or remembers gradients.
     """
 
     def __init__(self, sigma: float = 1.0, lam: float = 0.9, ascent: Ascent | None = None) -> None:
         if not 0.0 <= lam <= 1.0:
             raise ValueError(f"lam must be between 0 and 1, got {lam}.")
-        if isinstance(ascent, BlindAscent):
-            raise TypeError(f"Friendly needs an ascent along the gradient, got {type(ascent).__name__}.")
+        if isinstance(ascent, (BlindAscent, RememberingAscent)):
+            name = type(ascent).__name__
+            raise TypeError(f"Friendly needs an ascent that climbs and remembers nothing, got {name}.")
         self.sigma = sigma
         self.lam = lam
         self.ascent: Ascent = ascent or L2()
         self.random = bool(getattr(self.ascent, "random", False))
+        self.one_step = bool(getattr(self.ascent, "one_step", False))
         self._average: list[Tensor] | None = None
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:

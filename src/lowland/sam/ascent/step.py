@@ -83,7 +83,8 @@ class Ascent(Protocol):
 
     An ascent whose perturbation of a weight depends on that weight's own gradient and on norms over all
     of them may set ``by_row = True``: of a sparse gradient it is then shown the rows that are there, in
-    place of the whole tensor. One that draws from ``noise`` sets ``random = True``.
+    place of the whole tensor. One that draws from ``noise`` sets ``random = True``, one that makes no sense
+    for several steps ``one_step = True``.
     """
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:

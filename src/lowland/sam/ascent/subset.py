@@ -20,7 +20,7 @@ class RandomSubset:
     .. math::
         e = \frac{1}{\beta}\, b \odot \hat e, \qquad b_i \sim \mathrm{Bernoulli}(\beta),
 
-    whose mean is the other ascent's :math:`\hat e`; drawn anew for every group and step.
+    whose mean is the other ascent's :math:`\hat e`; drawn anew for every group. It makes one step.
 
     Args:
         beta: Share of the weights that move, above 0 and at most 1.
@@ -35,6 +35,7 @@ class RandomSubset:
     ascent: Ascent = field(default_factory=L2)
 
     random: ClassVar[bool] = True
+    one_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.beta <= 1.0:

@@ -21,6 +21,8 @@ class Look:
     .. math::
         g + \alpha \frac{\|g\|_2}{\|g_v\|_2}\, g_v.
 
+    If there is no such part, or rounding alone, the next step climbs again.
+
     Args:
         k: A step in k climbs, the first one among them.
         alpha: Weight :math:`\alpha` of the reused direction.
@@ -42,7 +44,8 @@ class Look:
         direction = orthogonal_part(perturbed, gradient)
         norm = l2_norm(direction)
         if bool(norm.isfinite()):
-            self._direction = [d / norm.to(d) for d in direction] if norm > 0 else None
+            rounding = 100.0 * torch.finfo(norm.dtype).eps * l2_norm(perturbed)
+            self._direction = [d / norm.to(d) for d in direction] if norm > rounding else None
         return list(perturbed)
 
     def climbs(self, step: int) -> bool:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lowland.sam.norm import l2_norm
+from lowland.sam.precision import working
 
 
 @dataclass(frozen=True)
@@ -69,26 +71,44 @@ class DecoupledWeighted:
         w \leftarrow w - \eta \frac{\gamma}{1 - \gamma} \bigl(\nabla L(w + e) - \nabla L(w)\bigr)
 
     with the learning rate :math:`\eta` of the parameter's group, averaged over groups and accumulated over
-    calls. Clipping and momentum act on :math:`\nabla L(w)` only. A step that is skipped skips this too.
+    calls. Clipping and momentum act on :math:`\nabla L(w)` only. A step that is skipped skips this too. A
+    difference that is not finite is added to the gradient, where it shows, and left out here.
 
     Args:
         gamma: :math:`\gamma`, at least 0 and below 1.
         optimizer: The optimizer; a hook on its steps is registered.
+        process_group: Processes that train together, over which the difference is averaged after each step.
 
     Raises:
-        ValueError: If ``gamma`` is out of range.
+        ValueError: If ``gamma`` is out of range; when used in one of several processes without a
+            ``process_group``.
     """
 
-    def __init__(self, gamma: float, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        gamma: float,
+        optimizer: torch.optim.Optimizer,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         _check_gamma(gamma)
         self.gamma = gamma
         self._found: list[Tensor] | None = None
         self._pending: dict[Tensor, Tensor] = {}
+        self._process_group = process_group
         self._handle = optimizer.register_step_post_hook(self._apply)
 
     def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
         """The gradient at ``w``; the difference waits for :meth:`collect`."""
-        self._found = _sharpness(self.gamma, gradient, perturbed)
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        if self._process_group is None and not alone:
+            raise ValueError(
+                "DecoupledWeighted must be given the process_group that trains together, "
+                f"got None in one of {dist.get_world_size()} processes."
+            )
+        found = _sharpness(self.gamma, gradient, perturbed)
+        if not bool(l2_norm(found).isfinite()):
+            return list(torch._foreach_add(list(gradient), found))
+        self._found = found
         return list(gradient)
 
     def collect(self, params: Sequence[Tensor], unscale: float, *, new_step: bool) -> None:
@@ -111,8 +131,13 @@ class DecoupledWeighted:
     def _apply(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p in self._pending:
-                    p.add_(self._pending.pop(p).to(p.dtype), alpha=-float(group["lr"]))
+                difference = self._pending.pop(p, None)
+                if self._process_group is not None and p.requires_grad:
+                    difference = torch.zeros_like(working(p)) if difference is None else difference
+                    dist.all_reduce(difference, group=self._process_group)
+                    difference = difference / dist.get_world_size(self._process_group)
+                if difference is not None:
+                    p.add_(difference.to(p.dtype), alpha=-float(group["lr"]))
 
 
 def orthogonal_part(vector: Sequence[Tensor], to: Sequence[Tensor]) -> list[Tensor]:

@@ -18,8 +18,9 @@ _FILE = "sam.pt"
 class SAMTrainer(Trainer):
     """A ``transformers.Trainer`` that trains with SAM.
 
-    Groups of m examples are weighted by their number of labels that count (not -100), so that any m gives
-    the loss that the trainer itself would report, accumulated micro-batches included.
+    Groups of m examples, and accumulated micro-batches, are weighted by their number of labels that count
+    (not -100): the loss is that of the trainer itself for models that take ``num_items_in_batch``, and the
+    mean over all examples for those that do not.
 
     Args:
         sam: Options of :class:`~lowland.SAM`, ``{"rho": 0.05, "m": 4}``.
@@ -28,9 +29,17 @@ class SAMTrainer(Trainer):
 
     def __init__(self, *args: Any, sam: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._options = {"weight": _num_labels, **sam}
+        self._sam: SAM | None = None
+
+    @property
+    def sam(self) -> SAM:
+        """The SAM that trains the model: another one after ``model_init`` made the model anew."""
         if self.model is None:
             raise ValueError("SAMTrainer must be given a model, got none.")
-        self.sam = SAM(self.model, **{"weight": _num_labels, **sam})
+        if self._sam is None or self._sam.module is not self.model:
+            self._sam = SAM(self.model, **self._options)
+        return self._sam
 
     def compute_loss(
         self,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lowland.sam.perturb import weights_are_perturbed
 from lowland.sam.shell import SAM
@@ -22,7 +25,8 @@ class SAMTraining(_Base):
     ``training_step`` is evaluated for each group at the weights and at the perturbed ones, and must return
     the loss of the batch that it is given, alone or under ``"loss"`` in a dictionary; other tensors there are
     joined over the groups. The trainer then calls ``backward`` on the result as ever. What is logged in
-    perturbed passes is left out. The state of SAM goes into Lightning's checkpoints.
+    perturbed passes is left out, and metrics do not see them. The state of SAM goes into Lightning's
+    checkpoints.
 
     Example:
         .. code-block:: python
@@ -33,32 +37,43 @@ class SAMTraining(_Base):
     """
 
     _sam: SAM | None = None
+    _sam_state: dict[str, Any] | None = None
+    _sam_global_step: int | None = None
 
     def configure_sam(self) -> SAM:
-        """The SAM to train with, called once; to be overridden."""
+        """The SAM to train with, called once, when training begins; to be overridden."""
         raise NotImplementedError("configure_sam must return a lowland.SAM, got no such method.")
 
     @property
     def sam(self) -> SAM:
         """The SAM that trains this module."""
         if self._sam is None:
-            self.__dict__["_sam"] = self.configure_sam()
+            sam = self.configure_sam()
+            if self._sam_state is not None:
+                sam.load_state_dict(self._sam_state)
+            self.__dict__["_sam"] = sam
         assert self._sam is not None
         return self._sam
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """The module's own training step, as the objective of SAM."""
         parent = super().training_step
+        if not is_param_in_hook_signature(parent, "batch_idx", min_args=2):
+            args, kwargs = (), {k: v for k, v in kwargs.items() if k != "batch_idx"}
 
         def loss(group: Any) -> Any:
-            returned = parent(group, *args, **kwargs)
+            with _metrics_kept(self):
+                returned = parent(group, *args, **kwargs)
             if not isinstance(returned, Mapping):
                 return returned
             rest = {k: v for k, v in returned.items() if k != "loss" and isinstance(v, Tensor)}
             return returned["loss"], rest
 
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        found = self.sam.objective(loss, batch, scale=1.0 if scaler is None else scaler)
+        # Lightning clears the gradients after this, so that they do not tell where a step begins.
+        begins = self.trainer.global_step != self._sam_global_step
+        found = self.sam.objective(loss, batch, scale=1.0 if scaler is None else scaler, new_step=begins)
+        self.__dict__["_sam_global_step"] = self.trainer.global_step
         return {"loss": found[0], **found[1]} if isinstance(found, tuple) else found
 
     def log(self, *args: Any, **kwargs: Any) -> None:
@@ -67,12 +82,35 @@ class SAMTraining(_Base):
             super().log(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the state of SAM."""
+        """Adds the state of SAM, if it has trained."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sam"] = self.sam.state_dict()
+        if self._sam is not None:
+            checkpoint["sam"] = self._sam.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the state of SAM, if there is one."""
         super().on_load_checkpoint(checkpoint)
-        if "sam" in checkpoint:
-            self.sam.load_state_dict(checkpoint["sam"])
+        self.__dict__["_sam_state"] = checkpoint.get("sam")
+        self.__dict__["_sam"] = None
+
+
+_METRIC_NAMES = ("_update_count", "_computed", "_forward_cache")
+
+
+@contextmanager
+def _metrics_kept(module: nn.Module) -> Iterator[None]:
+    """At perturbed weights, the states of metrics are put back at the end of the block."""
+    metrics = [m for m in module.modules() if isinstance(m, Metric)] if weights_are_perturbed() else []
+    saved = [{name: _copied(getattr(m, name)) for name in (*m._defaults, *_METRIC_NAMES)} for m in metrics]
+    try:
+        yield
+    finally:
+        for metric, state in zip(metrics, saved, strict=True):
+            for name, value in state.items():
+                setattr(metric, name, value)
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    return list(state) if isinstance(state, list) else state

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowland.sam.arguments import check_rho
 from lowland.sam.ascent import L2, Ascent, BlindAscent, RememberingAscent, StartingAscent
 from lowland.sam.average import Gradients, dense
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.choose import Chosen
 from lowland.sam.climb import Climber, Radii
 from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
+from lowland.sam.deposit import refuse_unreducible
 from lowland.sam.noise import Noise
 from lowland.sam.precision import is_half, working
 from lowland.sam.randomness import RandomState
@@ -53,6 +56,8 @@ class SAMOptimizer(Optimizer):
 
     Raises:
         TypeError: If ``optimizer`` is not one, or ``ascent`` or ``combine`` is of a kind for ``SAM`` only.
+        ValueError: If the model is sharded; in ``step(closure)``, if ``combine`` is given beside a
+            ``DistributedDataParallel``, whose two gradients are of the process and of all processes.
 
     Example:
         >>> model = nn.Linear(3, 1)
@@ -83,6 +88,7 @@ class SAMOptimizer(Optimizer):
             raise TypeError(
                 f"SAMOptimizer must have an ascent along .grad, got {_name(part)}: use lowland.SAM."
             )
+        refuse_unreducible(module, [p for g in optimizer.param_groups for p in g["params"]], num_groups=1)
         self.base_optimizer = optimizer
         self.rho = rho
         self.ascent: Ascent = ascent or L2()
@@ -91,9 +97,7 @@ class SAMOptimizer(Optimizer):
         self.module = module
         self.steps_done = 0
         self._workspace = Workspace()
-        self._moved: ExitStack | None = None
-        self._at_weights: Gradients | None = None
-        self._params: list[Tensor] = []
+        self._open: _OpenStep | None = None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -144,13 +148,19 @@ class SAMOptimizer(Optimizer):
         return {**self.base_optimizer.state_dict(), "sam": {"step": self.steps_done, **parts}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from what :meth:`state_dict` returned, or from a state of the base optimizer alone."""
+        """Continues from what :meth:`state_dict` returned, or from a state of the base optimizer alone.
+
+        Raises:
+            ValueError: If it is that of other parts.
+        """
         state = dict(state_dict)
-        own = state.pop("sam", {})
+        own, parts = state.pop("sam", None), self._parts_with_state()
+        if own is not None and own.keys() != {"step", *parts}:
+            raise ValueError(f"state must have the keys {sorted({'step', *parts})}, got {sorted(own)}.")
         self.base_optimizer.load_state_dict(state)
-        self.steps_done = own.get("step", 0)
-        for name, part in self._parts_with_state().items():
-            if name in own:
+        self.steps_done = 0 if own is None else own["step"]
+        for name, part in parts.items():
+            if own is not None:
                 part.load_state_dict(own[name])
 
     def step(self, closure: Closure | None = None) -> Any:
@@ -170,6 +180,7 @@ class SAMOptimizer(Optimizer):
                 "step must be given a closure that evaluates the loss, got none: "
                 "without one, call first_step and second_step."
             )
+        self._require_unmoved("perturbed")
         before = self._trainable()
         gradients = [p.grad for p in before]
         devices = sorted({p.device for p in before}, key=str)
@@ -179,6 +190,7 @@ class SAMOptimizer(Optimizer):
             with buffers.kept_on_error():
                 value = self._evaluated(closure, buffers, draws, devices)
         except BaseException:
+            self.restore()
             for p, g in zip(before, gradients, strict=True):
                 p.grad = g
             draws.restore()
@@ -195,11 +207,17 @@ class SAMOptimizer(Optimizer):
 
         Raises:
             RuntimeError: If the weights are perturbed already.
+            ValueError: With ``bn_stats="frozen"`` or a rule that skips passes, which need a closure.
         """
         self._require_unmoved("perturbed")
-        self._climb(scale.get_scale() if isinstance(scale, torch.amp.GradScaler) else scale)
-        if self._moved is not None and self.bn_stats != "both":
-            self._moved.enter_context(Buffers(self.module).kept())
+        if self.bn_stats == "frozen" or isinstance(self.combine, ReusingCombine):
+            option = "bn_stats='frozen'" if self.bn_stats == "frozen" else type(self.combine).__name__
+            raise ValueError(f"step(closure) must be used with {option}, got first_step.")
+        factor = scale.get_scale() if isinstance(scale, torch.amp.GradScaler) else scale
+        chosen = self._chosen()
+        open_step = self._climb(chosen, self._radii(chosen), factor)
+        if open_step.climbed and self.bn_stats != "both":
+            open_step.undo.enter_context(Buffers(self.module).kept())
         if zero_grad:
             self.zero_grad()
 
@@ -208,113 +226,121 @@ class SAMOptimizer(Optimizer):
 
         Args:
             zero_grad: Whether to clear the gradients afterwards.
-            scaler: A ``GradScaler`` that is to unscale the gradients and make the step, or skip it.
+            scaler: A ``GradScaler`` that is to unscale the gradients, unless it has, and make the step or
+                skip it.
 
         Raises:
             RuntimeError: If there was no :meth:`first_step`.
         """
-        if self._at_weights is None:
+        open_step = self._open
+        if open_step is None:
             raise RuntimeError("second_step must follow first_step, got none.")
-        at_weights, moved = self._at_weights, self._moved is not None
         self.restore()
-        if moved:
-            self._combine(at_weights)
+        self._finish(open_step)
+        self._opt_called = True  # what a learning-rate scheduler looks for
         if scaler is None:
             self.base_optimizer.step()
         else:
-            scaler.step(self.base_optimizer)
+            self._step_scaled(scaler)
         if zero_grad:
             self.zero_grad()
 
     def restore(self) -> None:
         """Puts the weights back, if they are perturbed, without a step: after an error, say."""
-        moved, self._moved, self._at_weights = self._moved, None, None
-        if moved is not None:
-            moved.close()
+        open_step, self._open = self._open, None
+        if open_step is not None:
+            open_step.undo.close()
 
     def _evaluated(
         self, closure: Closure, buffers: Buffers, draws: RandomState, devices: list[torch.device]
     ) -> Any:
         """Both evaluations: leaves the gradient to train with in ``.grad``."""
-        self._require_unmoved("perturbed")
-        reuses = isinstance(self.combine, ReusingCombine) and not self.combine.climbs(self.steps_done)
+        no_sync = getattr(self.module, "no_sync", None)
+        if no_sync is not None and self.combine is not None:
+            raise ValueError("combine must be None in a closure with DistributedDataParallel, got one.")
+        chosen = self._chosen()
+        radii = self._radii(chosen)
+        climbs = radii.rho > 0.0
+        reusing = self.combine if isinstance(self.combine, ReusingCombine) else None
         frozen = buffers.kept() if self.bn_stats == "frozen" else nullcontext()
         self.zero_grad()
-        with torch.enable_grad(), frozen, nullcontext() if reuses else self._own_gradients():
+        with torch.enable_grad(), frozen, no_sync() if no_sync and climbs else nullcontext():
             value = closure()
-        if reuses:
-            self._reuse()
+        if climbs and reusing is not None and not reusing.climbs(self.steps_done):
+            self._reuse(reusing)
             return value
+        open_step = self._climb(chosen, radii, 1.0)
         after = RandomState.capture(devices)
-        try:
-            self._climb(1.0)
-            if self._moved is not None:
-                at_weights = self._at_weights
-                assert at_weights is not None
-                self.zero_grad()
-                draws.restore()
-                kept = buffers.kept() if self.bn_stats != "both" else nullcontext()
-                with torch.enable_grad(), kept:
-                    closure()
-                self.restore()
-                self._combine(at_weights)
-        finally:
-            self.restore()
-        after.restore()
+        if open_step.climbed or (no_sync and climbs):  # all processes reduce, also one that climbed nowhere
+            self.zero_grad()
+            draws.restore()
+            kept = buffers.kept() if self.bn_stats != "both" else nullcontext()
+            with torch.enable_grad(), kept:
+                closure()
+            after.restore()
+        self.restore()
+        self._finish(open_step)
         return value
 
-    def _own_gradients(self) -> AbstractContextManager[Any]:
-        """The gradients of this process, under ``DistributedDataParallel``."""
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = getattr(self.module, "no_sync", None)
-        return nullcontext() if no_sync is None else no_sync()
+    def _radii(self, chosen: Chosen) -> Radii:
+        """Radii of the trainable parameters, for the step that comes next."""
+        rho = radius(self.rho, self.steps_done)
+        pairs = zip(chosen.tensors, chosen.radii, strict=True)
+        off = rho == 0.0 and callable(self.rho)
+        own = [rho if r is None or off else r for p, r in pairs if p.requires_grad]
+        check_rho(own, len(own))
+        return Radii.of(own, len(own))
 
     @torch.no_grad()
-    def _climb(self, scale: float) -> None:
+    def _climb(self, chosen: Chosen, radii: Radii, scale: float) -> _OpenStep:
         """Moves the weights along ``.grad``, if there is somewhere to climb."""
-        chosen = self._chosen()
         rows = [i for i, p in enumerate(chosen.tensors) if p.requires_grad]
-        rho = radius(self.rho, self.steps_done)
-        radii = Radii.of([rho if (own := chosen.radii[i]) is None else own for i in rows], len(rows))
         names = None if chosen.names is None else [chosen.names[i] for i in rows]
         params = [chosen.tensors[i] for i in rows]
-        gradients: Gradients = [None if p.grad is None else working(p.grad) for p in params]
-        self.steps_done += 1
-        self._params, self._at_weights = params, gradients
+        gradients = _gradients(params)
+        self._open = open_step = _OpenStep(params)
         if radii.rho == 0.0:
-            return
+            return open_step
+        if self.combine is not None:
+            open_step.at_weights = [None if g is None else g.clone() for g in gradients]
         needs_noise = getattr(self.ascent, "random", False) or any(is_half(p) for p in params)
         noise = Noise.draw() if needs_noise else None
         climber = Climber(self.ascent, radii, 1, 1.0, names, measure=False)
         found = climber.step(params, gradients, None, scale=scale, noise=noise)
         if isinstance(self.ascent, RememberingAscent) and math.isfinite(found.norm):
-            self.ascent.remember(found.g)
-        if self.combine is None:
-            self._at_weights = []
+            open_step.memory = [g.clone() for g in found.g]
         if found.move is not None:
-            self._moved = ExitStack()
-            self._moved.enter_context(found.move.made(noise, self._workspace, last=True))
+            open_step.climbed = True
+            open_step.undo.enter_context(found.move.made(noise, self._workspace, last=True))
+        return open_step
 
     @torch.no_grad()
-    def _combine(self, at_weights: Gradients) -> None:
-        if self.combine is None:
-            return
-        after: Gradients = [None if p.grad is None else working(p.grad) for p in self._params]
-        combined = self.combine(dense(at_weights, self._params), dense(after, self._params))
-        self._set_gradients(
-            combined, [a is not None or b is not None for a, b in zip(at_weights, after, strict=True)]
-        )
-
-    @torch.no_grad()
-    def _reuse(self) -> None:
-        assert isinstance(self.combine, ReusingCombine)
+    def _finish(self, open_step: _OpenStep) -> None:
+        """What is left when both passes went well: the rule, the memory, the count."""
+        if self.combine is not None and open_step.climbed:
+            after = _gradients(open_step.params)
+            combined = self.combine(
+                dense(open_step.at_weights, open_step.params), dense(after, open_step.params)
+            )
+            pairs = zip(open_step.at_weights, after, strict=True)
+            _set_gradients(open_step.params, combined, [a is not None or b is not None for a, b in pairs])
+        if isinstance(self.ascent, RememberingAscent) and open_step.memory is not None:
+            self.ascent.remember(open_step.memory)
         self.steps_done += 1
-        self._params = self._trainable()
-        found: Gradients = [None if p.grad is None else working(p.grad) for p in self._params]
-        self._set_gradients(self.combine.reuse(dense(found, self._params)), [g is not None for g in found])
 
-    def _set_gradients(self, gradients: Sequence[Tensor], used: Sequence[bool]) -> None:
-        for p, g, is_used in zip(self._params, gradients, used, strict=True):
-            p.grad = g.to(p.dtype) if is_used else None
+    @torch.no_grad()
+    def _reuse(self, rule: ReusingCombine) -> None:
+        params = self._trainable()
+        found = _gradients(params)
+        _set_gradients(params, rule.reuse(dense(found, params)), [g is not None for g in found])
+        self.steps_done += 1
+
+    def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
+        """Lets ``scaler`` make the step; what it noted when it unscaled this optimizer is the base's."""
+        noted = scaler._per_optimizer_states
+        if id(self) in noted:
+            noted[id(self.base_optimizer)] = noted.pop(id(self))
+        scaler.step(self.base_optimizer)
 
     def _trainable(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -334,11 +360,39 @@ class SAMOptimizer(Optimizer):
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
     def _require_unmoved(self, what: str) -> None:
-        if self._moved is not None:
+        if self._open is not None and self._open.climbed:
             raise RuntimeError(
                 f"weights must be put back before they are {what}, got perturbed ones: "
                 "call second_step or restore first."
             )
+
+
+@dataclass
+class _OpenStep:
+    """A step between its climb and its end.
+
+    Attributes:
+        params: The trainable parameters.
+        climbed: Whether the weights moved.
+        undo: Puts them back.
+        at_weights: The gradients of the first pass, if a rule asks for them.
+        memory: Those that the ascent is to remember.
+    """
+
+    params: list[Tensor]
+    climbed: bool = False
+    undo: ExitStack = field(default_factory=ExitStack)
+    at_weights: Gradients = field(default_factory=list)
+    memory: list[Tensor] | None = None
+
+
+def _gradients(params: Sequence[Tensor]) -> Gradients:
+    return [None if p.grad is None else working(p.grad) for p in params]
+
+
+def _set_gradients(params: Sequence[Tensor], gradients: Sequence[Tensor], used: Sequence[bool]) -> None:
+    for p, g, is_used in zip(params, gradients, used, strict=True):
+        p.grad = g.to(p.dtype) if is_used else None
 
 
 def _name(value: object) -> str:

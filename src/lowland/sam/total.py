@@ -1,0 +1,98 @@
+"""What a call returns, gathered from its groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lowland.sam.average import Average, Gradients, dense
+from lowland.sam.batch import join
+from lowland.sam.combine import Combine
+from lowland.sam.diagnostics import Diagnostics, GroupDiagnostics, together
+from lowland.sam.group import GroupPasses
+
+
+@dataclass(frozen=True)
+class SAMGradient:
+    """What :func:`sam_gradient` returns.
+
+    Attributes:
+        gradients: One tensor per parameter, times ``scale``; ``None`` for a parameter that the loss did
+            not use in any group.
+        loss: Mean objective of the batch at the unperturbed weights, without ``scale``; at the perturbed
+            ones with an ascent that needs no gradient, unless ``combine`` or ``diagnostics`` ask for more.
+        aux: What the loss returned beside its value at the unperturbed weights, joined over the groups:
+            tensors along their first dimension, scalars as a vector; ``None`` if it returned a value only.
+        diagnostics: Per group; ``None`` unless asked for.
+        climb_gradients: Gradients that the climbs started from, averaged over the groups, without
+            ``scale``, of the parameters with a radius; ``None`` unless the ascent remembers them, and if
+            one was not finite.
+    """
+
+    gradients: list[Tensor | None]
+    loss: Float[Tensor, ""]
+    aux: Any
+    diagnostics: Diagnostics | None
+    climb_gradients: list[Tensor] | None = None
+
+
+class Total:
+    """Means over groups, each weighted by its share of the examples."""
+
+    def __init__(self, *, keep_unperturbed: bool, measure: bool) -> None:
+        self._keep_unperturbed = keep_unperturbed
+        self._measure = measure
+        self._perturbed, self._unperturbed = Average(), Average()
+        self._climb_gradients, self._losses = Average(), Average()
+        self._aux: list[Any] = []
+        self._rows: list[GroupDiagnostics] = []
+        self._climbed = False
+        self._all_finite = True
+
+    def add(self, size: float, group: GroupPasses) -> None:
+        """Takes a group of weight ``size`` into the means."""
+        self._perturbed.add(group.perturbed.gradients, size)
+        if self._keep_unperturbed:
+            self._unperturbed.add(group.at_weights.gradients, size)
+        if group.climb.gradients is not None:
+            self._climb_gradients.add(group.climb.gradients, size)
+        self._losses.add([group.at_weights.loss], size)
+        self._aux.extend(group.at_weights.aux)
+        self._climbed = self._climbed or group.climb.move is not None
+        self._all_finite = self._all_finite and group.climb.not_finite is None
+        if self._measure:
+            self._rows.append(GroupDiagnostics.of(size, group))
+
+    def result(self, params: list[Tensor], combine: Combine | None) -> SAMGradient:
+        """What the call returns, by the rule ``combine``."""
+        if self._losses.weight == 0.0:
+            raise ValueError("batch must hold at least one example of positive weight, got none.")
+        (loss,) = self._losses.result()
+        assert loss is not None
+        aux = join(self._aux)
+        gradients = [
+            None if g is None else g.to(p.dtype)
+            for g, p in zip(self._combined(params, combine), params, strict=True)
+        ]
+        remembered = [g for g in self._climb_gradients.result() if g is not None]
+        return SAMGradient(
+            gradients,
+            loss,
+            aux,
+            together(self._rows) if self._measure else None,
+            remembered if remembered and self._all_finite else None,
+        )
+
+    @torch.no_grad()
+    def _combined(self, params: list[Tensor], combine: Combine | None) -> Gradients:
+        perturbed = self._perturbed.result()
+        if combine is None or not self._climbed:
+            return perturbed
+        unperturbed = self._unperturbed.result()
+        combined = combine(dense(unperturbed, params), dense(perturbed, params))
+        used = [a is not None or b is not None for a, b in zip(unperturbed, perturbed, strict=True)]
+        return [g if u else None for g, u in zip(combined, used, strict=True)]
