@@ -3,10 +3,8 @@
 This file is also the script that each process runs.
 """
 
-import subprocess
 import sys
-from datetime import timedelta
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -29,8 +27,8 @@ from .naive import (
     tensors,
     value_and_gradient,
 )
+from .processes import WORLD, attempt, found_by_ranks, work
 
-WORLD = 2
 TOL = 1e-12
 
 
@@ -118,57 +116,20 @@ def scenarios(rank):
     yield "groups together", results_of(mlp(), backward(batch, m=2, steps=2, l2=0.1, **together))
     uneven = tuple(t[: 4 - rank] for t in batch)
     yield "uneven, together", results_of(mlp(), backward(uneven, ascent=Unnormalized(), **together))
-    yield "uneven groups, together", attempt(mlp(), backward(uneven, m=3, **together))
+    yield "uneven groups, together", attempt(lambda: results_of(mlp(), backward(uneven, m=3, **together)))
     module = bn_conv()
     yield "batch norm", results_of(module, backward(maps(rank), m=2))
     yield "batches", [b.item() for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
-    yield "static graph", attempt(mlp(), backward(batch, m=2), static_graph=True)
+    yield "static graph", attempt(lambda: results_of(mlp(), backward(batch, m=2), static_graph=True))
     for last in (False, True):
-        steps = backward(skipping(rank, last), m=2)
-        yield f"unused, last={last}", attempt(Skips(), steps, find_unused_parameters=True)
-
-
-def attempt(module, steps, **options):
-    """The results, or the error in words."""
-    try:
-        return results_of(module, steps, **options)
-    except (RuntimeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def work(rank, init, out):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{init}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
-    )
-    try:
-        torch.save(dict(scenarios(rank)), f"{out}{rank}")
-    finally:
-        dist.destroy_process_group()
+        steps = partial(results_of, Skips(), backward(skipping(rank, last), m=2), find_unused_parameters=True)
+        yield f"unused, last={last}", attempt(steps)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each rank found."""
-    folder = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "tests.sam.test_distributed"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "init"), str(folder / "out")],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * WORLD, "\n".join(outputs)
-    return [torch.load(folder / f"out{rank}") for rank in range(WORLD)]
+    return found_by_ranks("tests.sam.test_distributed", tmp_path_factory.mktemp("ddp"))
 
 
 def mean_over_ranks(model, batches, **options):
@@ -283,4 +244,4 @@ def test_single_process_gradient_is_the_same_function():
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    work(scenarios, *sys.argv[1:])

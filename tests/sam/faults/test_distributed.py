@@ -3,11 +3,9 @@
 This file is also the script that each process runs.
 """
 
-import subprocess
 import sys
 from contextlib import nullcontext
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +18,9 @@ from lowland import SAM, SAMOptimizer
 from lowland.sam import DecoupledWeighted, Look, Weighted, Window
 
 from ..naive import added, mlp, naive_sam, regression, relative_error, squared
+from ..processes import WORLD, attempt, found_by_ranks, work
 from .ways import closure_of, sgd
 
-WORLD = 2
 RHO = 0.4
 TOL = 1e-12
 
@@ -170,45 +168,10 @@ def sharded(shard, user):
     return {"norm of the gradient": squares.sqrt()}
 
 
-def attempt(run):
-    """The results, or the error in words."""
-    try:
-        return run()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def work(rank, init, out):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{init}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
-    )
-    torch.save(dict(scenarios(rank)), f"{out}{rank}")
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each rank found."""
-    folder = tmp_path_factory.mktemp("faults")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.sam.faults.test_distributed"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "init"), str(folder / "out")],
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    found = [folder / f"out{rank}" for rank in range(WORLD)]
-    assert all(file.exists() for file in found), "\n".join(outputs)
-    return [torch.load(file) for file in found]
+    return found_by_ranks("tests.sam.faults.test_distributed", tmp_path_factory.mktemp("faults"))
 
 
 def mean_over_ranks(**options):
@@ -344,4 +307,4 @@ def test_sharded_modules_are_refused_by_name_or_their_norms_are_right(ranks, nam
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    work(scenarios, *sys.argv[1:])

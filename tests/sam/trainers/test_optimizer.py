@@ -4,16 +4,10 @@ import copy
 import functools
 import io
 import pickle
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
@@ -774,89 +768,3 @@ def test_options_that_only_a_closure_can_honour_are_refused_in_two_steps(options
     squared(module, *regression()).backward()
     with pytest.raises(ValueError, match="closure"):
         optimizer.first_step()
-
-
-# Processes
-
-
-def data(rank):
-    return regression(10 + rank, examples=5)
-
-
-def scenarios(rank):
-    """Weights after two steps of each style, by name."""
-    for name, named, step in (
-        ("closure", True, by_closure),
-        ("closure, module not named", False, by_closure),
-        ("two steps", True, by_two_steps),
-    ):
-        module = mlp()
-        ddp = DistributedDataParallel(module)
-        optimizer = SAMOptimizer(SGD(module.parameters(), lr=0.1), rho=0.4, module=ddp if named else None)
-        for _ in range(2):
-            step(optimizer, ddp, data(rank))
-        yield name, [p.detach() for p in module.parameters()]
-
-
-def work(rank, init, out):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{init}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=30)
-    )
-    try:
-        torch.save(dict(scenarios(rank)), f"{out}{rank}")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each rank found."""
-    folder = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "tests.sam.trainers.test_optimizer"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "init"), str(folder / "out")],
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * WORLD, "\n".join(outputs)
-    return [torch.load(folder / f"out{rank}") for rank in range(WORLD)]
-
-
-def after_two_steps(shares):
-    """The same in one process: SGD along the mean of m-SAM's gradients of ``shares``."""
-    module = mlp()
-    for _ in range(2):
-        each = [naive_sam(module, squared, share, rho=0.4).gradients for share in shares]
-        mean = [sum(g) / len(shares) for g in zip(*each, strict=True)]
-        with torch.no_grad():
-            for p, g in zip(module.parameters(), mean, strict=True):
-                p.sub_(0.1 * g)
-    return list(module.parameters())
-
-
-def test_closure_of_a_named_ddp_module_climbs_by_process(ranks):
-    expected = after_two_steps([data(rank) for rank in range(WORLD)])
-    for found in ranks:
-        assert relative_error(found["closure"], expected) < 1e-12
-
-
-@pytest.mark.parametrize("name", ["closure, module not named", "two steps"])
-def test_gradients_that_ddp_has_reduced_are_climbed_together(ranks, name):
-    both = tuple(torch.cat(column) for column in zip(data(0), data(1), strict=True))
-    for found in ranks:
-        assert relative_error(found[name], after_two_steps([both])) < 1e-12
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
