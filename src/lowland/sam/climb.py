@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -94,6 +95,28 @@ class Climber:
     measure: bool
     process_group: ProcessGroup | None = None
 
+    # What kind an ascent is, is asked once: a runtime-checkable protocol takes longer than a small layer.
+
+    @cached_property
+    def blind(self) -> BlindAscent | None:
+        """The ascent, if it needs no gradient."""
+        return self.ascent if isinstance(self.ascent, BlindAscent) else None
+
+    @cached_property
+    def starting(self) -> StartingAscent | None:
+        """The ascent, if its gradient is taken elsewhere."""
+        return self.ascent if isinstance(self.ascent, StartingAscent) else None
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether the ascent remembers gradients."""
+        return isinstance(self.ascent, RememberingAscent)
+
+    @cached_property
+    def _climbing(self) -> Ascent:
+        assert not isinstance(self.ascent, BlindAscent)
+        return self.ascent
+
     @property
     def wanted(self) -> list[int] | None:
         """The parameters whose gradients a climb needs; ``None`` if all."""
@@ -101,19 +124,19 @@ class Climber:
 
     def without_gradient(self, passes: Passes) -> Climb:
         """The perturbation of an ascent that needs no gradient."""
-        assert isinstance(self.ascent, BlindAscent)
+        assert self.blind is not None
         if self.radii.rho == 0.0:
             return Climb(None)
         seen = _Seen.weights(passes.params, self.names, self.radii)
-        e = self.ascent.without_gradient(Weights(seen.w, self.radii.rho, seen.names, passes.noise))
+        e = self.blind.without_gradient(Weights(seen.w, self.radii.rho, seen.names, passes.noise))
         return self._ended(None if e is None else seen.move(e))
 
     def start(self, passes: Passes) -> Move | None:
         """Where the climb's first gradient is taken; ``None`` for the unperturbed weights."""
-        if self.radii.rho == 0.0 or not isinstance(self.ascent, StartingAscent):
+        if self.radii.rho == 0.0 or self.starting is None:
             return None
         seen = _Seen.weights(passes.params, self.names, self.radii)
-        return seen.move(self.ascent.start(Weights(seen.w, self.radii.rho, seen.names, passes.noise)))
+        return seen.move(self.starting.start(Weights(seen.w, self.radii.rho, seen.names, passes.noise)))
 
     def climb(self, passes: Passes, start: Pass, group: Group, draws: RandomState) -> Climb:
         """The perturbation of a group from its pass at the unperturbed weights."""
@@ -134,7 +157,7 @@ class Climber:
             if e is None:
                 break
         assert first is not None
-        return self._ended(move, first.norm, first.g if isinstance(self.ascent, RememberingAscent) else None)
+        return self._ended(move, first.norm, first.g if self.remembers else None)
 
     def _of_all_ranks(self, passes: Passes, here: Pass) -> Gradients:
         if self.process_group is None:
@@ -159,14 +182,13 @@ class Climber:
         noise: Noise | None,
     ) -> Step:
         """One step of the ascent from the perturbation ``e``, along ``gradients`` of the scaled objective."""
-        assert not isinstance(self.ascent, BlindAscent)
         seen = _Seen.gradients(
             params,
             self.names,
             self.radii,
             gradients,
             by_row=self.steps == 1 and bool(getattr(self.ascent, "by_row", False)),
-            absent_too=self.steps > 1 or isinstance(self.ascent, RememberingAscent),
+            absent_too=self.steps > 1 or self.remembers,
         )
         g = unscaled(seen.g, scale)
         norm = _norm(g)
@@ -174,7 +196,7 @@ class Climber:
             return Step(norm, g, None, None)
         rho = self.radii.rho
         size = rho * self.step_size
-        e = self.ascent(AscentStep(seen.w, e, g, norm, size, rho, names=seen.names, noise=noise))
+        e = self._climbing(AscentStep(seen.w, e, g, norm, size, rho, names=seen.names, noise=noise))
         return Step(norm, g, e, None if e is None else seen.move(e))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lowland.sam.ascent import BlindAscent
 from lowland.sam.batch import Group
 from lowland.sam.climb import Climb, Climber
 from lowland.sam.passes import Pass, Passes
@@ -29,7 +28,7 @@ def run_group(
     left them.
     """
     draws = RandomState.capture(passes.devices)
-    if isinstance(climber.ascent, BlindAscent):
+    if climber.blind is not None:
         return _run_blind(passes, climber, group, draws, gradient_at_weights=gradient_at_weights)
     if source is None or climber.radii.rho == 0.0:
         wanted = None if gradient_at_weights else climber.wanted

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from lowland.sam.noise import Noise
 
+_HALF = {torch.float16, torch.bfloat16}
+
 
 def is_half(tensor: Tensor) -> bool:
     """Whether ``tensor`` has fewer digits than float32 (float16, bfloat16)."""
-    return torch.finfo(tensor.dtype).eps > torch.finfo(torch.float32).eps
+    return tensor.dtype in _HALF
 
 
 def working(tensor: Tensor) -> Tensor:
