@@ -23,6 +23,9 @@ from .naive import (
     value_and_gradient,
 )
 
+# These tests watch the passes of each group by itself.
+SAM = functools.partial(SAM, engine="loop")
+
 
 def spy(module, seen, loss=squared):
     """The loss, which notes where the weights stand in each pass."""

@@ -153,7 +153,7 @@ def test_friendly_average_is_that_of_the_examples_the_climb_saw(m):
     """Groups that share a climb's examples do not count them twice: five groups of two share two here."""
     module, batch, other = mlp(), regression(0, examples=9), regression(1, examples=4)
     friendly = Friendly(sigma=1.0, lam=0.9)
-    sam = SAM(module, rho=0.3, m=m, ascent=friendly)
+    sam = SAM(module, rho=0.3, m=m, ascent=friendly, engine="loop")
     sam.backward(functools.partial(squared, module), *batch, ascent_batch=other)
     w = [p.detach() for p in module.parameters()]
     _, g = value_and_gradient(module, squared, other, w)

@@ -235,7 +235,15 @@ def test_realised_perturbation_has_length_rho_over_all_tensors_together(rho, m, 
         return squared(module, x, y)
 
     result = sam_gradient(
-        spy, list(module.parameters()), batch, rho=rho, m=m, steps=steps, step_size=1.0, diagnostics=True
+        spy,
+        list(module.parameters()),
+        batch,
+        rho=rho,
+        m=m,
+        steps=steps,
+        step_size=1.0,
+        engine="loop",
+        diagnostics=True,
     )
     passes = steps + 1
     assert lengths[::passes] == [0.0] * len(lengths[::passes])

@@ -280,7 +280,13 @@ def test_climb_on_a_whole_data_set_is_that_of_the_naive_formula(kind, m):
         _, found = value_and_gradient(module, squared, group, added(w, e))
         expected = added(expected, found, len(group[0]) / 7)
     result = sam_gradient(
-        functools.partial(squared, module), params, batch, rho=0.4, m=m, ascent_batch=MicroBatches(source)
+        functools.partial(squared, module),
+        params,
+        batch,
+        rho=0.4,
+        m=m,
+        ascent_batch=MicroBatches(source),
+        engine="loop",
     )
     assert relative_error(result.gradients, expected) < 1e-12
     assert result.loss.item() == pytest.approx(squared(module, *batch).item(), rel=1e-13)
@@ -350,7 +356,7 @@ def test_scalars_beside_the_loss_are_one_vector_over_all_that_was_evaluated(m):
         return squared(module, x, y), x.sum()
 
     parts = MicroBatches(in_parts(batch, [2, 4, 1]))
-    aux = sam_gradient(loss, list(module.parameters()), parts, rho=0.0, m=m).aux
+    aux = sam_gradient(loss, list(module.parameters()), parts, rho=0.0, m=m, engine="loop").aux
     assert aux.shape == (len(calls),)
     assert torch.allclose(aux, torch.stack([x.sum() for x in batch[0].split(calls)]))
 

@@ -13,6 +13,10 @@ from lowland.sam import magnitude_only
 
 from .naive import added, mlp, naive_sam, norm, regression, relative_error, rows, squared
 
+# These tests watch the passes of each group by itself.
+SAM = functools.partial(SAM, engine="loop")
+sam_gradient = functools.partial(sam_gradient, engine="loop")
+
 OPTIONS = [
     {},
     {"steps": 3},

@@ -120,7 +120,7 @@ def test_climb_on_a_previous_batch_of_another_size_pairs_groups_cyclically():
         group, source = rows(batch, 2 * i, 2 * i + 2), rows(other, 2 * (i % 2), 2 * (i % 2) + 2)
         g = gradient_climbing_on(module, group, [source], rho=0.3)
         expected = added(expected, g, num_examples(group) / 9)
-    sam = SAM(module, rho=0.3, m=2)
+    sam = SAM(module, rho=0.3, m=2, engine="loop")
     sam.backward(counted(module, calls), *batch, ascent_batch=other)
     assert relative_error([p.grad for p in module.parameters()], expected) < 1e-12
     assert sum(calls) == 4 + 2 * 9, "each group of the other batch is climbed on once"

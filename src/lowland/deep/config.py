@@ -83,6 +83,8 @@ class TrainConfig:
         sam_rho: Radius of the perturbation; 0 is plain training (ERM).
         m: Examples that share one perturbation; the whole batch if not given.
         acc_steps: The original's way to say m: m = batch_size / acc_steps.
+        engine: Whether the groups of m are run one after the other (loop), all at once (batched), or however
+            is faster (auto).
         sam_iters: Number of ascent steps.
         sam_step_size_mult: Size of an ascent step in units of the radius.
         sam_lr_mult: Instead of sam_rho: the radius is this times the current learning rate.
@@ -149,6 +151,7 @@ class TrainConfig:
     sam_rho: float = 0.0
     m: int | None = None
     acc_steps: int | None = None
+    engine: Literal["auto", "loop", "batched"] = "auto"
     sam_iters: int = 1
     sam_step_size_mult: float = 1.0
     sam_lr_mult: float = 0.0
@@ -274,6 +277,7 @@ class TrainConfig:
             for name, given, needed, there in (
                 ("sam_clip", self.sam_clip, "sam_no_grad_norm", self.sam_no_grad_norm),
                 ("sam_iters", self.sam_iters != 1, "sam_rho or sam_lr_mult", self.is_sam),
+                ("engine", self.engine != "auto", "sam_rho or sam_lr_mult", self.is_sam),
                 ("sam_no_grad_norm", self.sam_no_grad_norm, "sam_rho or sam_lr_mult", self.is_sam),
                 ("sam_use_prev_batch", self.sam_use_prev_batch, "sam_rho or sam_lr_mult", self.is_sam),
                 ("only_sam_step_size", self.only_sam_step_size, "sam_rho or sam_lr_mult", self.is_sam),

@@ -88,6 +88,7 @@ class TrainState:
             l2=config.l2_reg,
             combine=magnitude_only if config.only_sam_step_size else None,
             bn_stats=config.bn_stats,
+            engine=config.engine,
         )
         self.objective = Objective(config, self.model)
         self.epoch, self.iteration, self.steps = 1, 0, 0

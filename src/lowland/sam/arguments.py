@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from lowland.sam.ascent import Ascent, BlindAscent, StartingAscent
 from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.combine import Combine
+
+Engine = Literal["auto", "loop", "batched"]
+"""``loop``: one group after the other; ``batched``: all at once; ``auto``: whichever is faster."""
 
 
 def check_params(params: Sequence[Tensor]) -> None:
@@ -42,6 +45,14 @@ def check_numbers(*, m: int | None, steps: int, step_size: float, l2: float, sca
     for name, count in (("m", 1 if m is None else m), ("steps", steps)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a positive whole number, got {count!r}.")
+
+
+def check_engine(engine: str, max_memory: int | None) -> None:
+    """Refuses engines that there are not."""
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {get_args(Engine)}, got {engine!r}.")
+    if max_memory is not None and not (isinstance(max_memory, int) and max_memory > 0):
+        raise ValueError(f"max_memory must be a positive number of bytes or None, got {max_memory!r}.")
 
 
 def check_rho(rho: float | Sequence[float], num_params: int) -> None:

@@ -35,18 +35,7 @@ Group = Iterable[tuple[Any, ...]]
 """The parts of a group, each a tuple of the loss's arguments."""
 
 
-def groups_of(batch: Sequence[Any] | MicroBatches, m: int | None) -> list[list[tuple[Any, ...]]]:
-    """The groups of ``m`` consecutive examples of ``batch``, each in as many parts as it lies in."""
-    parts = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
-    sizes = [batch_size(part) for part in parts]
-    if not parts:
-        raise ValueError("batch must hold at least one part, got none.")
-    if m is None or m >= sum(sizes):
-        return [parts]
-    return [_cut(parts, sizes, rows) for rows in group_slices(sum(sizes), m)]
-
-
-def _cut(parts: list[tuple[Any, ...]], sizes: list[int], rows: slice) -> list[tuple[Any, ...]]:
+def cut(parts: list[tuple[Any, ...]], sizes: list[int], rows: slice) -> list[tuple[Any, ...]]:
     """The examples ``rows``, counted across the parts."""
     found, begin = [], 0
     for part, size in zip(parts, sizes, strict=True):
@@ -91,7 +80,7 @@ def group_slices(num_examples: int, m: int | None) -> list[slice]:
 
 def take(batch: Sequence[Any], rows: slice) -> tuple[Any, ...]:
     """The examples ``rows`` of every tensor of ``batch``."""
-    return tuple(_map(lambda t: t[rows], element) for element in batch)
+    return tuple(mapped_tensors(lambda t: t[rows], element) for element in batch)
 
 
 def join(parts: Sequence[Any]) -> Any:
@@ -117,21 +106,22 @@ def join(parts: Sequence[Any]) -> Any:
 
 def detach(element: Any) -> Any:
     """``element`` with every tensor detached."""
-    return _map(lambda t: t.detach(), element)
+    return mapped_tensors(lambda t: t.detach(), element)
 
 
 def copied(element: Any) -> Any:
     """``element`` with every tensor copied."""
-    return _map(lambda t: t.detach().clone(), element)
+    return mapped_tensors(lambda t: t.detach().clone(), element)
 
 
-def _map(function: Callable[[Tensor], Tensor], element: Any) -> Any:
+def mapped_tensors(function: Callable[[Tensor], Tensor], element: Any) -> Any:
+    """``element`` with ``function`` of every tensor of its nested dicts, lists and tuples."""
     if isinstance(element, Tensor):
         return function(element)
     if isinstance(element, Mapping):
-        return {key: _map(function, value) for key, value in element.items()}
+        return {key: mapped_tensors(function, value) for key, value in element.items()}
     if isinstance(element, (list, tuple)):
-        return _like(element, [_map(function, value) for value in element])
+        return _like(element, [mapped_tensors(function, value) for value in element])
     return element
 
 

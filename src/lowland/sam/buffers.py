@@ -53,6 +53,14 @@ class Buffers:
                     module.training = mode
                 raise
 
+    def modules(self) -> Iterable[nn.Module]:
+        """All modules of the module; those with buffers that ran so far if there was none to name."""
+        return self._modules.values() if self._module is None else self._module.modules()
+
+    def ids(self) -> set[int]:
+        """The buffers of the module, or of the modules that ran so far."""
+        return {id(b) for m in self._modules.values() for b in m._buffers.values() if b is not None}
+
     @contextmanager
     def _watched(self, saved: _Snapshot) -> Iterator[None]:
         """Modules that run in the block are added to ``saved`` just before they run."""

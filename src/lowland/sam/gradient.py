@@ -10,14 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from lowland.sam.arguments import check_choices, check_numbers, check_params, check_rho, loss_arguments
+from lowland.sam.arguments import (
+    Engine,
+    check_choices,
+    check_engine,
+    check_numbers,
+    check_params,
+    check_rho,
+    loss_arguments,
+)
 from lowland.sam.ascent import L2, Ascent, BlindAscent
-from lowland.sam.batch import MicroBatches, groups_of
+from lowland.sam.batch import MicroBatches
+from lowland.sam.batched.engine import Engines
+from lowland.sam.batched.grouped import Grouped
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.climb import Climber, Radii
 from lowland.sam.combine import Combine
 from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
-from lowland.sam.group import Source, run_group
 from lowland.sam.noise import Noise
 from lowland.sam.passes import Loss, Passes, Weight
 from lowland.sam.precision import is_half
@@ -44,6 +53,8 @@ def sam_gradient(
     weight: Weight | None = None,
     module: nn.Module | None = None,
     process_group: ProcessGroup | None = None,
+    engine: Engine = "auto",
+    max_memory: int | None = None,
     workspace: Workspace | None = None,
     diagnostics: bool = False,
 ) -> SAMGradient:
@@ -95,6 +106,11 @@ def sam_gradient(
         process_group: Processes whose i-th groups climb together, along the mean of their gradients, so that
             m spans them; ``None`` for climbs of each process by itself. All must call at the same time,
             with the same number of groups.
+        engine: ``"loop"`` runs the groups one after the other; ``"batched"`` all at once, in one pass over
+            the batch, with the same result; ``"auto"`` whichever is faster, and the loop, with a warning,
+            for what cannot be run at once.
+        max_memory: Bytes that running groups at once may take: they are run in as many chunks as that
+            needs. ``None`` for twice what one perturbation for the whole batch would take.
         workspace: Memory to be reused from call to call; allocated if not given.
         diagnostics: Whether to return :class:`Diagnostics`.
 
@@ -118,11 +134,15 @@ def sam_gradient(
     check_params(params)
     check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
     check_rho(rho, len(params))
+    check_engine(engine, max_memory)
     check_choices(ascent, bn_stats, steps, ascent_batch, combine)
     radii = Radii.of(rho, len(params))
     climber = Climber(ascent, radii, steps, step_size, names, diagnostics, process_group)
-    groups = groups_of(loss_arguments("batch", batch), m)
-    sources = _sources(ascent_batch, m, len(groups))
+    groups = Grouped(loss_arguments("batch", batch), m)
+    sources: Grouped | MicroBatches | None = None
+    if ascent_batch is not None:
+        found = loss_arguments("ascent_batch", ascent_batch)
+        sources = found if isinstance(found, MicroBatches) else Grouped(found, m)
     refuse_unreducible(module, params, len(groups))
     if process_group is not None:
         if weight is not None:
@@ -147,12 +167,7 @@ def sam_gradient(
             passes = replace(passes, noise=_noise(ascent, radii, params))
             if isinstance(ascent_batch, MicroBatches) and radii.rho > 0.0:
                 Noise.draw()  # passes are replayed, but a loader is to shuffle and augment anew in each call
-            for i, group in enumerate(groups):
-                size = sum(passes.mass(part) for part in group)
-                if size > 0.0:
-                    source = sources[i % len(sources)] if sources else None
-                    found = run_group(passes, climber, group, source, gradient_at_weights=gradient_at_weights)
-                    total.add(size, found)
+            Engines(passes, climber, total, groups, sources, engine, max_memory, gradient_at_weights).run()
             return total.result(params, combine)
 
 
@@ -160,14 +175,3 @@ def _noise(ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor]) -> 
     """Randomness, if some is needed: drawing it advances the default generator."""
     rounding = any(is_half(params[i]) for i in radii.indices)
     return Noise.draw() if radii.rho > 0.0 and (rounding or getattr(ascent, "random", False)) else None
-
-
-def _sources(
-    ascent_batch: Sequence[Any] | MicroBatches | None, m: int | None, num_groups: int
-) -> list[Source]:
-    if ascent_batch is None:
-        return []
-    if isinstance(ascent_batch, MicroBatches):
-        return [Source(ascent_batch, shared=True)]
-    groups = groups_of(loss_arguments("ascent_batch", ascent_batch), m)
-    return [Source(group, shared=len(groups) < num_groups) for group in groups[:num_groups]]

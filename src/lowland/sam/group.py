@@ -61,7 +61,7 @@ class Source:
     """
 
     def __init__(self, group: Group, *, shared: bool) -> None:
-        self._group = group
+        self.group = group
         self.shared = shared
         self._climb: Climb | None = None
 
@@ -69,8 +69,8 @@ class Source:
         """The climb."""
         if self._climb is not None:
             return self._climb
-        start = passes.elsewhere(self._group, climber.start(passes), climber.wanted, last=True)
-        climb = climber.climb(passes, start, self._group, draws)
+        start = passes.elsewhere(self.group, climber.start(passes), climber.wanted, last=True)
+        climb = climber.climb(passes, start, self.group, draws)
         if self.shared:
             self._climb = replace(climb, gradients=None)  # remembered once
         return climb

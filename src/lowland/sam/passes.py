@@ -157,7 +157,7 @@ class Passes:
                 if mass == 0.0:
                     continue
                 with fresh_caches():
-                    value, extra = self._evaluate(part)
+                    value, extra = self.evaluate(part)
                     if torch.is_grad_enabled():
                         gradients.add(self._differentiate(value, wanted), mass)
                 losses.add([value.detach()], mass)
@@ -169,7 +169,8 @@ class Passes:
             found = self._with_l2(gradients.result(), wanted)
             return Pass(self._with_penalty(loss), aux, found, mass=losses.weight)
 
-    def _evaluate(self, part: tuple[Any, ...]) -> tuple[Tensor, Any]:
+    def evaluate(self, part: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        """Value and aux of one part, checked; the mean of one value per example."""
         returned = self.loss(*part)
         value, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
         if not isinstance(value, Tensor):
@@ -210,9 +211,12 @@ class Passes:
     def _with_penalty(self, value: Tensor) -> Tensor:
         return value + 0.5 * self.l2 * l2_norm(self.params).square() if self.l2 > 0 else value
 
+    def moves_buffers(self, first: bool) -> bool:
+        """Whether a pass moves running statistics, if it is the ``first`` over its examples or not."""
+        return self.bn_stats == "both" or (self.bn_stats == "first" and first)
+
     def _buffer_policy(self, first: bool) -> AbstractContextManager[None]:
-        moves = self.bn_stats == "both" or (self.bn_stats == "first" and first)
-        return nullcontext() if moves else self.buffers.kept()
+        return nullcontext() if self.moves_buffers(first) else self.buffers.kept()
 
 
 def unscaled(gradients: Sequence[Tensor], scale: float) -> list[Tensor]:

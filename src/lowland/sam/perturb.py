@@ -25,6 +25,17 @@ def weights_are_perturbed() -> bool:
 
 
 @contextmanager
+def seen_as_perturbed() -> Iterator[None]:
+    """Inside the block the weights count as perturbed, although none of them moves."""
+    global _blocks_open
+    _blocks_open += 1
+    try:
+        yield
+    finally:
+        _blocks_open -= 1
+
+
+@contextmanager
 def perturbed(
     params: Iterable[Tensor],
     perturbation: Sequence[Tensor],
@@ -60,12 +71,10 @@ def perturbed(
         >>> w.data
         tensor([1., 2.])
     """
-    global _blocks_open
     params = list(params)
     _check_shapes(params, perturbation)
     moved = Moved(workspace or Workspace())
-    with fresh_caches():
-        _blocks_open += 1
+    with fresh_caches(), seen_as_perturbed():
         try:
             with torch.no_grad():
                 moved.move(params, perturbation, noise)
@@ -73,7 +82,6 @@ def perturbed(
             yield moved
         finally:
             moved.undo()
-            _blocks_open -= 1
 
 
 @dataclass

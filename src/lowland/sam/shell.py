@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from lowland.sam.arguments import Engine
 from lowland.sam.ascent import Ascent, BlindAscent, RememberingAscent
 from lowland.sam.average import dense
 from lowland.sam.batch import MicroBatches
@@ -50,6 +51,8 @@ class SAM:
         bn_stats: Which passes move running statistics: ``"first"``, ``"both"`` or ``"frozen"``.
         weight: Weight of a group in the mean over groups, in place of its number of examples.
         process_group: Processes that climb together; ``None`` for climbs of each process by itself.
+        engine: ``"auto"``, ``"loop"`` or ``"batched"``: whether groups run one after the other or at once.
+        max_memory: Bytes that running groups at once may take.
         measure: Whether ``diagnostics`` is filled after each call.
 
     Attributes:
@@ -99,6 +102,8 @@ class SAM:
         bn_stats: BatchNormStats = "first",
         weight: Weight | None = None,
         process_group: ProcessGroup | None = None,
+        engine: Engine = "auto",
+        max_memory: int | None = None,
         measure: bool = False,
     ) -> None:
         if source is not None and isinstance(ascent, BlindAscent):
@@ -121,6 +126,8 @@ class SAM:
         self.bn_stats: BatchNormStats = bn_stats
         self.weight = weight
         self.process_group = process_group
+        self.engine: Engine = engine
+        self.max_memory = max_memory
         self.measure = measure
         self.step = 0
         self.diagnostics: Diagnostics | None = None
@@ -248,6 +255,8 @@ class SAM:
             weight=self.weight,
             module=self.module,
             process_group=self.process_group,
+            engine=self.engine,
+            max_memory=self.max_memory,
             workspace=self._workspace,
             diagnostics=self.measure,
         )

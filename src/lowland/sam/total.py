@@ -40,6 +40,33 @@ class SAMGradient:
     climb_gradients: list[Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class GroupsFound:
+    """What several groups contribute to a call's result; gradients are weighted means over them.
+
+    Attributes:
+        weight: Sum of the groups' weights.
+        losses: The objective of each group at the weights.
+        masses: Weight of each group.
+        aux: What the loss returned beside its value, group by group.
+        perturbed: Gradients at the perturbed weights.
+        unperturbed: Gradients at the weights; empty unless asked for.
+        climb_gradients: Gradients that the climbs started from; empty unless remembered.
+        rows: Diagnostics of each group; empty unless measured.
+        climbed: Whether any group moved.
+    """
+
+    weight: float
+    losses: Float[Tensor, " groups"]
+    masses: list[float]
+    aux: list[Any]
+    perturbed: Gradients
+    unperturbed: Gradients
+    climb_gradients: Gradients
+    rows: list[GroupDiagnostics]
+    climbed: bool
+
+
 class Total:
     """Means over groups, each weighted by its share of the examples."""
 
@@ -66,6 +93,19 @@ class Total:
         self._all_finite = self._all_finite and group.climb.not_finite is None
         if self._measure:
             self._rows.append(GroupDiagnostics.of(size, group))
+
+    def add_groups(self, found: GroupsFound) -> None:
+        """Takes several groups, run at once, into the means."""
+        self._perturbed.add(found.perturbed, found.weight)
+        if self._keep_unperturbed:
+            self._unperturbed.add(found.unperturbed, found.weight)
+        if found.climb_gradients:
+            self._climb_gradients.add(found.climb_gradients, found.weight)
+        share = torch.tensor(found.masses, dtype=torch.float64).to(found.losses) / found.weight
+        self._losses.add([(found.losses * share).sum()], found.weight)
+        self._aux.extend(found.aux)
+        self._climbed = self._climbed or found.climbed
+        self._rows.extend(found.rows)
 
     def result(self, params: list[Tensor], combine: Combine | None) -> SAMGradient:
         """What the call returns, by the rule ``combine``."""

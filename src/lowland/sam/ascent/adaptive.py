@@ -54,7 +54,7 @@ class Adaptive:
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
         """A step of length ``step.size`` in this norm, then back into the ball."""
-        scales = self._scales(step)
+        scales = self.scales(step.w, step.names)
         scaled = _product(scales, step.g)
         norm = l2_norm(scaled).item()
         if norm == 0.0 or step.size / norm > torch.finfo(step.g[0].dtype).max:
@@ -70,16 +70,17 @@ class Adaptive:
             torch._foreach_mul_(e, step.rho / length)
         return e
 
-    def _scales(self, step: AscentStep) -> list[Tensor | None]:
+    def scales(self, weights: Sequence[Tensor], names: Sequence[str] | None) -> list[Tensor | None]:
+        """:math:`T` of each of the ``weights``, of a shape that broadcasts; ``None`` for 1."""
         if self.scaled == "*":
-            return [self._scale(w) for w in step.w]
-        if step.names is None:
+            return [self._scale(w) for w in weights]
+        if names is None:
             raise ValueError(
                 f"Adaptive(scaled={self.scaled!r}) needs names: params must be a module or named parameters, "
                 'or scaled="*", got parameters without names.'
             )
-        names = zip(step.w, step.names, strict=True)
-        return [self._scale(w) if fnmatchcase(name, self.scaled) else None for w, name in names]
+        pairs = zip(weights, names, strict=True)
+        return [self._scale(w) if fnmatchcase(name, self.scaled) else None for w, name in pairs]
 
     def _scale(self, w: Tensor) -> Tensor:
         w = working(w.detach())

@@ -1,0 +1,1 @@
+"""All groups of a batch in one pass."""

@@ -1,0 +1,215 @@
+"""Which groups of a call are run at once, and which one after the other."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from lowland.sam.arguments import Engine
+from lowland.sam.ascent import StartingAscent
+from lowland.sam.batch import MicroBatches
+from lowland.sam.batched.climb import GroupsClimber, NotFinite
+from lowland.sam.batched.cost import around, machine, seconds
+from lowland.sam.batched.gradient import BatchedGradient
+from lowland.sam.batched.grouped import Grouped
+from lowland.sam.batched.memory import groups_at_once, held_bytes, saved_bytes
+from lowland.sam.batched.passes import GroupsPasses
+from lowland.sam.batched.refused import Unbatchable, refuse_modules
+from lowland.sam.batched.settled import Verdict, loss_key, verdicts_of
+from lowland.sam.climb import Climber
+from lowland.sam.group import Source, run_group
+from lowland.sam.passes import Passes
+from lowland.sam.precision import is_half
+from lowland.sam.randomness import RandomState
+from lowland.sam.total import Total
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Runs the groups of a call by either engine, and takes what they find into ``total``.
+
+    Attributes:
+        passes: The loss and its policies.
+        climber: The climb.
+        total: The means over groups.
+        groups: The groups of the batch.
+        sources: The groups that these climb on, from the start again where there are fewer; all examples
+            as one group, in parts; ``None`` for the groups themselves.
+        engine: Which engine.
+        max_memory: Bytes that running groups at once may take.
+        gradient_at_weights: Whether the gradient at the weights is asked for.
+    """
+
+    passes: Passes
+    climber: Climber
+    total: Total
+    groups: Grouped
+    sources: Grouped | MicroBatches | None
+    engine: Engine
+    max_memory: int | None
+    gradient_at_weights: bool
+
+    def run(self) -> None:
+        """Runs all groups, in order; those of weight 0 are left out."""
+        weighed = [i for i in range(len(self.groups)) if self._mass(i) > 0.0]
+        if self.engine == "loop" or (self.engine == "auto" and self._too_small(len(weighed))):
+            self._loop(weighed)
+        else:
+            runs = [list(run) for _, run in groupby(weighed, key=self._alike)]
+            longest = max((len(run) for run in runs), default=0)
+            for run in runs:
+                stackable = len(run) == longest and self._alike(run[0]) is not None
+                (self._batched if stackable else self._loop)(run)
+
+    @cached_property
+    def _masses(self) -> dict[int, float]:
+        return {}
+
+    def _mass(self, i: int) -> float:
+        """Weight of a group in the mean."""
+        if self.passes.weight is None:
+            return float(self.groups.size(i))
+        if i not in self._masses:
+            self._masses[i] = sum(self.passes.mass(part) for part in self.groups.group(i))
+        return self._masses[i]
+
+    @cached_property
+    def _loop_sources(self) -> list[Source]:
+        if self.sources is None:
+            return []
+        if isinstance(self.sources, MicroBatches):
+            return [Source(self.sources, shared=True)]
+        shared = len(self.sources) < len(self.groups)
+        used = range(min(len(self.sources), len(self.groups)))
+        return [Source(self.sources.group(i), shared=shared) for i in used]
+
+    def _too_small(self, groups: int) -> bool:
+        """Whether running all groups at once costs more than the loop does around its passes."""
+        params = self.passes.params
+        at = machine(params[0].device)
+        return around(groups, sum(p.numel() for p in params), at) < at.chunk
+
+    def _reason_against(self) -> str | None:
+        """An option that has no batched form."""
+        if self.climber.process_group is not None:
+            return "a process_group whose ranks climb together"
+        if isinstance(self.climber.ascent, StartingAscent):
+            return type(self.climber.ascent).__name__
+        if self.passes.bn_stats == "both" and len(self.groups) > 1:
+            return "bn_stats='both', which moves statistics from pass to pass of a group"
+        shared = isinstance(self.sources, Grouped) and len(self.sources) < len(self.groups)
+        if shared or isinstance(self.sources, MicroBatches):
+            return "an ascent_batch that several groups climb on"
+        if any(is_half(p) for p in self.passes.params):
+            return "weights of half precision, whose perturbation is rounded at random"
+        return None
+
+    def _alike(self, i: int) -> Any:
+        """What groups must have in common to be stacked, those that they climb on included."""
+        found = self.groups.alike(i)
+        if not isinstance(self.sources, Grouped) or found is None:
+            return found
+        source = self.sources.alike(i % len(self.sources))
+        return None if source is None else (found, source)
+
+    def _loop(self, indices: Sequence[int]) -> None:
+        for i in indices:
+            sources = self._loop_sources
+            found = run_group(
+                self.passes,
+                self.climber,
+                self.groups.group(i),
+                sources[i % len(sources)] if sources else None,
+                gradient_at_weights=self.gradient_at_weights,
+            )
+            self.total.add(self._mass(i), found)
+
+    def _batched(self, indices: list[int]) -> None:
+        verdicts = verdicts_of(self.passes.params)
+        key = self._key(indices)
+        try:
+            if key not in verdicts:
+                reason = self._reason_against()
+                if reason is not None:
+                    raise Unbatchable(reason)
+                verdicts[key] = self._settle(indices)
+            chunk = verdicts[key].chunk
+            if chunk == 0:
+                self._loop(indices)
+                return
+            for k in range(0, len(indices), chunk):
+                self._chunk(indices[k : k + chunk])
+        except Unbatchable as error:
+            verdicts[key] = Verdict(0)
+            self._fall_back(indices, error)
+
+    def _chunk(self, indices: list[int]) -> None:
+        batch = self.groups.stacked(indices)
+        source = self.sources.stacked(indices) if isinstance(self.sources, Grouped) else None
+        run = BatchedGradient(self.passes, self.climber, gradient_at_weights=self.gradient_at_weights)
+        try:
+            with self.passes.undone_on_error():
+                found = run.of(batch, [self._mass(i) for i in indices], source)
+        except NotFinite:
+            return self._loop(indices)
+        self.total.add_groups(found)
+        return None
+
+    def _fall_back(self, indices: Sequence[int], error: Unbatchable) -> None:
+        if self.engine == "batched":
+            raise error
+        self._loop(indices)
+        if len(self.groups) > 1:
+            warnings.warn(f"the groups were run one after the other because of {error.what}.", stacklevel=6)
+
+    def _settle(self, indices: list[int]) -> Verdict:
+        """Runs one group by itself, to see whether that is possible and what it holds."""
+        refuse_modules(self.passes)
+        if len(indices) == 1 and self.engine == "batched":
+            return Verdict(1)
+        params = self.passes.params
+        one = self.groups.stacked(indices[:1])
+        climber = GroupsClimber(self.climber, params, 1, self.passes.noise, keeps_gradient=True)
+        run = GroupsPasses(self.passes, climber.forms, planned_groups=len(indices))
+        draws = RandomState.capture(self.passes.devices)
+        try:
+            with self.passes.buffers.kept(), saved_bytes([*params, *one.leaves]) as saved:
+                found = run.recorded(one, range(len(params)), first=True)
+        finally:
+            draws.restore()
+        formed, kept = held_bytes(found.gradient)
+        weights = sum(p.numel() for p in params)
+        chunk = groups_at_once(
+            len(indices),
+            saved=saved.bytes,
+            formed=formed,
+            kept=kept,
+            params=weights * params[0].element_size(),
+            max_memory=self.max_memory,
+        )
+        loop, batched = seconds(
+            found.products,
+            len(indices),
+            math.ceil(len(indices) / chunk),
+            calls=found.calls,
+            params=weights,
+            device=params[0].device,
+        )
+        return Verdict(0 if self.engine == "auto" and loop < batched else chunk)
+
+    def _key(self, indices: list[int]) -> Hashable:
+        device = self.passes.params[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        climber = self.climber
+        return (
+            *(loss_key(self.passes.loss), self.groups.shapes(indices[0]), len(indices), autocast),
+            *(type(climber.ascent), climber.steps, climber.radii.rho == 0.0, climber.measure),
+            *(self.engine, self.max_memory, self.sources is None),
+        )

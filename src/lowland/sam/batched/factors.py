@@ -1,0 +1,159 @@
+"""Matrices of every group that are kept as sums of outer products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lowland.sam.precision import working
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Rows of zeros with a single one: of group g, row r, it is in column ``ids[g, r]``.
+
+    Attributes:
+        ids: Where the ones are.
+        width: Number of columns q.
+    """
+
+    ids: Int[Tensor, "groups rows"]
+    width: int
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The rows written out, shape ``(groups, rows, width)``."""
+        rows = like.new_zeros(*self.ids.shape, self.width)
+        return rows.scatter_(-1, self.ids[..., None], 1.0)
+
+
+Left = Tensor | OneHot
+
+
+@dataclass(frozen=True)
+class Factor:
+    r"""Matrices :math:`E_S = \sum_r l_{S,r} r_{S,r}^\top`, one per group, that are not formed.
+
+    Attributes:
+        left: Vectors :math:`l`, shape ``(groups, rows, q)``, or where their single ones are.
+        right: Vectors :math:`r`, shape ``(groups, rows, p)``.
+    """
+
+    left: Left
+    right: Float[Tensor, "groups rows p"]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of outer products in a group."""
+        return int(self.right.shape[1])
+
+    def elements(self) -> int:
+        """Number of elements that are held."""
+        left = self.left.ids if isinstance(self.left, OneHot) else self.left
+        return left.numel() + self.right.numel()
+
+    def formed(self) -> Float[Tensor, "groups q p"]:
+        """The matrices themselves."""
+        right = working(self.right)
+        if isinstance(self.left, OneHot):
+            whole = right.new_zeros(len(right), self.left.width, right.shape[2])
+            return whole.scatter_add_(1, self.left.ids[..., None].expand_as(right), right)
+        return torch.bmm(working(self.left).transpose(1, 2), right)
+
+    def scaled(self, factors: Float[Tensor, " groups"]) -> Factor:
+        """Each group's matrix times its factor."""
+        if isinstance(self.left, Tensor) and self.left.shape[2] < self.right.shape[2]:
+            return Factor(times(self.left, factors), self.right)
+        return Factor(self.left, times(self.right, factors))
+
+    def scaled_rows(self, factors: Float[Tensor, " q"]) -> Factor:
+        """Row i of every group's matrix times ``factors[i]``."""
+        if isinstance(self.left, OneHot):
+            return Factor(self.left, working(self.right) * factors[self.left.ids][..., None])
+        return Factor(working(self.left) * factors, self.right)
+
+    def summed(self, share: Float[Tensor, " groups"]) -> Float[Tensor, "q p"]:
+        """The sum over groups, each times its share."""
+        right = times(self.right, share).flatten(0, 1)
+        if isinstance(self.left, OneHot):
+            return right.new_zeros(self.left.width, right.shape[1]).index_add_(
+                0, self.left.ids.flatten(), right
+            )
+        return working(self.left).flatten(0, 1).t() @ right
+
+    def product(self, w: Float[Tensor, "q p"]) -> Float[Tensor, " groups"]:
+        """Inner product of each group's matrix with one matrix of all groups."""
+        right = working(self.right)
+        if isinstance(self.left, OneHot):
+            return (w[self.left.ids] * right).sum((1, 2))
+        return ((right @ working(w).t()) * working(self.left)).sum((1, 2))
+
+
+def gram(a: Factor, b: Factor) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+    r"""Inner products :math:`\langle A_S, B_S\rangle = \sum (L_A L_B^\top) \circ (R_A R_B^\top)`.
+
+    With ``a is b`` this is the squared norm of a group's gradient from its activations and output
+    gradients alone, the *ghost norm* of differential privacy (Li et al., 2022, "Large language models can
+    be strong differentially private learners", section 4).
+
+    Returns:
+        The inner products, and the sums of the absolute values of their terms, which tell how much of
+        the digits cancels.
+    """
+    terms = _left_gram(a.left, b.left, working(a.right)) * _pairs(working(a.right), working(b.right))
+    return terms.sum((1, 2)), terms.abs().sum((1, 2))
+
+
+def _left_gram(a: Left, b: Left, like: Tensor) -> Float[Tensor, "groups rows_a rows_b"]:
+    if isinstance(a, OneHot) and isinstance(b, OneHot):
+        return (a.ids[:, :, None] == b.ids[:, None, :]).to(like)
+    if isinstance(a, OneHot):
+        return _columns(working(b), a.ids).transpose(1, 2)  # type: ignore[arg-type]
+    if isinstance(b, OneHot):
+        return _columns(working(a), b.ids)
+    return _pairs(working(a), working(b))
+
+
+def _pairs(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of a group."""
+    if a.shape[1] == b.shape[1] == 1:
+        return (a * b).sum(-1, keepdim=True)
+    return torch.bmm(a, b.transpose(1, 2))
+
+
+def _columns(rows: Tensor, ids: Tensor) -> Float[Tensor, "groups rows ids"]:
+    """Entry ``ids`` of each of the ``rows`` of the same group."""
+    return rows.gather(2, ids[:, None, :].expand(-1, rows.shape[1], -1))
+
+
+def at_columns(left: Left, ids: Int[Tensor, "groups ids"], like: Tensor) -> Tensor:
+    """Entries ``ids`` of the rows of ``left``, shape ``(groups, ids, rows)``."""
+    return _left_gram(OneHot(ids, 0), left, like)
+
+
+def add_through(y: Tensor, x: Tensor, first: Left, second: Left) -> Tensor:
+    r"""Adds :math:`(x F^\top) S` of each group to ``y`` in place: a product with a matrix never formed.
+
+    Args:
+        y: Shape ``(groups, n, width of second)``.
+        x: Shape ``(groups, n, width of first)``.
+        first: The vectors that ``x`` is multiplied with.
+        second: The vectors that are summed.
+    """
+    through = _left_gram(x, first, x) if isinstance(first, OneHot) else _pairs(x, first)
+    if isinstance(second, OneHot):
+        return y.scatter_add_(2, second.ids[:, None, :].expand_as(through), through)
+    return y.baddbmm_(through, second)
+
+
+def times(tensor: Float[Tensor, "groups *rest"], factors: Float[Tensor, " groups"]) -> Tensor:
+    """Each group's part times its factor, in float32 or better."""
+    tensor = working(tensor)
+    return tensor * column(factors, tensor)
+
+
+def column(factors: Float[Tensor, " groups"], like: Tensor) -> Tensor:
+    """``factors`` in the shape and type that multiply each group's part of ``like``."""
+    return factors.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,203 @@
+"""One pass of a loss over all groups at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+
+from lowland.sam.average import Gradients
+from lowland.sam.batched import rules as _rules  # noqa: F401 - registers them
+from lowland.sam.batched.cost import Product
+from lowland.sam.batched.per_group import PerGroup
+from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.batched.stacked import Stacked, leaves_of, rebuilder
+from lowland.sam.batched.tape import Tape
+from lowland.sam.batched.weights import Weight
+from lowland.sam.caches import fresh_caches
+from lowland.sam.passes import Passes
+from lowland.sam.perturb import seen_as_perturbed
+from lowland.sam.precision import working
+
+
+@dataclass(frozen=True)
+class GroupsPass:
+    """Objectives, aux and gradients of all groups at the weights as they stood.
+
+    Attributes:
+        losses: The objective of each group, without the scale and without an l2 term.
+        aux: What the loss returned beside its value, group by group.
+        gradient: The gradient of each group, without the scale; empty unless recorded.
+        total: Gradients of the scaled objectives' weighted sum; empty if recorded.
+        products: Uses of weights as matrices; empty unless recorded.
+        calls: Number of operations of the loss.
+    """
+
+    losses: Float[Tensor, " groups"]
+    aux: list[Any]
+    gradient: list[PerGroup]
+    total: Gradients
+    products: list[Product] = field(default_factory=list)
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class GroupsPasses:
+    """The loss of ``passes``, for several groups at once.
+
+    Attributes:
+        passes: The loss, and the policy for buffers.
+        forms: Whether recorded gradients are to be formed.
+        planned_groups: Number of groups to choose forms for, where it is not that of the batch.
+    """
+
+    passes: Passes
+    forms: bool
+    planned_groups: int | None = None
+
+    @torch.enable_grad()
+    def recorded(
+        self,
+        batch: Stacked,
+        wanted: Sequence[int],
+        e: Sequence[PerGroup | None] | None = None,
+        *,
+        first: bool = False,
+    ) -> GroupsPass:
+        """The pass at ``w + e_S``, with the gradients of the parameters ``wanted`` group by group."""
+        weights = self._weights(batch.groups, e)
+        for i in wanted:
+            weights[i].gradient = PerGroup(self.passes.params[i])
+        with self._forward(batch, weights, first=first) as (losses, aux, tape):
+            self._require_gradient(losses)
+            self._record(losses, tape, weights, wanted)
+        gradient = [w.gradient or PerGroup(w.param) for w in weights]
+        if self.passes.scale != 1.0:
+            down = torch.full((batch.groups,), 1.0 / self.passes.scale, dtype=torch.float64)
+            gradient = [g if g.absent else g.scaled(down) for g in gradient]
+        products = [product for w in weights for product in w.products]
+        return GroupsPass(losses.detach(), aux, gradient, [], products, tape.calls)
+
+    @torch.enable_grad()
+    def summed(
+        self,
+        batch: Stacked,
+        share: Float[Tensor, " groups"],
+        e: Sequence[PerGroup | None] | None,
+        *,
+        first: bool = False,
+        spend: bool = False,
+    ) -> GroupsPass:
+        """The pass at ``w + e_S``, with the gradient of the groups' weighted sum.
+
+        With ``spend`` the perturbation ``e`` is not needed afterwards.
+        """
+        weights = self._weights(batch.groups, e, spend=spend)
+        with self._forward(batch, weights, first=first) as (losses, aux, _):
+            self._require_gradient(losses)
+            weighted = (losses * share.to(losses)).sum() * self.passes.scale
+            found = torch.autograd.grad(weighted, self.passes.params, allow_unused=True)
+        return GroupsPass(losses.detach(), aux, [], [None if g is None else working(g) for g in found])
+
+    def values(self, batch: Stacked) -> GroupsPass:
+        """The objectives at the weights, without a gradient."""
+        weights = self._weights(batch.groups, None)
+        with torch.no_grad(), self._forward(batch, weights, first=True) as (losses, aux, _):
+            return GroupsPass(losses, aux, [], [])
+
+    def _weights(
+        self, groups: int, e: Sequence[PerGroup | None] | None, *, spend: bool = False
+    ) -> list[Weight]:
+        moves = [None] * len(self.passes.params) if e is None else e
+        return [
+            Weight(
+                p,
+                groups,
+                move,
+                form=self.forms,
+                planned_groups=self.planned_groups or groups,
+                spend=spend,
+            )
+            for p, move in zip(self.passes.params, moves, strict=True)
+        ]
+
+    def _record(self, losses: Tensor, tape: Tape, weights: list[Weight], wanted: Sequence[int]) -> None:
+        """Fills the gradients of the ``wanted`` weights, group by group."""
+        copies = [(w, leaf) for w in weights if (leaf := w.leaf()) is not None]
+        live = [self.passes.params[i] for i in wanted]
+        scaled = losses.sum() if self.passes.scale == 1.0 else losses.sum() * self.passes.scale
+        inputs = [tape.anchor, *(leaf for _, leaf in copies), *live]
+        found = torch.autograd.grad(scaled, [t for t in inputs if t is not None], allow_unused=True)
+        if any(g is not None for g in found[1 + len(copies) :]):
+            raise Unbatchable("a parameter inside a custom autograd.Function, out of sight")
+        for (weight, _), g in zip(copies, found[1:], strict=False):
+            if g is not None and weight.gradient is not None:
+                weight.gradient.add_dense(g)
+        for weight in weights:
+            if weight.gradient is not None:
+                weight.gradient.tidy()
+
+    @contextmanager
+    def _forward(
+        self, batch: Stacked, weights: list[Weight], *, first: bool
+    ) -> Iterator[tuple[Tensor, list[Any], Tape]]:
+        """The losses of all groups; buffers are put back, if they are, at the end of the block.
+
+        Not before its backward pass: putting a buffer back would count as a change of what that needs.
+        """
+        moves_stats = self.passes.moves_buffers(first)
+        tape = Tape(weights, batch.groups, self.passes.buffers.ids, moves_stats=moves_stats)
+        structure: list[Any] = []
+
+        def of_one_group(*leaves: Tensor) -> tuple[Tensor, ...]:
+            tape.begin()
+            with tape:
+                value, aux = self.passes.evaluate(batch.rebuild(leaves))
+            structure[:] = [aux]
+            return value, *leaves_of(aux)
+
+        moved = any(w.move is not None for w in weights)
+        with (
+            nullcontext() if moves_stats else self.passes.buffers.kept(),
+            seen_as_perturbed() if moved else nullcontext(),
+            fresh_caches(),
+        ):
+            losses, *aux = _mapped(tape, of_one_group, batch.leaves)
+            tape.move_statistics()
+            rebuild = rebuilder(structure[0])
+            detached = [t.detach().unbind() for t in aux]
+            columns = zip(*detached, strict=True) if detached else [()] * batch.groups
+            yield losses, [rebuild(column) for column in columns], tape
+
+    @staticmethod
+    def _require_gradient(losses: Tensor) -> None:
+        if not losses.requires_grad:
+            raise ValueError("loss must depend on the params, got a value that requires no gradient.")
+
+
+def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:
+    """``function`` of each group, with what torch cannot run for all at once named."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        try:
+            return vmap(function, randomness="different")(*leaves)
+        except Unbatchable:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            if error is tape.failed or "vmap" in str(error) or "functorch" in str(error):
+                raise Unbatchable(_what(tape, error)) from error
+            raise  # the loss's own
+
+
+def _what(tape: Tape, error: Exception) -> str:
+    """The operation that failed, and why."""
+    name = getattr(tape.running, "__name__", None) or str(tape.running)
+    reason = str(error).split("\n")[0].strip()
+    return f"{name} ({reason})"

@@ -1,0 +1,310 @@
+"""Convolutions of one, two and three dimensions, and transposed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lowland.sam.batched.cost import Product, form_convolution
+from lowland.sam.batched.factors import add_through, column
+from lowland.sam.batched.precision import correction_dtype, product_dtype, reshaped, without_autocast
+from lowland.sam.batched.tape import Tape, rule
+from lowland.sam.batched.weights import Use
+
+_backward = torch.ops.aten.convolution_backward
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Options of a convolution, one number per dimension."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    def forward(self, x: Tensor, w: Tensor, bias: Tensor | None, times: int = 1) -> Tensor:
+        """The convolution, with ``times`` as many groups."""
+        return torch.convolution(
+            x, w, bias, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups * times,
+        )  # fmt: skip
+
+    def backward(
+        self, grad: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool], times: int = 1
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of input and weight, those that are ``wanted``."""
+        gx, gw, _ = _backward(
+            grad, x, w, None, self.stride, self.padding, self.dilation, self.transposed,
+            self.output_padding, self.groups * times, [*wanted, False],
+        )  # fmt: skip
+        return gx, gw
+
+    def taken_apart(self, shape: Sequence[int]) -> bool:
+        """Whether :meth:`patches` knows this one, for a weight of ``shape``."""
+        return not self.transposed and self.groups == 1 and (len(shape) <= 4 or self.pointwise(shape))
+
+    def pointwise(self, shape: Sequence[int]) -> bool:
+        """Whether every output sees one position of the input."""
+        ones = all(k == 1 for k in shape[2:])
+        return ones and set(self.stride) == {1} and set(self.padding) == {0} and not self.transposed
+
+    def patches(self, x: Tensor, shape: Sequence[int], groups: int) -> Tensor:
+        """What each output position sees, shape ``(groups, rows, p)``."""
+        if self.pointwise(shape):
+            found = x.flatten(2)
+        else:
+            found = F.unfold(_plane(x), *_planes(shape[2:]), **self._planar())
+        return by_rows(found, groups)
+
+    def joined(self, rows: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """The adjoint of :meth:`patches`: sums rows into the shape of ``x``."""
+        columns = rows.reshape(len(x), -1, rows.shape[-1]).transpose(1, 2)
+        if self.pointwise(shape):
+            return columns.reshape(x.shape)
+        size = _plane(x).shape[-2:]
+        return F.fold(columns, size, *_planes(shape[2:]), **self._planar()).view(x.shape)
+
+    def _planar(self) -> dict[str, tuple[int, ...]]:
+        two = len(self.stride) == 2
+        return {
+            "dilation": self.dilation if two else (1, *self.dilation),
+            "padding": self.padding if two else (0, *self.padding),
+            "stride": self.stride if two else (1, *self.stride),
+        }
+
+
+def _plane(x: Tensor) -> Tensor:
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def _planes(size: Sequence[int]) -> tuple[tuple[int, ...]]:
+    return (tuple(size) if len(size) == 2 else (1, *size),)
+
+
+def by_rows(x: Tensor, groups: int) -> Tensor:
+    """``(examples, channels, positions)`` as ``(groups, rows, channels)``."""
+    return x.transpose(1, 2).reshape(groups, -1, x.shape[1])
+
+
+@rule(torch.conv1d, torch.conv2d, torch.conv3d)
+def convolution(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """A convolution."""
+    if tape.use(weight) is None:
+        return NotImplemented
+    size = weight.dim() - 2
+    stride, dilation = _each(stride, size), _each(dilation, size)
+    if padding == "same":
+        input, padding = _padded(input, weight, dilation), 0
+    padding = _each(0 if padding == "valid" else padding, size)
+    return _convolve(
+        tape, input, weight, bias, Geometry(stride, padding, dilation, False, (0,) * size, groups)
+    )
+
+
+@rule(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+def transposed_convolution(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Any:
+    """A transposed convolution."""
+    if tape.use(weight) is None:
+        return NotImplemented
+    size = weight.dim() - 2
+    stride, padding, output_padding, dilation = (
+        _each(v, size) for v in (stride, padding, output_padding, dilation)
+    )
+    return _convolve(
+        tape, input, weight, bias, Geometry(stride, padding, dilation, True, output_padding, groups)
+    )
+
+
+def _each(value: Any, size: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * size if len(values) == 1 else values
+
+
+def _padded(x: Tensor, w: Tensor, dilation: tuple[int, ...]) -> Tensor:
+    """What ``padding="same"`` adds; an odd one at the end."""
+    total = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
+    return F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+
+
+def _convolve(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Any:
+    use = tape.use(weight)
+    assert use is not None
+    alone = x.dim() == weight.dim() - 1
+    x = x.unsqueeze(0) if alone else x
+    y = tape.at_groups(partial(_at_groups, use, geometry, tape.anchor), x, bias)
+    return y.squeeze(0) if alone else y
+
+
+def _at_groups(use: Use, geometry: Geometry, anchor: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = product_dtype(x)
+    w = use.weight.value.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    y: Tensor = without_autocast(
+        _Convolution.apply, x.to(dtype).flatten(0, 1), w, bias, anchor, use, geometry
+    )
+    return reshaped(y, (*x.shape[:2], *y.shape[1:]))
+
+
+class _Convolution(torch.autograd.Function):
+    """The convolution of every group with its own weights; ``x`` holds all examples of all groups in turn."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        anchor: Tensor | None,  # noqa: ARG004 - leads the backward pass here
+        use: Use,
+        geometry: Geometry,
+    ) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.use, ctx.geometry = use, geometry
+        groups = use.weight.groups
+        if use.weight.is_formed:
+            w_all = use.weight.moved().to(x.dtype).flatten(0, 1)
+            b_all = None if bias is None else bias.reshape(-1)
+            return _unside(geometry.forward(_aside(x, groups), w_all, b_all, groups), groups)
+        y = _shared(use, geometry, x, w, bias)
+        wide = correction_dtype(x.dtype)
+        products = use.products(wide)
+        if products:
+            rows = geometry.patches(x.to(wide), w.shape, groups)
+            change = rows.new_zeros(*rows.shape[:2], y.shape[1])
+            for left, right in products:
+                change = add_through(change, rows, right, left)
+            y = y + _as_maps(change, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        use, geometry = ctx.use, ctx.geometry
+        wants_x, wants_w, wants_bias, *_ = ctx.needs_input_grad
+        groups = use.weight.groups
+        gx, gw = _gradients(use, geometry, grad, x, w, (wants_x, wants_w))
+        gb = _grouped(grad.flatten(2).sum(2), groups).sum(1) if wants_bias else None
+        if use.weight.gradient is not None:
+            _record(use, geometry, grad, x, w)
+        return gx, gw, gb, None, None, None
+
+
+def _shared(use: Use, geometry: Geometry, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution with what all groups share, and with its multiples."""
+    along, groups = use.along(), use.weight.groups
+    if along is None and (bias is None or bias.stride(0) == 0):
+        return geometry.forward(x, w, None if bias is None else bias[0])
+    y = _grouped(geometry.forward(x, w, None), groups)
+    if along is not None:
+        y.mul_(column(1.0 + along, y).to(y.dtype))
+    if bias is not None:
+        y.add_(bias.view(groups, 1, -1, *[1] * (x.dim() - 2)))
+    return y.flatten(0, 1)
+
+
+def _gradients(
+    use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradient of the input at the perturbed weights, and of the weights summed over the groups."""
+    groups = use.weight.groups
+    wants_x, wants_w = wanted
+    if use.weight.is_formed:
+        gx = None
+        if wants_x:
+            w_all = use.weight.moved().to(x.dtype).flatten(0, 1)
+            found, _ = geometry.backward(
+                _aside(grad, groups), _aside(x, groups), w_all, (True, False), groups
+            )
+            gx = None if found is None else _unside(found, groups)
+        gw = geometry.backward(grad, x, w, (False, True))[1] if wants_w else None
+        return gx, gw
+    gx, gw = geometry.backward(grad, x, w, wanted) if wants_x or wants_w else (None, None)
+    along = use.along()
+    if gx is not None and along is not None:
+        parts = _grouped(gx, groups)
+        gx = (parts * column(1.0 + along, parts).to(gx.dtype)).flatten(0, 1)
+    wide = correction_dtype(x.dtype)
+    products = use.products(wide)
+    if gx is not None and products:
+        rows = by_rows(grad.flatten(2).to(wide), groups)
+        change = rows.new_zeros(*rows.shape[:2], w[0].numel())
+        for left, right in products:
+            change = add_through(change, rows, left, right)
+        gx = gx + geometry.joined(change.to(gx.dtype), x, w.shape)
+    return gx, gw
+
+
+def _record(use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor) -> None:
+    """The gradient of each group: as patches and output gradients, or formed by one grouped convolution."""
+    groups, weight = use.weight.groups, use.weight
+    rows = grad[:, 0].numel() // groups
+    weight.rows = max(weight.rows, rows)
+    pointwise = geometry.pointwise(w.shape)
+    apart = geometry.taken_apart(w.shape)
+    if (
+        apart
+        and not weight.form
+        and not form_convolution(
+            rows, len(w), w[0].numel(), groups=weight.planned_groups, pointwise=pointwise
+        )
+    ):
+        left = by_rows(grad.flatten(2), groups)
+        use.record(left, geometry.patches(x, w.shape, groups), form=lambda *_: False, filters=True)
+        return
+    w_all = w.expand(groups, *w.shape).flatten(0, 1)
+    _, found = geometry.backward(_aside(grad, groups), _aside(x, groups), w_all, (False, True), groups)
+    assert found is not None
+    assert weight.gradient is not None
+    weight.gradient.add_dense(found.view(groups, *w.shape))
+    weight.products.append(Product(rows, len(w), w[0].numel(), formed=True, filters=True))
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """``(groups * m, ...)`` as ``(groups, m, ...)``."""
+    return x.view(groups, -1, *x.shape[1:])
+
+
+def _aside(x: Tensor, groups: int) -> Tensor:
+    """Groups side by side as channels: ``(m, groups * channels, ...)``."""
+    m = len(x) // groups
+    return x.view(groups, m, *x.shape[1:]).transpose(0, 1).reshape(m, -1, *x.shape[2:])
+
+
+def _unside(y: Tensor, groups: int) -> Tensor:
+    """Groups one after the other again: ``(groups * m, channels, ...)``."""
+    return y.view(len(y), groups, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
+
+
+def _as_maps(rows: Tensor, like: Tensor) -> Tensor:
+    """``(groups, rows, channels)`` in the shape of ``like``, a batch of maps."""
+    return rows.reshape(len(like), -1, rows.shape[-1]).transpose(1, 2).reshape(like.shape).to(like.dtype)

@@ -1,0 +1,322 @@
+"""How operations that meet a parameter are found, and what becomes of them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lowland.sam.batched.level import Level
+from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.batched.running import track
+from lowland.sam.batched.weights import Use, View, Weight
+
+Rule = Callable[..., Any]
+
+RULES: dict[Callable[..., Any], Rule] = {}
+"""Operations with a rule. It is called with the tape and the operation's arguments."""
+
+
+def rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Registers the decorated function as the rule of torch ``functions``."""
+
+    def register(function: Rule) -> Rule:
+        for f in functions:
+            RULES[f] = function
+        return function
+
+    return register
+
+
+class Tape(TorchFunctionMode):
+    """One pass of a loss over all groups, under ``torch.func.vmap``.
+
+    Each operation of the loss comes here first. One that has a rule runs by its rule; of any other that
+    meets a parameter, the parameter is replaced by one copy per group.
+
+    Args:
+        weights: The parameters.
+        groups: Number of groups.
+        buffers: The buffers that may not change unnoticed, asked for when something is written to.
+        moves_stats: Whether the pass moves running statistics.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        groups: int,
+        buffers: Callable[[], set[int]],
+        *,
+        moves_stats: bool,
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.moves_stats = moves_stats
+        self.running: Callable[..., Any] | None = None
+        self.calls = 0
+        self.failed: Exception | None = None
+        recorded = next((w.param for w in weights if w.gradient is not None), None)
+        self.anchor = (
+            None if recorded is None else torch.zeros((), device=recorded.device, requires_grad=True)
+        )
+        self._buffers = buffers
+        self._written: set[int] = set()
+        self._tracked: dict[int, tuple[Tensor, list[tuple[Tensor, float]]]] = {}
+        self._weights = {id(w.param): w for w in weights}
+        self._views: dict[int, View] = {}
+        self._copies: dict[int, Tensor] = {}
+        self._level: Level | None = None
+        self._hooks = _saved_tensor_hooks()
+
+    def begin(self) -> None:
+        """Tells the tape that ``vmap`` has begun."""
+        self._level = Level(self.groups)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.running = func
+        self.calls += 1
+        try:
+            return self._run(func, args, kwargs or {})
+        except Exception as error:
+            self.failed = error
+            raise
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in _REFUSED:
+            raise Unbatchable(_REFUSED[func])
+        if _saved_tensor_hooks() != self._hooks:
+            raise Unbatchable("hooks on saved tensors, as activation checkpointing sets them")
+        found = RULES.get(func)
+        if found is not None:
+            result = found(self, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if any(self._known(t) for t in _tensors((args, kwargs))):
+            return self._with_parameter(func, args, kwargs)
+        if func in _ENTERED:
+            return self._enter(func, args, kwargs)
+        return func(*self._checked(func, args, kwargs), **kwargs)
+
+    # What rules use
+
+    def use(self, tensor: Any) -> Use | None:
+        """The parameter behind ``tensor`` as a matrix, if it is one that takes part."""
+        weight = self._weights.get(id(tensor))
+        if weight is not None:
+            return Use(weight, 0, len(weight.param)) if weight.param.dim() > 1 else None
+        view = self._views.get(id(tensor))
+        return None if view is None else view.use
+
+    def at_groups(self, function: Callable[..., Any], *tensors: Tensor | None) -> Any:
+        """``function`` of all groups' ``tensors`` at once, their first axis; it returns such tensors."""
+        assert self._level is not None
+        whole = [self._taking_part(t) for t in tensors]
+        lifted = [
+            None if t is None else self._substitute(t)
+            for t, w in zip(tensors, whole, strict=True)
+            if w is None
+        ]
+
+        def with_copies(*rest: Tensor | None) -> Any:
+            remaining = iter(rest)
+            return function(*(next(remaining) if w is None else _copy(w) for w in whole))
+
+        return self._level.at_groups(with_copies if len(lifted) < len(tensors) else function, lifted)
+
+    def _taking_part(self, tensor: Tensor | None) -> Weight | None:
+        """The parameter that ``tensor`` is, if it is not just a constant."""
+        weight = self._weights.get(id(tensor))
+        return weight if weight is not None and weight.takes_part else None
+
+    def substituted(self, element: Any) -> Any:
+        """``element`` with one copy per group in place of each parameter."""
+        if isinstance(element, Tensor):
+            return self._substitute(element)
+        if isinstance(element, dict):
+            return {key: self.substituted(value) for key, value in element.items()}
+        if isinstance(element, (list, tuple)):
+            values = [self.substituted(value) for value in element]
+            if hasattr(element, "_fields"):
+                return type(element)(*values)
+            return type(element)(values)
+        return element
+
+    def track(self, running: Tensor | None, found: Tensor, momentum: float) -> None:
+        """Notes the statistics that a layer found for each group, to be taken into ``running`` later."""
+        if running is not None and self.moves_stats:
+            self._tracked.setdefault(id(running), (running, []))[1].append((found, momentum))
+
+    def move_statistics(self) -> None:
+        """Moves the running statistics as if one group had come after the other."""
+        for running, found in self._tracked.values():
+            track(running, found)
+
+    # What is done
+
+    def _known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._weights or id(tensor) in self._views
+
+    def _substitute(self, tensor: Tensor) -> Tensor:
+        view = self._views.get(id(tensor))
+        weight = view.weight if view is not None else self._weights.get(id(tensor))
+        if weight is None or not weight.takes_part:
+            return tensor
+        if id(weight) not in self._copies:
+            assert self._level is not None
+            self._copies[id(weight)] = self._level.at_groups(partial(_copy, weight), [])
+        copy = self._copies[id(weight)]
+        return copy if view is None else view.replay(copy)
+
+    def _with_parameter(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = func.__self__.__name__  # type: ignore[attr-defined]
+            if name not in _VIEWING_PROPERTIES:
+                return func(*args, **kwargs)
+        elif name in _ABOUT:
+            return func(*args, **kwargs)
+        if name == "__set__" or _writes(name, kwargs):
+            raise Unbatchable(f"{_named(func)}, which changes a parameter")
+        if name in _VIEWS and args and self._known(args[0]):
+            return self._view(func, name, args, kwargs)
+        if isinstance(func, types.FunctionType):
+            return self._enter(func, args, kwargs)
+        return func(*self.substituted(args), **self.substituted(kwargs))
+
+    def _view(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        base, rest = args[0], args[1:]
+        known = self._views.get(id(base))
+        weight = self._weights[id(base)] if known is None else known.weight
+        replay = (lambda t: t) if known is None else known.replay
+        with torch.no_grad():
+            result = func(base.detach(), *rest, **kwargs)
+        if not weight.takes_part:
+            return func(*args, **kwargs)
+        several = not isinstance(result, Tensor)
+        for k, tensor in enumerate(result if several else [result]):
+
+            def again(t: Tensor, k: int = k) -> Tensor:
+                found = func(replay(t), *rest, **kwargs)
+                return found[k] if several else found  # type: ignore[no-any-return]
+
+            self._views[id(tensor)] = View(
+                tensor, weight, again, _as_matrix(self.use(base), tensor, base, name)
+            )
+        return result
+
+    def _enter(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the body of a function of torch that is written in Python, operation by operation."""
+        with self:
+            return _body(func)(*args, **kwargs)
+
+    def _checked(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """The arguments, where a buffer of a module may be changed or was: it is the groups' in turn."""
+        name = getattr(func, "__name__", "")
+        if _writes(name, kwargs):
+            target = kwargs.get("out", args[0] if args else None)
+            if id(target) in self._buffers():
+                self._written.add(id(target))
+                counts = name == "add_" and len(args) == 2 and isinstance(args[1], int)
+                if not (counts and isinstance(target, Tensor) and not target.is_floating_point()):
+                    raise Unbatchable(f"{_named(func)}, which changes a buffer")
+                return target, args[1] * self.groups
+        elif self._written and name in _READS and id(args[0]) in self._written:
+            raise Unbatchable("a counter that decides something, such as batch norm's with momentum=None")
+        return args
+
+
+def _copy(weight: Weight) -> Tensor:
+    with torch.enable_grad():  # another use may need the gradient that this one does not
+        return weight.copy()
+
+
+def _as_matrix(use: Use | None, view: Tensor, base: Tensor, name: str) -> Use | None:
+    """A view of a matrix as a matrix: transposed, or some of its rows."""
+    if use is None or base.dim() != 2 or view.dim() != 2:
+        return None
+    if name in {"t", "T", "mT", "H", "transpose", "swapaxes", "permute", "adjoint"}:
+        flipped = view.shape == base.shape[::-1] and view.stride() == base.stride()[::-1]
+        return Use(use.weight, use.start, use.stop, not use.transposed) if flipped else None
+    if use.transposed or view.shape[1] != base.shape[1] or view.stride() != base.stride():
+        return None
+    start = use.start + (view.storage_offset() - base.storage_offset()) // max(base.stride(0), 1)
+    return Use(use.weight, start, start + len(view))
+
+
+def _tensors(element: Any) -> Iterator[Tensor]:
+    if isinstance(element, Tensor):
+        yield element
+    elif isinstance(element, (list, tuple)):
+        for value in element:
+            yield from _tensors(value)
+    elif isinstance(element, dict):
+        for value in element.values():
+            yield from _tensors(value)
+
+
+_bodies: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def _body(func: Any) -> Callable[..., Any]:
+    """``func`` without the question whether somebody overrides it: somebody does, and calls it."""
+    if func not in _bodies:
+        names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+        own = {**func.__globals__, **dict.fromkeys(names, lambda *_: False)}
+        body = types.FunctionType(func.__code__, own, func.__name__, func.__defaults__, func.__closure__)
+        body.__kwdefaults__ = func.__kwdefaults__
+        _bodies[func] = body
+    return _bodies[func]
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    in_place = name.endswith("_") and not name.endswith("__") and name not in {"requires_grad_"}
+    return in_place or name in {"__setitem__", "__set__"} or kwargs.get("out") is not None
+
+
+def _named(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", str(func))
+
+
+def _saved_tensor_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+_ENTERED = {F.batch_norm, F.instance_norm, F.multi_head_attention_forward}
+"""Functions whose operations have rules whether or not they meet a parameter."""
+
+_REFUSED: dict[Callable[..., Any], str] = {
+    torch.autograd.grad: "torch.autograd.grad inside the loss",
+    torch.autograd.backward: "torch.autograd.backward inside the loss",
+    Tensor.backward: "Tensor.backward inside the loss",
+}
+
+_VIEWING_PROPERTIES = {"T", "mT", "H", "mH", "data"}
+
+_VIEWS = {
+    *("t", "T", "mT", "H", "transpose", "swapaxes", "permute", "adjoint", "chunk", "split", "narrow"),
+    *("tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "__getitem__"),
+}
+
+_ABOUT = {
+    *("size", "dim", "numel", "nelement", "ndimension", "stride", "storage_offset", "is_contiguous"),
+    *("is_floating_point", "is_complex", "element_size", "get_device", "is_same_size", "is_tensor"),
+    *("__len__", "__hash__", "is_pinned"),
+}
+
+_READS = {"__float__", "__int__", "__bool__", "__index__", "item", "tolist", "numpy"}

@@ -1,0 +1,204 @@
+"""A parameter during one pass: what it is for each group, and what is recorded of its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lowland.sam.batched.cost import Product
+from lowland.sam.batched.factors import Factor, Left
+from lowland.sam.batched.per_group import Part, PerGroup, Rows, apart
+from lowland.sam.precision import working
+
+
+@dataclass
+class Weight:
+    """A parameter in one pass over all groups.
+
+    Attributes:
+        param: The parameter.
+        groups: Number of groups.
+        move: Its perturbation; ``None`` where the pass does not perturb it.
+        gradient: Where its gradient is recorded, group by group; ``None`` where the parameter takes
+            part with its own ``requires_grad``, and its gradient is summed over the groups.
+        form: Whether everything recorded is to be formed.
+        planned_groups: Number of groups that forms are chosen for.
+        spend: Whether this pass is the last that needs ``move``, whose memory they then take.
+        rows: Rows of all uses so far, which decide the form.
+        products: The uses whose gradients were recorded.
+    """
+
+    param: Tensor
+    groups: int
+    move: PerGroup | None = None
+    gradient: PerGroup | None = None
+    form: bool = False
+    planned_groups: int = 0
+    spend: bool = False
+    rows: int = 0
+    products: list[Product] = field(default_factory=list)
+    _copy: Tensor | None = None
+    _moved: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The parameter, detached where its gradient is recorded."""
+        return self.param if self.gradient is None else self.param.detach()
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether it is not just a constant that all groups share."""
+        return self.gradient is not None or self.move is not None
+
+    def moved(self) -> Float[Tensor, "groups ..."]:
+        """The weights of every group, formed; not to be written to."""
+        if self._moved is None:
+            self._moved = self._form()
+        return self._moved
+
+    @property
+    def is_formed(self) -> bool:
+        """Whether the weights of every group are formed, or part of what makes them is."""
+        return self._moved is not None or (self.move is not None and self.move.dense is not None)
+
+    def copy(self) -> Float[Tensor, "groups ..."]:
+        """The weights of every group as a tensor, whose gradient is recorded or reaches the parameter."""
+        if self._copy is None:
+            if self.gradient is not None:
+                self._copy = self.moved().detach().requires_grad_()
+            else:
+                self._copy = _Moved.apply(self.param, self.moved())  # type: ignore[no-untyped-call]
+        assert self._copy is not None
+        return self._copy
+
+    def leaf(self) -> Tensor | None:
+        """The copy whose gradient is to be recorded, if there is one."""
+        return self._copy if self.gradient is not None else None
+
+    def record(self, part: Part, *, form: bool, filters: bool = False) -> None:
+        """Takes a product into the gradient."""
+        assert self.gradient is not None
+        self.gradient.add_part(part)
+        left, right = part.factor.left, part.factor.right
+        form = form or self.form
+        if isinstance(left, Tensor):
+            self.products.append(Product(part.factor.num_rows, left.shape[2], right.shape[2], form, filters))
+        if form:
+            self.gradient.form()
+
+    def _form(self) -> Tensor:
+        w, move = self.param.detach(), self.move
+        if move is None or move.absent:
+            return w.expand(self.groups, *w.shape)
+        e = move.whole(self.groups)
+        if not (self.spend and move.own and move.along is None and e.dtype == w.dtype):
+            return (working(w) + e).to(w.dtype)
+        move.dense = None
+        return e.add_(w)
+
+
+class _Moved(torch.autograd.Function):
+    """The weights of every group, whose gradients reach the parameter that they were made from."""
+
+    @staticmethod
+    def forward(ctx: Any, param: Tensor, moved: Tensor) -> Tensor:  # noqa: ARG004 - the protocol's
+        return moved.view_as(moved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - the protocol's
+        return grad.sum(0), None
+
+
+@dataclass(frozen=True)
+class Use:
+    """A parameter, or some of its rows, used as a matrix.
+
+    Attributes:
+        weight: The parameter.
+        start: First of its rows.
+        stop: One after the last.
+        transposed: Whether the matrix is that of the rows transposed.
+    """
+
+    weight: Weight
+    start: int
+    stop: int
+    transposed: bool = False
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of the parameter."""
+        return self.start, self.stop
+
+    def matrix(self, dtype: torch.dtype) -> Float[Tensor, "q p"]:
+        """The matrix before it is perturbed."""
+        w = self.weight.value.flatten(1).to(dtype)
+        if self.stop - self.start < len(w):
+            w = w[self.start : self.stop]
+        return w.t() if self.transposed else w
+
+    def moved(self, dtype: torch.dtype) -> Float[Tensor, "groups q p"] | None:
+        """The perturbed matrices of every group, if they are formed."""
+        if not self.weight.is_formed and not self._overlaps():
+            return None
+        moved = self.weight.moved().flatten(2)[:, self.start : self.stop].to(dtype)
+        return moved.transpose(1, 2) if self.transposed else moved
+
+    def along(self) -> Float[Tensor, " groups"] | None:
+        """Multiple of the matrix itself that the perturbation adds."""
+        move = self.weight.move
+        return None if move is None else move.along
+
+    def products(self, dtype: torch.dtype) -> list[tuple[Left, Left]]:
+        """The rest of the perturbation, as ``left`` and ``right`` vectors whose outer products add up."""
+        found: list[tuple[Left, Left]] = []
+        for part in self._parts():
+            if part.rows == self.rows:
+                left, right = part.factor.left, part.factor.right.to(dtype)
+                left = left.to(dtype) if isinstance(left, Tensor) else left
+                found.append((right, left) if self.transposed else (left, right))
+        return found
+
+    def _parts(self) -> list[Part]:
+        return [] if self.weight.move is None else self.weight.move.parts
+
+    def _overlaps(self) -> bool:
+        """Whether the perturbation is known for some of these rows only, or for more."""
+        return any(not (p.rows == self.rows or apart(p.rows, self.rows)) for p in self._parts())
+
+    def record(
+        self, left: Left, right: Left, *, form: Callable[[int, int, int], bool], filters: bool = False
+    ) -> None:
+        """Takes the sum of outer products of ``left`` and ``right`` into the gradient."""
+        if self.transposed:
+            left, right = right, left
+        assert isinstance(right, Tensor)
+        factor = Factor(left, right)
+        self.weight.record(
+            Part(factor, self.start, self.stop),
+            form=form(max(self.weight.rows, factor.num_rows), self.stop - self.start, right.shape[2]),
+            filters=filters,
+        )
+
+
+@dataclass
+class View:
+    """A view of a parameter that a loss holds in place of it.
+
+    Attributes:
+        tensor: The view, of the unperturbed weights.
+        replay: The same view of another tensor of the parameter's shape.
+        use: The same as a matrix, if it is one.
+    """
+
+    tensor: Tensor
+    weight: Weight
+    replay: Callable[[Tensor], Tensor]
+    use: Use | None = field(default=None)
