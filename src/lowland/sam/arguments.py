@@ -51,7 +51,8 @@ def check_engine(engine: str, max_memory: int | None) -> None:
     """Refuses engines that there are not."""
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {get_args(Engine)}, got {engine!r}.")
-    if max_memory is not None and not (isinstance(max_memory, int) and max_memory > 0):
+    whole = isinstance(max_memory, int) and not isinstance(max_memory, bool)
+    if max_memory is not None and not (whole and max_memory > 0):
         raise ValueError(f"max_memory must be a positive number of bytes or None, got {max_memory!r}.")
 
 

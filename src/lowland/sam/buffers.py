@@ -30,19 +30,19 @@ class Buffers:
         self._modules = {} if module is None else {id(m): m for m in module.modules() if m._buffers}
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> Iterator[Snapshot]:
         """Whatever the block does to buffers is undone at its end, also on an exception."""
-        saved = _Snapshot(self._modules.values())
+        saved = Snapshot(self._modules.values())
         with self._watched(saved):
             try:
-                yield
+                yield saved
             finally:
                 saved.restore()
 
     @contextmanager
     def kept_on_error(self) -> Iterator[None]:
         """If the block raises, buffers and training modes are what they were before it."""
-        saved = _Snapshot(self._modules.values())
+        saved = Snapshot(self._modules.values())
         training = {m: m.training for m in (self._module.modules() if self._module else ())}
         with self._watched(saved):
             try:
@@ -62,7 +62,7 @@ class Buffers:
         return {id(b) for m in self._modules.values() for b in m._buffers.values() if b is not None}
 
     @contextmanager
-    def _watched(self, saved: _Snapshot) -> Iterator[None]:
+    def _watched(self, saved: Snapshot) -> Iterator[None]:
         """Modules that run in the block are added to ``saved`` just before they run."""
         if not self._discover:
             yield
@@ -80,8 +80,12 @@ class Buffers:
             handle.remove()
 
 
-class _Snapshot:
-    """Copies of the buffers of some modules, each as it was when its module was added."""
+class Snapshot:
+    """Copies of the buffers of some modules, each as it was when its module was added.
+
+    Args:
+        modules: The modules.
+    """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._seen: set[int] = set()
@@ -90,16 +94,35 @@ class _Snapshot:
             self.add(module)
 
     def add(self, module: nn.Module) -> None:
+        """Takes the buffers of ``module`` as they are now, unless they were taken before."""
         if id(module) in self._seen:
             return
         self._seen.add(id(module))
-        for name, buffer in module._buffers.items():
-            value = None if buffer is None else buffer.detach().clone()
-            self._saved.append((module._buffers, name, buffer, value))
+        with torch._C.DisableTorchFunction():  # a mode that watches the loss need not see this
+            for name, buffer in module._buffers.items():
+                value = None if buffer is None else buffer.detach().clone()
+                self._saved.append((module._buffers, name, buffer, value))
+
+    def changed(self) -> list[tuple[str, Tensor | None]]:
+        """Names of buffers that are not what they were, and the buffers that they were."""
+        return [
+            (name, buffer)
+            for owner, name, buffer, value in self._saved
+            if owner.get(name) is not buffer
+            or (buffer is not None and value is not None and not _same(buffer, value))
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Puts everything back."""
         for owner, name, buffer, value in self._saved:
             if buffer is not None and value is not None:
                 buffer.copy_(value)
             owner[name] = buffer  # a layer may have put another tensor in its place
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaNs included."""
+    if a.is_floating_point() or a.is_complex():
+        return torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+    return torch.equal(a, b)

@@ -215,7 +215,7 @@ class Passes:
         """Whether a pass moves running statistics, if it is the ``first`` over its examples or not."""
         return self.bn_stats == "both" or (self.bn_stats == "first" and first)
 
-    def _buffer_policy(self, first: bool) -> AbstractContextManager[None]:
+    def _buffer_policy(self, first: bool) -> AbstractContextManager[object]:
         return nullcontext() if self.moves_buffers(first) else self.buffers.kept()
 
 

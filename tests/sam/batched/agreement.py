@@ -19,15 +19,15 @@ def ran(engine, make, **options):
 
 
 def assert_engines_agree(make, tolerance=1e-10, **options):
-    """``make()`` returns a module, a loss and a batch, always the same."""
+    """Both engines on ``make()``: a module, a loss and a batch, always the same."""
     expected, loop_module = ran("loop", make, **options)
     found, module = ran("batched", make, **options)
     assert [g is None for g in found.gradients] == [g is None for g in expected.gradients]
     pairs = [(g, h) for g, h in zip(found.gradients, expected.gradients, strict=True) if h is not None]
     assert norm([h for _, h in pairs]) > 0.0
     assert relative_error(*zip(*pairs, strict=True)) <= tolerance
-    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=tolerance, atol=1e-12)
     buffers = dict(module.named_buffers())
     for name, buffer in loop_module.named_buffers():
-        torch.testing.assert_close(buffers[name], buffer, rtol=1e-12, atol=1e-12, msg=lambda m: f"{name}: {m}")  # noqa: B023
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-12, atol=1e-12)
     return found

@@ -1,4 +1,4 @@
-"""The batched engine on the networks of ``lowland.deep.models``: gradients and running statistics of the loop."""
+"""The batched engine on the networks of ``lowland.deep.models``: gradients and statistics of the loop."""
 
 import pytest
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from lowland.sam.batched.gradient import BatchedGradient
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.batched.memory import groups_at_once, held_bytes, saved_bytes
 from lowland.sam.batched.passes import GroupsPasses
-from lowland.sam.batched.refused import Unbatchable, refuse_modules
+from lowland.sam.batched.refused import (
+    Unbatchable,
+    attributes_kept,
+    refuse_modules,
+    require_gone,
+    require_known,
+)
 from lowland.sam.batched.settled import Verdict, loss_key, verdicts_of
 from lowland.sam.climb import Climber
 from lowland.sam.group import Source, run_group
@@ -61,12 +68,20 @@ class Engines:
         weighed = [i for i in range(len(self.groups)) if self._mass(i) > 0.0]
         if self.engine == "loop" or (self.engine == "auto" and self._too_small(len(weighed))):
             self._loop(weighed)
-        else:
-            runs = [list(run) for _, run in groupby(weighed, key=self._alike)]
-            longest = max((len(run) for run in runs), default=0)
-            for run in runs:
-                stackable = len(run) == longest and self._alike(run[0]) is not None
-                (self._batched if stackable else self._loop)(run)
+            return
+        reason = self._reason_against()
+        if reason is not None:
+            self._fall_back(weighed, Unbatchable(reason), ("option", reason))
+            return
+        runs = [list(run) for _, run in groupby(weighed, key=self._alike)]
+        for run in runs:
+            ragged = len(run) == 1 and len(runs) > 1
+            if self._alike(run[0]) is None:
+                self._fall_back(run, Unbatchable("a group in several MicroBatches"), ("parts",))
+            elif ragged:
+                self._loop(run)
+            else:
+                self._batched(run)
 
     @cached_property
     def _masses(self) -> dict[int, float]:
@@ -132,23 +147,19 @@ class Engines:
             self.total.add(self._mass(i), found)
 
     def _batched(self, indices: list[int]) -> None:
+        key, done = self._key(indices), 0
         verdicts = verdicts_of(self.passes.params)
-        key = self._key(indices)
         try:
             if key not in verdicts:
-                reason = self._reason_against()
-                if reason is not None:
-                    raise Unbatchable(reason)
                 verdicts[key] = self._settle(indices)
             chunk = verdicts[key].chunk
-            if chunk == 0:
-                self._loop(indices)
-                return
-            for k in range(0, len(indices), chunk):
-                self._chunk(indices[k : k + chunk])
+            while chunk > 0 and done < len(indices):
+                self._chunk(indices[done : done + chunk])
+                done += chunk
         except Unbatchable as error:
-            verdicts[key] = Verdict(0)
-            self._fall_back(indices, error)
+            self._fall_back(indices[done:], error, key)
+            return
+        self._loop(indices[done:])
 
     def _chunk(self, indices: list[int]) -> None:
         batch = self.groups.stacked(indices)
@@ -158,39 +169,48 @@ class Engines:
             with self.passes.undone_on_error():
                 found = run.of(batch, [self._mass(i) for i in indices], source)
         except NotFinite:
-            return self._loop(indices)
-        self.total.add_groups(found)
-        return None
+            self._loop(indices)
+        else:
+            self.total.add_groups(found)
 
-    def _fall_back(self, indices: Sequence[int], error: Unbatchable) -> None:
+    def _fall_back(self, indices: Sequence[int], error: Unbatchable, key: Hashable) -> None:
+        """Runs groups by the loop that cannot be run at once, and says so the first time."""
         if self.engine == "batched":
             raise error
         self._loop(indices)
-        if len(self.groups) > 1:
-            warnings.warn(f"the groups were run one after the other because of {error.what}.", stacklevel=6)
+        verdicts = verdicts_of(self.passes.params)
+        known = verdicts.get(key)
+        verdicts[key] = Verdict(0)
+        if known != Verdict(0) and len(self.groups) > 1:
+            text = f"the groups were run one after the other because of {error.what}."
+            warnings.warn(text, stacklevel=_frames_of_ours())
 
     def _settle(self, indices: list[int]) -> Verdict:
         """Runs one group by itself, to see whether that is possible and what it holds."""
         refuse_modules(self.passes)
-        if len(indices) == 1 and self.engine == "batched":
-            return Verdict(1)
         params = self.passes.params
-        one = self.groups.stacked(indices[:1])
+        one = self.groups.stacked(indices[:1]).copied()
         climber = GroupsClimber(self.climber, params, 1, self.passes.noise, keeps_gradient=True)
-        run = GroupsPasses(self.passes, climber.forms, planned_groups=len(indices))
+        run = GroupsPasses(self.passes, climber.forms, planned_groups=len(indices), probes=True)
         draws = RandomState.capture(self.passes.devices)
         try:
-            with self.passes.buffers.kept(), saved_bytes([*params, *one.leaves]) as saved:
+            with (
+                attributes_kept(self.passes.buffers.modules()),
+                self.passes.buffers.kept() as kept,
+                saved_bytes([*params, *one.leaves]) as saved,
+            ):
                 found = run.recorded(one, range(len(params)), first=True)
+                require_known(kept.changed(), found.changed)
         finally:
             draws.restore()
-        formed, kept = held_bytes(found.gradient)
+        require_gone(found.results)
+        formed, unformed = held_bytes(found.gradient)
         weights = sum(p.numel() for p in params)
         chunk = groups_at_once(
             len(indices),
             saved=saved.bytes,
             formed=formed,
-            kept=kept,
+            kept=unformed,
             params=weights * params[0].element_size(),
             max_memory=self.max_memory,
         )
@@ -213,3 +233,11 @@ class Engines:
             *(type(climber.ascent), climber.steps, climber.radii.rho == 0.0, climber.measure),
             *(self.engine, self.max_memory, self.sources is None),
         )
+
+
+def _frames_of_ours() -> int:
+    """How far up the caller's own line is."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("lowland."):
+        frame, depth = frame.f_back, depth + 1
+    return depth

@@ -11,6 +11,7 @@ from lowland.sam.average import Gradients
 from lowland.sam.batched.climb import Gradient, GroupsClimber, Moves, cosines, with_penalty
 from lowland.sam.batched.passes import GroupsPass, GroupsPasses
 from lowland.sam.batched.per_group import PerGroup, squared_norms
+from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.stacked import Stacked
 from lowland.sam.climb import Climber
 from lowland.sam.diagnostics import GroupDiagnostics
@@ -118,14 +119,20 @@ class _Groups:
         return self.run.recorded(self.batch, wanted, first=True)
 
     def _climb(self, batch: Stacked, start: GroupsPass) -> Moves:
+        device = self.share.device.type
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
         def gradient(found: GroupsPass, e: Sequence[PerGroup | None] | None) -> Gradient:
             return with_penalty(found.gradient, self.wanted, e, self.passes.l2, batch.groups)
 
         def again(e: list[PerGroup | None]) -> Gradient:
             self.draws.restore()
-            return gradient(self.run.recorded(batch, self.wanted, e), e)
+            with torch.autocast(device, dtype=dtype, enabled=enabled):
+                found = self.run.recorded(batch, self.wanted, e)
+            return gradient(found, e)
 
-        climbed = self.climber.climb(gradient(start, None), again)
+        with autocast_off(self.share):
+            climbed = self.climber.climb(gradient(start, None), again)
         if self.climber.climber.remembers:
             moving = self.climber.climber.radii.indices
             found = gradient(start, None)
@@ -140,6 +147,10 @@ class _Groups:
         return self._together(start, second, moves)
 
     def _together(self, start: GroupsPass, second: GroupsPass, moves: Moves | None) -> GroupsFound:
+        with autocast_off(self.share):
+            return self._gathered(start, second, moves)
+
+    def _gathered(self, start: GroupsPass, second: GroupsPass, moves: Moves | None) -> GroupsFound:
         e = None if moves is None else moves.e
         return GroupsFound(
             sum(self.masses),
@@ -157,6 +168,7 @@ class _Groups:
         """Losses with the l2 term."""
         if self.passes.l2 == 0.0:
             return losses
+        losses = losses.to(torch.promote_types(losses.dtype, l2_norm(self.passes.params).dtype))
         if e is None:
             return losses + 0.5 * self.passes.l2 * l2_norm(self.passes.params).square()
         ones = torch.ones(self.batch.groups, dtype=torch.float64)
@@ -213,8 +225,9 @@ class _Groups:
             if move is None:
                 continue
             change = working((working(w) + move.whole(self.batch.groups)).to(w.dtype)) - working(w)
-            squares += change.flatten(1).square().sum(1, dtype=torch.float64).cpu()
-            moved += change.flatten(1).count_nonzero(1).cpu()
+            change = change.reshape(self.batch.groups, -1)
+            squares += change.square().sum(1, dtype=torch.float64).cpu()
+            moved += change.count_nonzero(1).cpu()
         return squares.sqrt(), moved / max(total, 1)
 
 

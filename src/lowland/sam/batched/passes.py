@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from torch.func import vmap
 from lowland.sam.average import Gradients
 from lowland.sam.batched import rules as _rules  # noqa: F401 - registers them
 from lowland.sam.batched.cost import Product
+from lowland.sam.batched.outside import Outside
 from lowland.sam.batched.per_group import PerGroup
+from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.stacked import Stacked, leaves_of, rebuilder
 from lowland.sam.batched.tape import Tape
@@ -38,6 +41,8 @@ class GroupsPass:
         total: Gradients of the scaled objectives' weighted sum; empty if recorded.
         products: Uses of weights as matrices; empty unless recorded.
         calls: Number of operations of the loss.
+        results: What these returned, if the pass was a probe.
+        changed: Identities of the buffers that are known to change.
     """
 
     losses: Float[Tensor, " groups"]
@@ -46,6 +51,8 @@ class GroupsPass:
     total: Gradients
     products: list[Product] = field(default_factory=list)
     calls: int = 0
+    results: list[weakref.ref[Tensor]] = field(default_factory=list)
+    changed: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,13 @@ class GroupsPasses:
         passes: The loss, and the policy for buffers.
         forms: Whether recorded gradients are to be formed.
         planned_groups: Number of groups to choose forms for, where it is not that of the batch.
+        probes: Whether the pass is to find out what cannot be run at once.
     """
 
     passes: Passes
     forms: bool
     planned_groups: int | None = None
+    probes: bool = False
 
     @torch.enable_grad()
     def recorded(
@@ -83,7 +92,9 @@ class GroupsPasses:
             down = torch.full((batch.groups,), 1.0 / self.passes.scale, dtype=torch.float64)
             gradient = [g if g.absent else g.scaled(down) for g in gradient]
         products = [product for w in weights for product in w.products]
-        return GroupsPass(losses.detach(), aux, gradient, [], products, tape.calls)
+        return GroupsPass(
+            losses.detach(), aux, gradient, [], products, tape.calls, tape.results, tape.outside.changed
+        )
 
     @torch.enable_grad()
     def summed(
@@ -103,7 +114,8 @@ class GroupsPasses:
         with self._forward(batch, weights, first=first) as (losses, aux, _):
             self._require_gradient(losses)
             weighted = (losses * share.to(losses)).sum() * self.passes.scale
-            found = torch.autograd.grad(weighted, self.passes.params, allow_unused=True)
+            with autocast_off(losses):
+                found = torch.autograd.grad(weighted, self.passes.params, allow_unused=True)
         return GroupsPass(losses.detach(), aux, [], [None if g is None else working(g) for g in found])
 
     def values(self, batch: Stacked) -> GroupsPass:
@@ -134,7 +146,8 @@ class GroupsPasses:
         live = [self.passes.params[i] for i in wanted]
         scaled = losses.sum() if self.passes.scale == 1.0 else losses.sum() * self.passes.scale
         inputs = [tape.anchor, *(leaf for _, leaf in copies), *live]
-        found = torch.autograd.grad(scaled, [t for t in inputs if t is not None], allow_unused=True)
+        with autocast_off(losses):
+            found = torch.autograd.grad(scaled, [t for t in inputs if t is not None], allow_unused=True)
         if any(g is not None for g in found[1 + len(copies) :]):
             raise Unbatchable("a parameter inside a custom autograd.Function, out of sight")
         for (weight, _), g in zip(copies, found[1:], strict=False):
@@ -153,11 +166,14 @@ class GroupsPasses:
         Not before its backward pass: putting a buffer back would count as a change of what that needs.
         """
         moves_stats = self.passes.moves_buffers(first)
-        tape = Tape(weights, batch.groups, self.passes.buffers.ids, moves_stats=moves_stats)
+        params, buffers = self.passes.params, self.passes.buffers
+        outside = Outside(params, batch.groups, buffers.ids, moves_stats=moves_stats)
+        tape = Tape(weights, batch.groups, outside, watches=self.probes)
         structure: list[Any] = []
 
         def of_one_group(*leaves: Tensor) -> tuple[Tensor, ...]:
             tape.begin()
+            outside.begin(leaves)
             with tape:
                 value, aux = self.passes.evaluate(batch.rebuild(leaves))
             structure[:] = [aux]
@@ -165,12 +181,14 @@ class GroupsPasses:
 
         moved = any(w.move is not None for w in weights)
         with (
-            nullcontext() if moves_stats else self.passes.buffers.kept(),
+            nullcontext() if moves_stats else buffers.kept(),
             seen_as_perturbed() if moved else nullcontext(),
             fresh_caches(),
         ):
             losses, *aux = _mapped(tape, of_one_group, batch.leaves)
-            tape.move_statistics()
+            for weight in weights:
+                weight.require_unchanged()
+            outside.move_statistics()
             rebuild = rebuilder(structure[0])
             detached = [t.detach().unbind() for t in aux]
             columns = zip(*detached, strict=True) if detached else [()] * batch.groups
@@ -191,9 +209,13 @@ def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:
         except Unbatchable:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            if error is tape.failed or "vmap" in str(error) or "functorch" in str(error):
+            if error is tape.failed or any(word in str(error) for word in _NOT_AT_ONCE):
                 raise Unbatchable(_what(tape, error)) from error
             raise  # the loss's own
+
+
+_NOT_AT_ONCE = ("vmap", "functorch", "saved tensor hooks")
+"""What torch says where it cannot run something for all groups, wherever it says it."""
 
 
 def _what(tape: Tape, error: Exception) -> str:

@@ -162,7 +162,7 @@ class PerGroup:
         if self.dense is not None:
             total = torch.mv(_flat(self.dense).t(), share.to(self.dense)).view(self.w.shape)
         if self.along is not None:
-            along = (self.along * share).sum() * working(self.w.detach())
+            along = (self.along * share).sum() * working(self.w.detach()).contiguous()
             total = along if total is None else total + along
         for part in self.parts:
             found = part.factor.summed(share)

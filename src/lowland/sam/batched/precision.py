@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,12 +23,15 @@ def correction_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+def autocast_off(tensor: Tensor) -> AbstractContextManager[Any]:
+    """No autocast inside the block, on the device of ``tensor``."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def without_autocast(function: Callable[..., Any], *args: Any) -> Any:
     """``function``, whose operands are of the right type already."""
-    device = next(a for a in args if isinstance(a, Tensor)).device.type
-    if not torch.is_autocast_enabled(device):
-        return function(*args)
-    with torch.autocast(device, enabled=False):
+    with autocast_off(args[0]):
         return function(*args)
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -27,13 +33,47 @@ def refuse_modules(passes: Passes) -> None:
     """Refuses modules that would run, or leave behind, what is only meant for the inside of a pass."""
     if hasattr(passes.loss, "_torchdynamo_orig_callable"):
         raise Unbatchable("a compiled loss")
+    memory = [p.untyped_storage().data_ptr() for p in passes.params if p.numel() > 0]
+    if len(set(memory)) < len(memory):
+        raise Unbatchable("parameters that share their memory")
     for module in passes.buffers.modules():
         _refuse(module)
+
+
+@contextmanager
+def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Attributes of the modules are what they were at the end of the block: a probe leaves no trace."""
+    before = [(module, dict(module.__dict__)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+
+
+def require_known(changed: Sequence[tuple[str, Tensor | None]], known: set[int]) -> None:
+    """Refuses changes of buffers other than those that were followed."""
+    for name, buffer in changed:
+        if id(buffer) not in known:
+            raise Unbatchable(f"a change of the buffer {name}")
+
+
+def require_gone(results: Sequence[weakref.ref[Tensor]]) -> None:
+    """Refuses a loss that keeps a tensor of a pass, which means nothing outside it."""
+    if any(r() is not None for r in results):
+        gc.collect()
+    if any(r() is not None for r in results):
+        raise Unbatchable("a tensor of the pass that is kept after it, as an attribute or in a list")
 
 
 def _refuse(module: nn.Module) -> None:
     if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
         raise Unbatchable(f"a compiled module, {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Unbatchable(f"a scripted module, {type(module).__name__}")
+    if module._backward_hooks or module._backward_pre_hooks:
+        raise Unbatchable(f"backward hooks of a module, {type(module).__name__}")
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, SpectralNorm | WeightNorm):
             raise Unbatchable(

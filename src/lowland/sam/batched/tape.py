@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
 from lowland.sam.batched.level import Level
+from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.refused import Unbatchable
-from lowland.sam.batched.running import track
 from lowland.sam.batched.weights import Use, View, Weight
+
+_functorch: Any = torch._C._functorch
 
 Rule = Callable[..., Any]
 
@@ -43,31 +47,25 @@ class Tape(TorchFunctionMode):
     Args:
         weights: The parameters.
         groups: Number of groups.
-        buffers: The buffers that may not change unnoticed, asked for when something is written to.
-        moves_stats: Whether the pass moves running statistics.
+        outside: What the loss may meet beside them.
+        watches: Whether to remember every result, to see whether one outlives the pass.
     """
 
     def __init__(
-        self,
-        weights: Sequence[Weight],
-        groups: int,
-        buffers: Callable[[], set[int]],
-        *,
-        moves_stats: bool,
+        self, weights: Sequence[Weight], groups: int, outside: Outside, *, watches: bool = False
     ) -> None:
         super().__init__()
         self.groups = groups
-        self.moves_stats = moves_stats
+        self.outside = outside
         self.running: Callable[..., Any] | None = None
         self.calls = 0
         self.failed: Exception | None = None
+        self.results: list[weakref.ref[Tensor]] = []
         recorded = next((w.param for w in weights if w.gradient is not None), None)
         self.anchor = (
             None if recorded is None else torch.zeros((), device=recorded.device, requires_grad=True)
         )
-        self._buffers = buffers
-        self._written: set[int] = set()
-        self._tracked: dict[int, tuple[Tensor, list[tuple[Tensor, float]]]] = {}
+        self._watches = watches
         self._weights = {id(w.param): w for w in weights}
         self._views: dict[int, View] = {}
         self._copies: dict[int, Tensor] = {}
@@ -88,10 +86,13 @@ class Tape(TorchFunctionMode):
         self.running = func
         self.calls += 1
         try:
-            return self._run(func, args, kwargs or {})
+            result = self._run(func, args, kwargs or {})
         except Exception as error:
             self.failed = error
             raise
+        if self._watches:
+            self.results.extend(weakref.ref(t) for t in tensors_in(result) if _functorch.is_batchedtensor(t))
+        return result
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _REFUSED:
@@ -103,11 +104,29 @@ class Tape(TorchFunctionMode):
             result = found(self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if any(self._known(t) for t in _tensors((args, kwargs))):
-            return self._with_parameter(func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = func.__self__.__name__  # type: ignore[attr-defined]
+            if name not in _VIEWING_PROPERTIES:
+                return self._property(func, name, args[0])
+        elif name in _ABOUT:
+            return func(*args, **kwargs)
+        elif name == "__bool__" and _functorch.is_batchedtensor(args[0]):
+            return _agreed(args[0])
+        if any(self._known(t) for t in tensors_in((args, kwargs))):
+            return self._with_parameter(func, name, args, kwargs)
         if func in _ENTERED:
             return self._enter(func, args, kwargs)
-        return func(*self._checked(func, args, kwargs), **kwargs)
+        passed = self.outside.passed(_named(func), writes=_writes(name, kwargs), args=args, kwargs=kwargs)
+        return func(*passed, **kwargs)
+
+    def _property(self, func: Callable[..., Any], name: str, tensor: Tensor) -> Any:
+        """An attribute of a tensor; what autograd knows of it is hidden by ``vmap``."""
+        if name in {"requires_grad", "grad_fn", "is_leaf"} and _functorch.is_batchedtensor(tensor):
+            if name != "requires_grad":
+                raise Unbatchable(f"Tensor.{name}")
+            return bool(_functorch.get_unwrapped(tensor).requires_grad)
+        return func(tensor)
 
     # What rules use
 
@@ -153,16 +172,6 @@ class Tape(TorchFunctionMode):
             return type(element)(values)
         return element
 
-    def track(self, running: Tensor | None, found: Tensor, momentum: float) -> None:
-        """Notes the statistics that a layer found for each group, to be taken into ``running`` later."""
-        if running is not None and self.moves_stats:
-            self._tracked.setdefault(id(running), (running, []))[1].append((found, momentum))
-
-    def move_statistics(self) -> None:
-        """Moves the running statistics as if one group had come after the other."""
-        for running, found in self._tracked.values():
-            track(running, found)
-
     # What is done
 
     def _known(self, tensor: Tensor) -> bool:
@@ -179,18 +188,16 @@ class Tape(TorchFunctionMode):
         copy = self._copies[id(weight)]
         return copy if view is None else view.replay(copy)
 
-    def _with_parameter(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(func, "__name__", "")
-        if name == "__get__":
-            name = func.__self__.__name__  # type: ignore[attr-defined]
-            if name not in _VIEWING_PROPERTIES:
-                return func(*args, **kwargs)
-        elif name in _ABOUT:
-            return func(*args, **kwargs)
+    def _with_parameter(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if name == "__set__" or _writes(name, kwargs):
             raise Unbatchable(f"{_named(func)}, which changes a parameter")
-        if name in _VIEWS and args and self._known(args[0]):
-            return self._view(func, name, args, kwargs)
+        viewed = name in _VIEWS and self._known(args[0]) and torch.is_grad_enabled()
+        if viewed and not any(True for _ in tensors_in((args[1:], kwargs))):
+            found = self._view(func, name, args, kwargs)
+            if found is not None:
+                return found
         if isinstance(func, types.FunctionType):
             return self._enter(func, args, kwargs)
         return func(*self.substituted(args), **self.substituted(kwargs))
@@ -202,10 +209,13 @@ class Tape(TorchFunctionMode):
         known = self._views.get(id(base))
         weight = self._weights[id(base)] if known is None else known.weight
         replay = (lambda t: t) if known is None else known.replay
-        with torch.no_grad():
-            result = func(base.detach(), *rest, **kwargs)
         if not weight.takes_part:
             return func(*args, **kwargs)
+        with torch.no_grad():
+            result = func(base.detach(), *rest, **kwargs)
+        memory = weight.param.untyped_storage().data_ptr()
+        if any(t.untyped_storage().data_ptr() != memory for t in tensors_in(result)):
+            return None  # a selection, which is a copy
         several = not isinstance(result, Tensor)
         for k, tensor in enumerate(result if several else [result]):
 
@@ -223,22 +233,13 @@ class Tape(TorchFunctionMode):
         with self:
             return _body(func)(*args, **kwargs)
 
-    def _checked(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, ...]:
-        """The arguments, where a buffer of a module may be changed or was: it is the groups' in turn."""
-        name = getattr(func, "__name__", "")
-        if _writes(name, kwargs):
-            target = kwargs.get("out", args[0] if args else None)
-            if id(target) in self._buffers():
-                self._written.add(id(target))
-                counts = name == "add_" and len(args) == 2 and isinstance(args[1], int)
-                if not (counts and isinstance(target, Tensor) and not target.is_floating_point()):
-                    raise Unbatchable(f"{_named(func)}, which changes a buffer")
-                return target, args[1] * self.groups
-        elif self._written and name in _READS and id(args[0]) in self._written:
-            raise Unbatchable("a counter that decides something, such as batch norm's with momentum=None")
-        return args
+
+def _agreed(condition: Tensor) -> bool:
+    """The truth of a condition, if it is the same for all groups: they all take that branch."""
+    values = _functorch.get_unwrapped(condition).detach().reshape(-1).bool()
+    if bool((values != values[0]).any()):
+        raise Unbatchable("control flow that differs between groups")
+    return bool(values[0])
 
 
 def _copy(weight: Weight) -> Tensor:
@@ -259,17 +260,6 @@ def _as_matrix(use: Use | None, view: Tensor, base: Tensor, name: str) -> Use | 
     return Use(use.weight, start, start + len(view))
 
 
-def _tensors(element: Any) -> Iterator[Tensor]:
-    if isinstance(element, Tensor):
-        yield element
-    elif isinstance(element, (list, tuple)):
-        for value in element:
-            yield from _tensors(value)
-    elif isinstance(element, dict):
-        for value in element.values():
-            yield from _tensors(value)
-
-
 _bodies: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
@@ -286,7 +276,7 @@ def _body(func: Any) -> Callable[..., Any]:
 
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     in_place = name.endswith("_") and not name.endswith("__") and name not in {"requires_grad_"}
-    return in_place or name in {"__setitem__", "__set__"} or kwargs.get("out") is not None
+    return in_place or name in _WRITING or kwargs.get("out") is not None
 
 
 def _named(func: Callable[..., Any]) -> str:
@@ -304,7 +294,13 @@ _REFUSED: dict[Callable[..., Any], str] = {
     torch.autograd.grad: "torch.autograd.grad inside the loss",
     torch.autograd.backward: "torch.autograd.backward inside the loss",
     Tensor.backward: "Tensor.backward inside the loss",
+    Tensor.register_hook: "Tensor.register_hook inside the loss",
+    Tensor.as_strided: "as_strided",
+    torch.as_strided: "as_strided",
+    custom_function_call: "a custom autograd.Function",
 }
+
+_WRITING = {"__setitem__", "__set__", *(f"__i{o}__" for o in ("lshift", "rshift", "and", "or", "xor"))}
 
 _VIEWING_PROPERTIES = {"T", "mT", "H", "mH", "data"}
 
@@ -318,5 +314,3 @@ _ABOUT = {
     *("is_floating_point", "is_complex", "element_size", "get_device", "is_same_size", "is_tensor"),
     *("__len__", "__hash__", "is_pinned"),
 }
-
-_READS = {"__float__", "__int__", "__bool__", "__index__", "item", "tolist", "numpy"}

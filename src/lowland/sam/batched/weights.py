@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from lowland.sam.batched.cost import Product
 from lowland.sam.batched.factors import Factor, Left
 from lowland.sam.batched.per_group import Part, PerGroup, Rows, apart
+from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.precision import working
 
 
@@ -45,6 +46,7 @@ class Weight:
     products: list[Product] = field(default_factory=list)
     _copy: Tensor | None = None
     _moved: Tensor | None = None
+    _version: int = 0
 
     @property
     def value(self) -> Tensor:
@@ -74,8 +76,13 @@ class Weight:
                 self._copy = self.moved().detach().requires_grad_()
             else:
                 self._copy = _Moved.apply(self.param, self.moved())  # type: ignore[no-untyped-call]
-        assert self._copy is not None
+            self._version = self._copy._version
         return self._copy
+
+    def require_unchanged(self) -> None:
+        """Refuses a change in place of what the loss was given for the parameter."""
+        if self._copy is not None and self._copy._version != self._version:
+            raise Unbatchable("an operation that changes a parameter in place")
 
     def leaf(self) -> Tensor | None:
         """The copy whose gradient is to be recorded, if there is one."""
@@ -95,7 +102,7 @@ class Weight:
     def _form(self) -> Tensor:
         w, move = self.param.detach(), self.move
         if move is None or move.absent:
-            return w.expand(self.groups, *w.shape)
+            return w.clone()[None] if self.groups == 1 else w.expand(self.groups, *w.shape)
         e = move.whole(self.groups)
         if not (self.spend and move.own and move.along is None and e.dtype == w.dtype):
             return (working(w) + e).to(w.dtype)

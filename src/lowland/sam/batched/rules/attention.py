@@ -28,12 +28,23 @@ def attention(
 
 
 def _at_groups(options: dict[str, Any], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = _same_lead(q, k, v)
     folded = None if mask is None else _mask(mask, q)
     if q.dim() == 3:
         return F.scaled_dot_product_attention(q, k, v, folded, **options)
     q_all, k_all, v_all = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     y = F.scaled_dot_product_attention(q_all, k_all, v_all, folded, **options)
     return y.reshape(*q.shape[:2], *y.shape[1:])
+
+
+def _same_lead(*tensors: Tensor) -> list[Tensor]:
+    """Queries, keys and values of the same number of dimensions and the same batch."""
+    dims = max(t.dim() for t in tensors)
+    found = [t.view(len(t), *[1] * (dims - t.dim()), *t.shape[1:]) for t in tensors]
+    if dims == 3:
+        return found
+    batch = max(t.shape[1] for t in found)
+    return [t.expand(-1, batch, *[-1] * (dims - 2)) for t in found]
 
 
 def _mask(mask: Tensor, q: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ def batch_norm(
 ) -> Any:
     """In training over the group, in evaluation by running statistics."""
     if not training:
+        tape.outside.read(running_mean)
+        tape.outside.read(running_var)
         function = partial(by_statistics, running_mean, running_var, eps)
         return tape.at_groups(function, input, weight, bias)
     function = partial(_of_groups, tape, running_mean, running_var, momentum, eps)
@@ -56,6 +58,6 @@ def _of_groups(
         aside, w_all, b_all, found_mean, found_var, True, 1.0, eps, torch.backends.cudnn.enabled
     )
     if found_mean is not None and found_var is not None:
-        tape.track(mean, found_mean.view(groups, channels), momentum)
-        tape.track(var, found_var.view(groups, channels), momentum)
+        tape.outside.statistics(mean, found_mean.view(groups, channels), momentum)
+        tape.outside.statistics(var, found_var.view(groups, channels), momentum)
     return reshaped(y.view(m, groups, *x.shape[2:]).transpose(0, 1), x.shape)

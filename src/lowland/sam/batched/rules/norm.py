@@ -148,17 +148,19 @@ def instance_norm(
 ) -> Any:
     """Over each channel; or by running statistics."""
     if not use_input_stats:
+        tape.outside.read(running_mean)
+        tape.outside.read(running_var)
         function = partial(by_statistics, running_mean, running_var, eps)
         return tape.at_groups(function, input, weight, bias)
-    if tape.moves_stats:
+    if tape.outside.moves_stats:
         tape.at_groups(partial(_track, tape, running_mean, running_var, momentum), input)
     return tape.at_groups(partial(_of_channels, input.shape[1], eps), input, weight, bias)
 
 
 def _track(tape: Tape, mean: Tensor | None, var: Tensor | None, momentum: float, x: Tensor) -> Tensor:
     var_of, mean_of = torch.var_mean(x.detach().flatten(3), dim=3)
-    tape.track(mean, mean_of.mean(1), momentum)
-    tape.track(var, var_of.mean(1), momentum)
+    tape.outside.statistics(mean, mean_of.mean(1), momentum)
+    tape.outside.statistics(var, var_of.mean(1), momentum)
     return x.new_zeros(len(x))
 
 
