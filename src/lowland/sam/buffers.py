@@ -43,7 +43,7 @@ class Buffers:
     def kept_on_error(self) -> Iterator[None]:
         """If the block raises, buffers and training modes are what they were before it."""
         saved = Snapshot(self._modules.values())
-        training = {m: m.training for m in (self._module.modules() if self._module else ())}
+        training = {m: m.training for m in (() if self._module is None else self._module.modules())}
         with self._watched(saved):
             try:
                 yield

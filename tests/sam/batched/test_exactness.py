@@ -234,13 +234,23 @@ def test_batch_that_several_groups_climb_on_is_left_to_the_loop():
         found_by("batched", FEW["tied"], several_on_one, m=1, rho=0.2)
 
 
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("size", [2, 4])
 def test_batch_in_parts_is_cut_across_them(size):
     def options(_):
         *_, batch = FEW["tied"]()
         return {"batch": MicroBatches([tuple(t[i : i + size] for t in batch) for i in range(0, B, size)])}
 
     assert_engines_agree(FEW["tied"], options, m=2)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_group_in_several_parts_is_for_the_loop(size):
+    def options(_):
+        *_, batch = FEW["tied"]()
+        return {"batch": MicroBatches([tuple(t[i : i + size] for t in batch) for i in range(0, B, size)])}
+
+    with pytest.raises(RuntimeError, match="a group in several MicroBatches"):
+        found_by("batched", FEW["tied"], options, m=2, rho=0.2)
 
 
 COMBINES = {

@@ -437,7 +437,7 @@ def test_dropout_drops_something_else_in_every_group(drop):
     module, _, (x,) = two_layers(plain)
 
     def loss(x):
-        mask = drop(torch.ones_like(x)[:, :, None], 0.5)[:, :, 0]
+        mask = drop(torch.ones_like(x)[:, :, None], 0.5, training=True)[:, :, 0]
         return (module(x) * mask[:, :3]).square().mean(), mask
 
     torch.manual_seed(0)

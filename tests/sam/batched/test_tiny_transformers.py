@@ -1,4 +1,4 @@
-"""The batched engine on tiny networks of ``transformers`` with random weights: BERT, GPT-2, ViT and ConvNeXt."""  # noqa: E501
+"""The batched engine on tiny BERT, GPT-2, ViT and ConvNeXt of ``transformers``, with random weights."""
 
 import warnings
 
@@ -17,7 +17,7 @@ SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "in
 DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 SINGLE = {("gpt2_with_its_own_loss", "eager"), ("gpt2_with_its_own_loss", "sdpa"), ("vit", "eager")}
-"""What ``transformers`` computes in float32 in part: GPT-2's loss, and the softmax of ViT's eager attention."""  # noqa: E501
+"""In part float32 in ``transformers`` itself: GPT-2's loss, and the softmax of ViT's eager attention."""
 
 
 def words(seed=6):
@@ -40,11 +40,14 @@ def made(model, config):
 
 
 def bert(attention):
-    """Padding is told by a mask of two dimensions, as a tokenizer returns it."""
+    """Padding is told by a mask of two dimensions, as a tokenizer returns it.
+
+    ``transformers`` asks whether anything is masked at all, and goes another way where nothing is.
+    """
     options = {"vocab_size": WORDS, "max_position_embeddings": 6, "num_labels": 3} | SMALL | DRY
     config = transformers.BertConfig(attn_implementation=attention, **options)
     module = made(transformers.BertForSequenceClassification, config)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
     batch = {"input_ids": words() * mask, "attention_mask": mask, "labels": torch.tensor([0, 2, 1])}
     return module, lambda batch: module(**batch).loss, (batch,)
 
@@ -118,6 +121,17 @@ def test_gradient_is_that_of_the_loop_and_every_parameter_has_one(make, attentio
 @pytest.mark.parametrize(("make", "attention"), CASES)
 def test_several_steps_with_a_penalty_agree_too(make, attention):
     assert_engines_agree(lambda: make(attention), tolerance(make, attention), m=1, steps=2, l2=0.1)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_bert_with_padding_in_some_groups_only_is_refused(attention):
+    def partly_padded():
+        module, loss, (batch,) = bert(attention)
+        batch["attention_mask"][0] = 1
+        return module, loss, (batch,)
+
+    with pytest.raises(RuntimeError, match="control flow that differs between groups"):
+        ran("batched", partly_padded, m=1)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

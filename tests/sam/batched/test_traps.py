@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated"),
     pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Using `torch.compile"),
     pytest.mark.filterwarnings("ignore:Using a non-full backward hook"),
 ]
 
@@ -566,18 +567,15 @@ def operations_called_past_the_public_names():
 @trap(exact=True)
 def parameters_in_lists_and_dicts():
     def forward(s, x):
-        return x @ s.list[0] + torch.cat(list(s.list))[:4] @ s.dict["w"] + sum(p.sum() for p in s.list)
+        return (
+            x @ s.list[0] + torch.cat(list(s.list))[:4].mean(0) @ s.dict["w"] + sum(p.sum() for p in s.list)
+        )
 
     members = {
         "list": nn.ParameterList([parameter(4, 3), parameter(2, 3)]),
         "dict": nn.ParameterDict({"w": parameter(3, 3)}),
     }
-    return squared(
-        Through(
-            lambda s, x: forward(s, x) if x.shape[0] else x, **members
-        ),
-        vectors(),
-    )  # fmt: skip
+    return squared(Through(forward, **members), vectors())
 
 
 @trap(exact=True)
@@ -649,7 +647,7 @@ def class_weights_and_an_index_to_ignore():
     return classes(weight=torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64))
 
 
-@trap(exact=True)
+@trap()
 def label_smoothing_with_class_weights():
     return classes(weight=torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64), label_smoothing=0.2)
 
@@ -707,7 +705,7 @@ def conversion_of_a_weight_to_numpy():
 
 @trap()
 def number_of_a_weight():
-    return two_layers(lambda s, x: plain(s, x) * (1.0 + float(s.a.weight[0, 0]) ** 2))
+    return two_layers(lambda s, x: plain(s, x) * (1.0 + float(s.a.weight.detach()[0, 0]) ** 2))
 
 
 @trap()
@@ -870,8 +868,10 @@ def batch_norm_in_training_then_in_evaluation():
     def forward(s, x):
         y = s.n(s.a(x))
         s.n.eval()
-        y = y + s.n(s.a(x))
-        s.n.train()
+        try:
+            y = y + s.n(s.a(x))
+        finally:
+            s.n.train()
         return s.b(y.tanh())
 
     return normed(forward)
@@ -883,8 +883,10 @@ def instance_norm_in_training_then_in_evaluation():
         x = x[:, :, None] * torch.arange(1.0, 4.0)
         y = s.n(x)
         s.n.eval()
-        y = y + s.n(x)
-        s.n.train()
+        try:
+            y = y + s.n(x)
+        finally:
+            s.n.train()
         return s.b(s.a(y.sum(-1).tanh()))
 
     return two_layers(forward, n=nn.InstanceNorm1d(4, track_running_stats=True))
@@ -1220,7 +1222,7 @@ def custom_function_that_closes_over_a_parameter():
     return module, loss, batch
 
 
-@trap(exact=True)
+@trap(refused="a custom autograd.Function")
 def custom_function_of_an_activation_by_rule():
     class Reversed(torch.autograd.Function):
         generate_vmap_rule = True
@@ -1340,7 +1342,7 @@ def complex_numbers_between_real_parameters():
     return two_layers(forward, w=parameter(3, 2))
 
 
-@trap(exact=True)
+@trap()
 def padded_sequences_and_einsum():
     def forward(s, x):
         padded = pad_sequence([x[0], x[1, :2]], batch_first=True)
@@ -1386,6 +1388,7 @@ def test_one_group_of_everything_is_exact_or_refused(name):
 @pytest.mark.parametrize("name", TRAPS)
 def test_auto_is_the_loop_with_one_warning_that_names_what_was_refused(name, monkeypatch):
     monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.batched.engine.seconds", lambda *_, **__: (1.0, 0.0))
     make, _, _, tolerance = TRAPS[name]
     refused, _ = run("batched", make)
     expected, loop_model = run("loop", make)
@@ -1429,13 +1432,22 @@ def test_compiled_is_refused_by_name(what):
         sam_gradient(loss, trained(module), batch, rho=0.1, m=2, module=module, engine="batched")
 
 
-def test_compiled_module_is_refused_by_name_without_a_module_to_name():
-    module, _, batch = two_layers(plain)
-    compiled = torch.compile(module, backend="eager")
-    with pytest.raises(Unbatchable, match="compiled"):
-        sam_gradient(
-            lambda x: compiled(x).square().mean(), trained(module), batch, rho=0.1, m=2, engine="batched"
-        )
+@pytest.mark.parametrize("part", ["module", "function"])
+def test_compiled_parts_that_are_not_named_run_as_they_were_written(part):
+    gradients = {}
+    for engine in ("loop", "batched"):
+        module, _, batch = two_layers(plain)
+        called = torch.compile(module, backend="eager") if part == "module" else module
+        tanh = torch.compile(lambda y: y.tanh() * 2, backend="eager")
+        gradients[engine] = sam_gradient(
+            lambda x, called=called, tanh=tanh: tanh(called(x)).square().mean(),
+            trained(module),
+            batch,
+            rho=0.1,
+            m=2,
+            engine=engine,
+        ).gradients
+    assert norm([g - h for g, h in zip(*gradients.values(), strict=True)]) < 1e-10 * norm(gradients["loop"])
 
 
 @pytest.mark.parametrize("where", ["inside", "outside"])
@@ -1511,6 +1523,7 @@ def test_every_call_is_refused_and_not_only_the_first(calls):
 
 def test_auto_warns_once_for_a_loss_and_not_in_every_step(monkeypatch):
     monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.batched.engine.seconds", lambda *_, **__: (1.0, 0.0))
     module, loss, batch = TRAPS["branch_on_the_data"][0]()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -1539,7 +1552,7 @@ DRAWS = {
     "dropout": lambda x: F.dropout(x, 0.5),
     "dropout1d": lambda x: F.dropout1d(x[:, :, None], 0.5)[:, :, 0],
     "dropout2d": lambda x: F.dropout2d(x[:, :, None, None], 0.5)[:, :, 0, 0],
-    "alpha dropout": lambda x: F.alpha_dropout(x, 0.5),
+    "alpha dropout": lambda x: F.alpha_dropout(x, 0.5, training=True),
     "rand_like": torch.rand_like,
     "rand": lambda x: torch.rand(x.shape, dtype=x.dtype),
     "bernoulli_": lambda x: torch.empty_like(x).bernoulli_(0.5),
@@ -1593,22 +1606,6 @@ def test_draws_of_a_given_generator_are_new_for_each_group_or_refused():
     except Unbatchable:
         return
     assert len({bits(g) for g in found.aux.view(3, 2, 4)}) == 3
-
-
-def test_lazy_layers_are_refused_by_both_engines_in_the_same_words():
-    said = []
-    for engine in ("loop", "batched"):
-        module = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)).double()
-        with pytest.raises(Exception) as error:
-            sam_gradient(
-                lambda x, module=module: module(x).sum(),
-                trained(module),
-                (vectors(),),
-                rho=0.1,
-                engine=engine,
-            )
-        said.append((type(error.value), str(error.value)))
-    assert said[0] == said[1]
 
 
 def test_complex_parameters_are_refused_by_both_engines_in_the_same_words():

@@ -201,9 +201,9 @@ class Engines:
             ):
                 found = run.recorded(one, range(len(params)), first=True)
                 require_known(kept.changed(), found.changed)
+                require_gone(found.results)
         finally:
             draws.restore()
-        require_gone(found.results)
         formed, unformed = held_bytes(found.gradient)
         weights = sum(p.numel() for p in params)
         chunk = groups_at_once(

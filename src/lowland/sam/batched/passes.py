@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.stacked import Stacked, leaves_of, rebuilder
-from lowland.sam.batched.tape import Tape
+from lowland.sam.batched.tape import PastTheTape, Tape
 from lowland.sam.batched.weights import Weight
 from lowland.sam.caches import fresh_caches
 from lowland.sam.passes import Passes
@@ -167,14 +168,15 @@ class GroupsPasses:
         """
         moves_stats = self.passes.moves_buffers(first)
         params, buffers = self.passes.params, self.passes.buffers
-        outside = Outside(params, batch.groups, buffers.ids, moves_stats=moves_stats)
+        sharing = [w.param for w in weights if w.takes_part]
+        outside = Outside(sharing, batch.groups, buffers.ids, moves_stats=moves_stats)
         tape = Tape(weights, batch.groups, outside, watches=self.probes)
         structure: list[Any] = []
 
         def of_one_group(*leaves: Tensor) -> tuple[Tensor, ...]:
             tape.begin()
             outside.begin(leaves)
-            with tape:
+            with tape, PastTheTape(params, tape) if self.probes else nullcontext():
                 value, aux = self.passes.evaluate(batch.rebuild(leaves))
             structure[:] = [aux]
             return value, *leaves_of(aux)
@@ -202,17 +204,34 @@ class GroupsPasses:
 
 def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:
     """``function`` of each group, with what torch cannot run for all at once named."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _uncompiled():
         warnings.filterwarnings("ignore", "There is a performance drop")
         try:
-            return vmap(function, randomness="different")(*leaves)
+            found = vmap(function, randomness="different")(*leaves)
         except Unbatchable:
             raise
         except (RuntimeError, NotImplementedError) as error:
+            if tape.passed_by:
+                raise Unbatchable(_SCRIPTED) from error
             if error is tape.failed or any(word in str(error) for word in _NOT_AT_ONCE):
                 raise Unbatchable(_what(tape, error)) from error
             raise  # the loss's own
+    if tape.passed_by:
+        raise Unbatchable(_SCRIPTED)
+    return found
 
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What the loss has compiled is run as it was written: the compiler does not see through a tape."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+_SCRIPTED = "a parameter in scripted or traced code, out of sight"
 
 _NOT_AT_ONCE = ("vmap", "functorch", "saved tensor hooks")
 """What torch says where it cannot run something for all groups, wherever it says it."""

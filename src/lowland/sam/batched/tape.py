@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowland.sam.batched.level import Level
 from lowland.sam.batched.outside import Outside, tensors_in
@@ -59,6 +60,8 @@ class Tape(TorchFunctionMode):
         self.outside = outside
         self.running: Callable[..., Any] | None = None
         self.calls = 0
+        self.depth = 0
+        self.passed_by = False
         self.failed: Exception | None = None
         self.results: list[weakref.ref[Tensor]] = []
         recorded = next((w.param for w in weights if w.gradient is not None), None)
@@ -85,11 +88,14 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         self.running = func
         self.calls += 1
+        self.depth += 1
         try:
             result = self._run(func, args, kwargs or {})
         except Exception as error:
             self.failed = error
             raise
+        finally:
+            self.depth -= 1
         if self._watches:
             self.results.extend(weakref.ref(t) for t in tensors_in(result) if _functorch.is_batchedtensor(t))
         return result
@@ -232,6 +238,31 @@ class Tape(TorchFunctionMode):
         """Runs the body of a function of torch that is written in Python, operation by operation."""
         with self:
             return _body(func)(*args, **kwargs)
+
+
+class PastTheTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what reaches a parameter without a torch function that the tape sees, as scripted code does.
+
+    Args:
+        params: The parameters.
+        tape: The tape, which is active too.
+    """
+
+    def __init__(self, params: Sequence[Tensor], tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._params = {id(p) for p in params}
+        self._tape = tape
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if self._tape.depth == 0 and any(id(t) in self._params for t in tensors_in((args, kwargs))):
+            self._tape.passed_by = True  # an exception would not get through the interpreter of scripts
+        return func(*args, **(kwargs or {}))
 
 
 def _agreed(condition: Tensor) -> bool:

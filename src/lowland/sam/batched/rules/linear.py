@@ -21,7 +21,7 @@ from lowland.sam.batched.weights import Use
 def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """``x W^T + b``."""
     use = tape.use(weight)
-    if use is None or weight.dim() != 2 or input.dim() == 0:
+    if use is None or weight.dim() != 2 or input.dim() == 0 or (bias is not None and bias.dim() != 1):
         return NotImplemented
     return _product(tape, use, input, bias)
 
