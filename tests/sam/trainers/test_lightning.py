@@ -182,12 +182,18 @@ class Logging(Regressor):
 
 
 class SharpLogging(SAMTraining, Logging):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
     def configure_sam(self):
-        return SAM(self, rho=0.4)
+        return SAM(self, rho=0.4, **self.options)
 
 
-def test_only_the_unperturbed_weights_are_logged():
-    module = SharpLogging()
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize("m", [None, 3])
+def test_only_the_unperturbed_weights_are_logged_as_the_mean_over_groups(m, engine):
+    module = SharpLogging(m=m, engine=engine)
     net, total = copy.deepcopy(module.net), 0.0
     module.configure_optimizers = lambda: SGD(module.parameters(), lr=0.0)
     logged = trainer(max_epochs=1)

@@ -262,7 +262,8 @@ class PastTheTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if self._tape.depth == 0 and any(id(t) in self._params for t in tensors_in((args, kwargs))):
             self._tape.passed_by = True  # an exception would not get through the interpreter of scripts
-        return func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():  # this call is not the loss's
+            return func(*args, **(kwargs or {}))
 
 
 def _agreed(condition: Tensor) -> bool:

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lowland.sam.batch import batch_size
 from lowland.sam.perturb import weights_are_perturbed
 from lowland.sam.shell import SAM
+
+_Logged = dict[str, tuple[Tensor, tuple[Any, ...], dict[str, Any]]]
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Base
@@ -24,8 +28,9 @@ class SAMTraining(_Base):
 
     ``training_step`` is evaluated for each group at the weights and at the perturbed ones, and must return
     the loss of the batch that it is given, alone or under ``"loss"`` in a dictionary; other tensors there are
-    joined over the groups. The trainer then calls ``backward`` on the result as ever. What is logged in
-    perturbed passes is left out, and metrics do not see them. The state of SAM goes into Lightning's
+    joined over the groups. The trainer then calls ``backward`` on the result as ever. Tensors that are logged
+    are logged once, as their mean over the examples of all groups; what is logged in perturbed passes is left
+    out, and metrics do not see them. The state of SAM goes into Lightning's
     checkpoints.
 
     Example:
@@ -39,6 +44,7 @@ class SAMTraining(_Base):
     _sam: SAM | None = None
     _sam_state: dict[str, Any] | None = None
     _sam_global_step: int | None = None
+    _sam_logged: _Logged | None = None
 
     def configure_sam(self) -> SAM:
         """The SAM to train with, called once, when training begins; to be overridden."""
@@ -62,24 +68,43 @@ class SAMTraining(_Base):
             args, kwargs = (), {k: v for k, v in kwargs.items() if k != "batch_idx"}
 
         def loss(group: Any) -> Any:
-            with _metrics_kept(self):
-                returned = parent(group, *args, **kwargs)
+            logged: _Logged = {}
+            self.__dict__["_sam_logged"] = logged
+            try:
+                with _metrics_kept(self):
+                    returned = parent(group, *args, **kwargs)
+            finally:
+                self.__dict__["_sam_logged"] = None
             if not isinstance(returned, Mapping):
-                return returned
+                returned = {"loss": returned}
             rest = {k: v for k, v in returned.items() if k != "loss" and isinstance(v, Tensor)}
-            return returned["loss"], rest
+            values = {name: value for name, (value, *_) in logged.items()}
+            calls.update({name: call for name, (_, *call) in logged.items()})
+            if values:
+                values[_SIZE] = torch.tensor(float(batch_size([group])))
+            return returned["loss"], (rest, values)
 
+        calls: dict[str, Any] = {}
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         # Lightning clears the gradients after this, so that they do not tell where a step begins.
         begins = self.trainer.global_step != self._sam_global_step
-        found = self.sam.objective(loss, batch, scale=1.0 if scaler is None else scaler, new_step=begins)
+        value, (rest, logged) = self.sam.objective(
+            loss, batch, scale=1.0 if scaler is None else scaler, new_step=begins
+        )
         self.__dict__["_sam_global_step"] = self.trainer.global_step
-        return {"loss": found[0], **found[1]} if isinstance(found, tuple) else found
+        for name, (positional, named) in calls.items():
+            mean = (logged[name] * logged[_SIZE].to(logged[name])).sum() / logged[_SIZE].sum()
+            self.log(name, mean, *positional, **named)
+        return {"loss": value, **rest} if rest else value
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Logs as ever, at the unperturbed weights only."""
-        if not weights_are_perturbed():
-            super().log(*args, **kwargs)
+        if weights_are_perturbed():
+            return
+        if self._sam_logged is not None and isinstance(value, Tensor) and value.numel() == 1:
+            self._sam_logged[name] = value.detach().reshape(()), args, kwargs
+        else:
+            super().log(name, value, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of SAM, if it has trained."""
@@ -93,6 +118,8 @@ class SAMTraining(_Base):
         self.__dict__["_sam_state"] = checkpoint.get("sam")
         self.__dict__["_sam"] = None
 
+
+_SIZE = "number of examples"
 
 _METRIC_NAMES = ("_update_count", "_computed", "_forward_cache")
 
