@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from interleaved import measured
-from lowland.sam.batched.cost import form_convolution, form_linear
+from lowland.sam.batched.cost import Costs, costs_of_convolution, costs_of_linear
 from lowland.sam.batched.factors import Factor, add_through, gram
+from lowland.sam.batched.patches import Patches
 from lowland.sam.batched.rules.convolution import Geometry, by_rows
 from networks import MANY_GROUPS, NETWORKS, available, product_types
 
@@ -44,7 +45,7 @@ class Linear:
 
     def chosen(self, m: int, groups: int) -> str:  # noqa: ARG002 - as that of a convolution
         """The form that the library takes."""
-        return "formed" if form_linear(m * self.rows, self.q, self.p) else "low rank"
+        return _form(costs_of_linear(m * self.rows, self.q, self.p))
 
     def largest(self, examples: int, m: int) -> int:
         """Elements of the largest tensor of the low rank form."""
@@ -91,14 +92,17 @@ class Convolution:
 
     def chosen(self, m: int, groups: int) -> str:
         """The form that the library takes."""
-        q, p = self.shape[0], torch.Size(self.shape[1:]).numel()
-        pointwise = self.geometry.pointwise(self.shape)
-        forms = form_convolution(m * self.rows, q, p, groups=groups, pointwise=pointwise)
-        return "formed" if forms else "low rank"
+        q, p, *window = self.shape
+        return _form(costs_of_convolution(m * self.rows, m * self.points, q, p, window, groups))
+
+    @property
+    def points(self) -> int:
+        """Positions of the input."""
+        return torch.Size(self.size[1:]).numel()
 
     def largest(self, examples: int, m: int) -> int:
         """Elements of the largest tensor of the low rank form."""
-        return examples * self.rows * max(m * self.rows, torch.Size(self.shape[1:]).numel())
+        return examples * m * self.points**2
 
     def forms(self, examples: int, m: int, device: torch.device) -> dict[str, Callable[[], object]]:
         """What to time; the tensors are made here."""
@@ -107,35 +111,38 @@ class Convolution:
         w, c = torch.randn(self.shape, device=device), torch.rand(groups, device=device)
         y = self.geometry.forward(x, w, None)
         g, d = torch.randn_like(y), torch.randn_like(y)
-        every = w.expand(groups, *self.shape).flatten(0, 1)
+        shape_only = w.new_empty(groups * len(w), *w.shape[1:])
 
         def shared() -> tuple[Tensor, Tensor | None]:
             found, _ = self.geometry.backward(g, x, w, (True, False))
             return self.geometry.forward(x, w, None), found
 
         def low_rank() -> None:
-            patches = self.geometry.patches(a, self.shape, groups)
-            factor = Factor(by_rows(d.flatten(2), groups), patches)
+            window = self.geometry.window(w)
+            assert window is not None
+            own, seen = (Patches(t.view(groups, m, *self.size), window) for t in (x, a))
+            factor = Factor(by_rows(d.flatten(2), groups), seen)
             gram(factor, factor)
-            moved = factor.scaled(c)
+            left = factor.scaled(c).left
             shared()
-            rows = self.geometry.patches(x, self.shape, groups)
-            add_through(torch.zeros_like(moved.left), rows, moved.right, moved.left)
-            rows_g = by_rows(g.flatten(2), groups)
-            change = add_through(torch.zeros_like(rows), rows_g, moved.left, moved.right)
-            self.geometry.joined(change, x, self.shape)
+            torch.bmm(own.pairs(seen), left)
+            through = torch.bmm(by_rows(g.flatten(2), groups), left.transpose(1, 2))
+            torch.bmm(own.spread(through, seen), seen.points())
 
         def formed() -> None:
             beside = _aside(a, groups)
-            _, found = self.geometry.backward(_aside(d, groups), beside, every, (False, True), groups)
+            _, found = self.geometry.backward(_aside(d, groups), beside, shape_only, (False, True), groups)
             moved = _moved(found.view(groups, *self.shape), w, c).flatten(0, 1)
             beside = _aside(x, groups)
             _apart(self.geometry.forward(beside, moved, None, groups), groups)
-            beside = _aside(x, groups)  # the library does so anew for the backward pass
             gx, _ = self.geometry.backward(_aside(g, groups), beside, moved, (True, False), groups)
             _apart(gx, groups)
 
         return {"shared": shared, "low rank": low_rank, "formed": formed}
+
+
+def _form(costs: Costs) -> str:
+    return "formed" if costs.forms else "low rank"
 
 
 Kernel = Linear | Convolution

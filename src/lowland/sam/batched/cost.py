@@ -1,12 +1,15 @@
 """Which form of a group's gradient is cheaper: a sum of outer products, or formed.
 
-Both forms cost the norm, the perturbed forward pass and its input gradient:
+Both forms cost the norm, the perturbed forward pass and its input gradient, beyond what all groups share:
 
-    low rank:  two Grams, and twice a product through the rows,   6 G R^2 (p + q)     operations
-    formed:    one product per group,                             2 G R p q           operations
-               and reading and writing the weights of every group,  G p q             elements
+    apart:   the inner products of inputs twice (norm, forward), of output gradients twice (norm, backward),
+             and a product with either,  6 G R^2 (p + q)                                    operations
+    formed:  one product per group,      2 G R p q                                          operations
+             and reading and writing the weights of every group,  G p q                     elements
 
-where the low rank form also needs the shared products that the formed one replaces, so that these cancel.
+For a convolution of R output and I input positions, c channels and k^d weights a filter and channel, p is c
+and its R is I, and the inner products of patches are sums of k d of those of points, three times.
+
 The constants are times relative to one operation of a large matrix product, from the kernels timed in
 ``benchmarks/kernels.py`` (docs/batched_engine.md has its table). The choice is by shape only, so that the
 same run gives the same result everywhere.
@@ -14,6 +17,7 @@ same run gives the same result everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,25 +29,47 @@ ELEMENT = 110.0
 FILTER_ELEMENT = 900.0
 """The same of a convolution, whose kernels reorder the weights of every group first."""
 
-PATCH_ELEMENT = 600.0
-"""An element of the patches that a convolution is taken apart into, copied four times."""
+POINT_ELEMENT = 150.0
+"""An inner product of two input positions, added to those of patches once."""
 
 
-def form_linear(rows: int, q: int, p: int) -> bool:
-    """Whether to form a group's ``q x p`` gradient with that many rows."""
-    return 2 * rows * p * q + ELEMENT * p * q < 6 * rows**2 * (p + q)
+@dataclass(frozen=True)
+class Costs:
+    """Operations of a group in either form, beyond what all groups share.
+
+    Attributes:
+        apart: Kept as outer products.
+        formed: Formed.
+    """
+
+    apart: float
+    formed: float
+
+    @property
+    def forms(self) -> bool:
+        """Whether to form."""
+        return self.formed < self.apart
 
 
-def form_convolution(rows: int, q: int, p: int, *, groups: int, pointwise: bool) -> bool:
-    """The same for a convolution with ``p`` weights per filter; ``pointwise``: its patches are its input."""
-    patches = 0.0 if pointwise else PATCH_ELEMENT * rows * p
+def costs_of_linear(rows: int, q: int, p: int) -> Costs:
+    """A ``q x p`` matrix that multiplies that many rows of a group."""
+    return Costs(6.0 * rows**2 * (p + q), 2.0 * rows * p * q + ELEMENT * p * q)
+
+
+def costs_of_convolution(
+    rows: int, points: int, q: int, channels: int, window: Sequence[int], groups: int
+) -> Costs:
+    """A convolution of ``points`` input positions to ``rows`` output positions of a group, of ``groups``."""
+    p = channels * math.prod(window)
+    shifts = 0 if rows == points and math.prod(window) == 1 else sum(window)
+    apart = 6.0 * (rows**2 * q + points**2 * channels) + 3.0 * POINT_ELEMENT * shifts * points**2
     element = FILTER_ELEMENT if groups > 1 else ELEMENT
-    return 2 * rows * p * q + element * p * q < 6 * rows**2 * (p + q) + patches
+    return Costs(apart, 2.0 * rows * p * q + element * p * q)
 
 
-def form_embedding(rows: int, q: int, p: int) -> bool:
-    """The same for an embedding of ``q`` rows, looked up ``rows`` times."""
-    return ELEMENT * p * q < 6 * rows**2 * p
+def costs_of_embedding(rows: int, q: int, p: int) -> Costs:
+    """An embedding of ``q`` rows, looked up ``rows`` times."""
+    return Costs(6.0 * rows**2 * p, ELEMENT * p * q)
 
 
 @dataclass(frozen=True)
@@ -54,23 +80,13 @@ class Product:
         rows: Rows R that it multiplies.
         q: Its rows.
         p: Its columns.
-        formed: Whether the group's gradient was formed.
-        filters: Whether it is that of a convolution.
+        extra: Operations of the norm, and of the perturbed pass beyond what an ordinary one takes.
     """
 
     rows: int
     q: int
     p: int
-    formed: bool
-    filters: bool
-
-    def extra(self) -> float:
-        """Operations of the norm, and of the perturbed pass beyond what an ordinary one takes."""
-        if not self.formed:
-            patches = PATCH_ELEMENT * self.rows * self.p if self.filters else 0.0
-            return 6.0 * self.rows**2 * (self.p + self.q) + patches
-        element = FILTER_ELEMENT / 4 if self.filters else ELEMENT
-        return 2.0 * self.rows * self.p * self.q + element * self.p * self.q
+    extra: float
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,6 @@ def seconds(
         )
 
     loop = around(groups, params, at) + groups * (6 * pass_over(1) + 2 * calls * at.launch)
-    extra = groups * sum(u.extra() for u in products) / at.operations
+    extra = groups * sum(u.extra for u in products) / at.operations
     together = chunks * (5 * pass_over(-(-groups // chunks)) + at.chunk + 2 * calls * at.launch_all)
     return loop, together + extra

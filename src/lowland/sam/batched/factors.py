@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lowland.sam.batched.patches import Patches
 from lowland.sam.precision import working
 
 
@@ -30,6 +31,7 @@ class OneHot:
 
 
 Left = Tensor | OneHot
+Right = Tensor | Patches
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,25 @@ class Factor:
 
     Attributes:
         left: Vectors :math:`l`, shape ``(groups, rows, q)``, or where their single ones are.
-        right: Vectors :math:`r`, shape ``(groups, rows, p)``.
+        right: Vectors :math:`r`, shape ``(groups, rows, p)``, or the maps that they are patches of.
     """
 
     left: Left
-    right: Float[Tensor, "groups rows p"]
+    right: Right
 
     @property
     def num_rows(self) -> int:
         """Number of outer products in a group."""
         return int(self.right.shape[1])
 
-    def elements(self) -> int:
-        """Number of elements that are held."""
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What is held."""
         left = self.left.ids if isinstance(self.left, OneHot) else self.left
-        return left.numel() + self.right.numel()
+        return left, self.right.maps if isinstance(self.right, Patches) else self.right
 
     def formed(self) -> Float[Tensor, "groups q p"]:
         """The matrices themselves."""
-        right = working(self.right)
+        right = _written(self.right)
         if isinstance(self.left, OneHot):
             whole = right.new_zeros(len(right), self.left.width, right.shape[2])
             return whole.scatter_add_(1, self.left.ids[..., None].expand_as(right), right)
@@ -64,19 +66,22 @@ class Factor:
 
     def scaled(self, factors: Float[Tensor, " groups"]) -> Factor:
         """Each group's matrix times its factor."""
-        if isinstance(self.left, Tensor) and self.left.shape[2] < self.right.shape[2]:
-            return Factor(times(self.left, factors), self.right)
-        return Factor(self.left, times(self.right, factors))
+        left, right = self.tensors()
+        if isinstance(self.left, Tensor) and left.numel() < right.numel():
+            return Factor(times(left, factors), self.right)
+        if isinstance(self.right, Patches):
+            return Factor(self.left, replace(self.right, maps=times(right, factors)))
+        return Factor(self.left, times(right, factors))
 
     def scaled_rows(self, factors: Float[Tensor, " q"]) -> Factor:
         """Row i of every group's matrix times ``factors[i]``."""
         if isinstance(self.left, OneHot):
-            return Factor(self.left, working(self.right) * factors[self.left.ids][..., None])
+            return Factor(self.left, _written(self.right) * factors[self.left.ids][..., None])
         return Factor(working(self.left) * factors, self.right)
 
     def summed(self, share: Float[Tensor, " groups"]) -> Float[Tensor, "q p"]:
         """The sum over groups, each times its share."""
-        right = times(self.right, share).flatten(0, 1)
+        right = times(_written(self.right), share).flatten(0, 1)
         if isinstance(self.left, OneHot):
             return right.new_zeros(self.left.width, right.shape[1]).index_add_(
                 0, self.left.ids.flatten(), right
@@ -85,7 +90,7 @@ class Factor:
 
     def product(self, w: Float[Tensor, "q p"]) -> Float[Tensor, " groups"]:
         """Inner product of each group's matrix with one matrix of all groups."""
-        right = working(self.right)
+        right = _written(self.right)
         if isinstance(self.left, OneHot):
             return (w[self.left.ids] * right).sum((1, 2))
         return ((right @ working(w).t()) * working(self.left)).sum((1, 2))
@@ -102,7 +107,8 @@ def gram(a: Factor, b: Factor) -> tuple[Float[Tensor, " groups"], Float[Tensor, 
         The inner products, and the sums of the absolute values of their terms, which tell how much of
         the digits cancels.
     """
-    terms = _left_gram(a.left, b.left, working(a.right)) * _pairs(working(a.right), working(b.right))
+    pairs = row_products(a.right, b.right)
+    terms = _left_gram(a.left, b.left, pairs) * pairs
     return terms.sum((1, 2)), terms.abs().sum((1, 2))
 
 
@@ -114,6 +120,18 @@ def _left_gram(a: Left, b: Left, like: Tensor) -> Float[Tensor, "groups rows_a r
     if isinstance(b, OneHot):
         return _columns(working(a), b.ids)
     return _pairs(working(a), working(b))
+
+
+def row_products(a: Right, b: Right) -> Float[Tensor, "groups rows_a rows_b"]:
+    """Inner products of the rows of a group, in float32 or better."""
+    if isinstance(a, Patches) and isinstance(b, Patches):
+        return a.to(working(a.maps).dtype).pairs(b.to(working(b.maps).dtype))
+    return _pairs(_written(a), _written(b))
+
+
+def _written(right: Right) -> Tensor:
+    """The rows, in float32 or better."""
+    return working(right.dense() if isinstance(right, Patches) else right)
 
 
 def _pairs(a: Tensor, b: Tensor) -> Tensor:

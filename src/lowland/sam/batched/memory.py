@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lowland.sam.batched.factors import OneHot
 from lowland.sam.batched.per_group import PerGroup
 
 ALLOWANCE = 2.0
@@ -48,8 +47,7 @@ def saved_bytes(known: Sequence[Tensor]) -> Iterator[Saved]:
 def held_bytes(gradient: Sequence[PerGroup]) -> tuple[int, int]:
     """Memory of recorded gradients: what is formed, and what is not."""
     formed = sum(g.dense.numel() * g.dense.element_size() for g in gradient if g.dense is not None)
-    factors = [part.factor for g in gradient for part in g.parts]
-    kept = [t for f in factors for t in (f.left.ids if isinstance(f.left, OneHot) else f.left, f.right)]
+    kept = [t for g in gradient for part in g.parts for t in part.factor.tensors()]
     return formed, sum(t.numel() * t.element_size() for t in kept)
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowland.sam.batched.cost import Product
-from lowland.sam.batched.factors import Factor, Left
+from lowland.sam.batched.cost import Costs, Product
+from lowland.sam.batched.factors import Factor, Left, Right
 from lowland.sam.batched.per_group import Part, PerGroup, Rows, apart
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.precision import working
@@ -88,15 +88,13 @@ class Weight:
         """The copy whose gradient is to be recorded, if there is one."""
         return self._copy if self.gradient is not None else None
 
-    def record(self, part: Part, *, form: bool, filters: bool = False) -> None:
+    def record(self, part: Part, *, form: bool, product: Product | None) -> None:
         """Takes a product into the gradient."""
         assert self.gradient is not None
         self.gradient.add_part(part)
-        left, right = part.factor.left, part.factor.right
-        form = form or self.form
-        if isinstance(left, Tensor):
-            self.products.append(Product(part.factor.num_rows, left.shape[2], right.shape[2], form, filters))
-        if form:
+        if product is not None:
+            self.products.append(product)
+        if form or self.form:
             self.gradient.form()
 
     def _form(self) -> Tensor:
@@ -163,9 +161,9 @@ class Use:
         move = self.weight.move
         return None if move is None else move.along
 
-    def products(self, dtype: torch.dtype) -> list[tuple[Left, Left]]:
+    def products(self, dtype: torch.dtype) -> list[tuple[Any, Any]]:
         """The rest of the perturbation, as ``left`` and ``right`` vectors whose outer products add up."""
-        found: list[tuple[Left, Left]] = []
+        found: list[tuple[Left | Right, Left | Right]] = []
         for part in self._parts():
             if part.rows == self.rows:
                 left, right = part.factor.left, part.factor.right.to(dtype)
@@ -180,19 +178,16 @@ class Use:
         """Whether the perturbation is known for some of these rows only, or for more."""
         return any(not (p.rows == self.rows or apart(p.rows, self.rows)) for p in self._parts())
 
-    def record(
-        self, left: Left, right: Left, *, form: Callable[[int, int, int], bool], filters: bool = False
-    ) -> None:
+    def record(self, left: Left, right: Left, costs: Callable[[int, int, int], Costs]) -> None:
         """Takes the sum of outer products of ``left`` and ``right`` into the gradient."""
         if self.transposed:
             left, right = right, left
         assert isinstance(right, Tensor)
-        factor = Factor(left, right)
-        self.weight.record(
-            Part(factor, self.start, self.stop),
-            form=form(max(self.weight.rows, factor.num_rows), self.stop - self.start, right.shape[2]),
-            filters=filters,
-        )
+        rows, q, p = right.shape[1], self.stop - self.start, right.shape[2]
+        cost = costs(max(self.weight.rows, rows), q, p)
+        extra = cost.formed if cost.forms or self.weight.form else cost.apart
+        product = Product(rows, q, p, extra) if isinstance(left, Tensor) else None
+        self.weight.record(Part(Factor(left, right), self.start, self.stop), form=cost.forms, product=product)
 
 
 @dataclass

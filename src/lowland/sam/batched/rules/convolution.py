@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowland.sam.batched.cost import Product, form_convolution
-from lowland.sam.batched.factors import add_through, column
+from lowland.sam.batched.cost import Product, costs_of_convolution
+from lowland.sam.batched.factors import Factor, column
+from lowland.sam.batched.patches import Patches, Window
+from lowland.sam.batched.per_group import Part
 from lowland.sam.batched.precision import correction_dtype, product_dtype, reshaped, without_autocast
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
@@ -49,46 +50,11 @@ class Geometry:
         )  # fmt: skip
         return gx, gw
 
-    def taken_apart(self, shape: Sequence[int]) -> bool:
-        """Whether :meth:`patches` knows this one, for a weight of ``shape``."""
-        return not self.transposed and self.groups == 1 and (len(shape) <= 4 or self.pointwise(shape))
-
-    def pointwise(self, shape: Sequence[int]) -> bool:
-        """Whether every output sees one position of the input."""
-        ones = all(k == 1 for k in shape[2:])
-        return ones and set(self.stride) == {1} and set(self.padding) == {0} and not self.transposed
-
-    def patches(self, x: Tensor, shape: Sequence[int], groups: int) -> Tensor:
-        """What each output position sees, shape ``(groups, rows, p)``."""
-        if self.pointwise(shape):
-            found = x.flatten(2)
-        else:
-            found = F.unfold(_plane(x), *_planes(shape[2:]), **self._planar())
-        return by_rows(found, groups)
-
-    def joined(self, rows: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """The adjoint of :meth:`patches`: sums rows into the shape of ``x``."""
-        columns = rows.reshape(len(x), -1, rows.shape[-1]).transpose(1, 2)
-        if self.pointwise(shape):
-            return columns.reshape(x.shape)
-        size = _plane(x).shape[-2:]
-        return F.fold(columns, size, *_planes(shape[2:]), **self._planar()).view(x.shape)
-
-    def _planar(self) -> dict[str, tuple[int, ...]]:
-        two = len(self.stride) == 2
-        return {
-            "dilation": self.dilation if two else (1, *self.dilation),
-            "padding": self.padding if two else (0, *self.padding),
-            "stride": self.stride if two else (1, *self.stride),
-        }
-
-
-def _plane(x: Tensor) -> Tensor:
-    return x.unsqueeze(2) if x.dim() == 3 else x
-
-
-def _planes(size: Sequence[int]) -> tuple[tuple[int, ...]]:
-    return (tuple(size) if len(size) == 2 else (1, *size),)
+    def window(self, w: Tensor) -> Window | None:
+        """What an output position sees, where the gradient is a sum of patches times output gradients."""
+        if self.transposed or self.groups > 1:
+            return None
+        return Window(tuple(w.shape[2:]), self.stride, self.padding, self.dilation)
 
 
 def by_rows(x: Tensor, groups: int) -> Tensor:
@@ -196,13 +162,12 @@ class _Convolution(torch.autograd.Function):
             return _unside(geometry.forward(_aside(x, groups), w_all, b_all, groups), groups)
         y = _shared(use, geometry, x, w, bias)
         wide = correction_dtype(x.dtype)
-        products = use.products(wide)
-        if products:
-            rows = geometry.patches(x.to(wide), w.shape, groups)
-            change = rows.new_zeros(*rows.shape[:2], y.shape[1])
-            for left, right in products:
-                change = add_through(change, rows, right, left)
-            y = y + _as_maps(change, y)
+        own = None
+        for left, right in use.products(wide):
+            assert isinstance(left, Tensor)
+            assert isinstance(right, Patches)
+            own = own or Patches(_grouped(x.to(wide), groups), right.window)
+            y.add_(_as_maps(torch.bmm(own.pairs(right), left), y))
         return y
 
     @staticmethod
@@ -242,9 +207,8 @@ def _gradients(
         gx = None
         if wants_x:
             w_all = use.weight.moved().to(x.dtype).flatten(0, 1)
-            found, _ = geometry.backward(
-                _aside(grad, groups), _aside(x, groups), w_all, (True, False), groups
-            )
+            shape_only = x.reshape(len(x) // groups, -1, *x.shape[2:])
+            found, _ = geometry.backward(_aside(grad, groups), shape_only, w_all, (True, False), groups)
             gx = None if found is None else _unside(found, groups)
         gw = geometry.backward(grad, x, w, (False, True))[1] if wants_w else None
         return gx, gw
@@ -254,39 +218,33 @@ def _gradients(
         parts = _grouped(gx, groups)
         gx = (parts * column(1.0 + along, parts).to(gx.dtype)).flatten(0, 1)
     wide = correction_dtype(x.dtype)
-    products = use.products(wide)
-    if gx is not None and products:
-        rows = by_rows(grad.flatten(2).to(wide), groups)
-        change = rows.new_zeros(*rows.shape[:2], w[0].numel())
-        for left, right in products:
-            change = add_through(change, rows, left, right)
-        gx = gx + geometry.joined(change.to(gx.dtype), x, w.shape)
+    if gx is not None:
+        for left, right in use.products(wide):
+            assert isinstance(left, Tensor)
+            assert isinstance(right, Patches)
+            own = Patches(_grouped(x, groups), right.window)
+            through = torch.bmm(by_rows(grad.flatten(2).to(wide), groups), left.transpose(1, 2))
+            gx.add_(_as_maps(torch.bmm(own.spread(through, right), right.points()), gx))
     return gx, gw
 
 
 def _record(use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor) -> None:
     """The gradient of each group: as patches and output gradients, or formed by one grouped convolution."""
     groups, weight = use.weight.groups, use.weight
-    rows = grad[:, 0].numel() // groups
-    weight.rows = max(weight.rows, rows)
-    pointwise = geometry.pointwise(w.shape)
-    apart = geometry.taken_apart(w.shape)
-    if (
-        apart
-        and not weight.form
-        and not form_convolution(
-            rows, len(w), w[0].numel(), groups=weight.planned_groups, pointwise=pointwise
-        )
-    ):
-        left = by_rows(grad.flatten(2), groups)
-        use.record(left, geometry.patches(x, w.shape, groups), form=lambda *_: False, filters=True)
+    rows, points = grad[:, 0].numel() // groups, x[:, 0].numel() // groups
+    cost = costs_of_convolution(rows, points, len(w), x.shape[1], w.shape[2:], weight.planned_groups)
+    window = geometry.window(w)
+    if window is not None and not weight.form and not cost.forms:
+        factor = Factor(by_rows(grad.flatten(2), groups), Patches(_grouped(x, groups), window))
+        product = Product(rows, len(w), w[0].numel(), cost.apart)
+        weight.record(Part(factor, 0, len(w)), form=False, product=product)
         return
-    w_all = w.expand(groups, *w.shape).flatten(0, 1)
-    _, found = geometry.backward(_aside(grad, groups), _aside(x, groups), w_all, (False, True), groups)
+    shape_only = w.new_empty(groups * len(w), *w.shape[1:])
+    _, found = geometry.backward(_aside(grad, groups), _aside(x, groups), shape_only, (False, True), groups)
     assert found is not None
     assert weight.gradient is not None
     weight.gradient.add_dense(found.view(groups, *w.shape))
-    weight.products.append(Product(rows, len(w), w[0].numel(), formed=True, filters=True))
+    weight.products.append(Product(rows, len(w), w[0].numel(), cost.formed))
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

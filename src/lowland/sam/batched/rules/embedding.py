@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowland.sam.batched.cost import form_embedding
+from lowland.sam.batched.cost import costs_of_embedding
 from lowland.sam.batched.factors import OneHot, at_columns, column
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.tape import Tape, rule
@@ -148,7 +148,7 @@ class _Embedding(torch.autograd.Function):
         if ctx.padding is not None:
             grad = grad.masked_fill((ids == ctx.padding)[..., None], 0.0)
         if ctx.use.weight.gradient is not None:
-            ctx.use.record(OneHot(ids, ctx.width), grad, form=form_embedding)
+            ctx.use.record(OneHot(ids, ctx.width), grad, costs_of_embedding)
         gw = None
         if ctx.needs_input_grad[1]:
             gw = grad.new_zeros(ctx.width, grad.shape[2])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowland.sam.batched.cost import form_linear
+from lowland.sam.batched.cost import costs_of_linear
 from lowland.sam.batched.factors import add_through, column
 from lowland.sam.batched.precision import correction_dtype, product_dtype, reshaped, without_autocast
 from lowland.sam.batched.tape import Tape, rule
@@ -87,7 +87,7 @@ class _Linear(torch.autograd.Function):
         gw = grad.flatten(0, 1).t() @ x.flatten(0, 1) if wants_w else None
         gb = grad.sum(1) if wants_bias else None
         if use.weight.gradient is not None:
-            use.record(grad, x, form=form_linear)
+            use.record(grad, x, costs_of_linear)
         return gx, gw, gb, None, None
 
 
