@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lowland.sam import L2, Adaptive, Unnormalized
+from lowland.sam.batched.cost import Costs
 
 from ..naive import seeded, tensors
 from .models import Through, parameter
@@ -148,8 +149,9 @@ def agree(module, x, options, formed):
 
     with ExitStack() as stack:
         for rule in ("linear", "convolution", "embedding") if formed is not None else ():
-            name = f"lowland.sam.batched.rules.{rule}.form_{rule}"
-            stack.enter_context(patch(name, lambda *_, **__: formed))
+            name = f"lowland.sam.batched.rules.{rule}.costs_of_{rule}"
+            costs = Costs(apart=float(formed), formed=float(not formed))
+            stack.enter_context(patch(name, lambda *_, costs=costs: costs))
         assert_engines_agree(model, **options)
 
 

@@ -23,6 +23,7 @@ from lowland.sam import (
     magnitude_only,
     stable,
 )
+from lowland.sam.batched.cost import Costs
 
 from ..naive import leaves, norm, seeded, tensors
 from .models import MODELS, B, trained
@@ -128,10 +129,10 @@ def assert_agreement(name, m):
 def test_result_is_the_same_whether_gradients_are_formed_or_not(name, monkeypatch):
     options = {"rho": 0.2, "m": 3, "l2": 0.1, "steps": 2, "step_size": 0.7, "scale": 8.0}
     expected, buffers, _ = found_by("loop", MODELS[name], **options)
-    for forms in (True, False):
+    for costs in (Costs(apart=1.0, formed=0.0), Costs(apart=0.0, formed=1.0)):
         for rule in ("linear", "convolution", "embedding"):
             monkeypatch.setattr(
-                f"lowland.sam.batched.rules.{rule}.form_{rule}", lambda *_, forms=forms, **__: forms
+                f"lowland.sam.batched.rules.{rule}.costs_of_{rule}", lambda *_, costs=costs: costs
             )
         found, own_buffers, _ = found_by("batched", MODELS[name], max_memory=ALL_AT_ONCE, **options)
         assert_same(found, expected)
@@ -225,8 +226,9 @@ def several_on_one(_):
     return {"ascent_batch": tuple(t.flip(0)[:4] for t in batch)}
 
 
-def test_batch_that_several_groups_climb_on_is_left_to_the_loop():
+def test_batch_that_several_groups_climb_on_is_left_to_the_loop(monkeypatch):
     expected, *_ = found_by("loop", FEW["tied"], several_on_one, m=1, rho=0.2)
+    monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
     with pytest.warns(UserWarning, match="an ascent_batch that several groups climb on"):
         found, *_ = found_by("auto", FEW["tied"], several_on_one, m=1, rho=0.2)
     assert_same(found, expected)

@@ -115,12 +115,12 @@ def machine(device: torch.device) -> Machine:
     if device.type != "cpu":
         return Machine(3e13, 1.5e12, 30e-6, 120e-6, 2e-3, 5e-3)
     threads = min(torch.get_num_threads(), 16)
-    return Machine(4e10 * threads, 8e9, 20e-6, 80e-6, 8e-4, 4e-3)
+    return Machine(4e10 * threads, 8e9, 80e-6, 240e-6, 8e-4, 8e-3)
 
 
 def around(groups: int, params: int, at: Machine) -> float:
     """Seconds that the loop takes around the passes: gradient, copy, move, copy back, accumulation."""
-    return groups * (4.0 * 10 * params / at.bytes + at.group)
+    return groups * (4.0 * 6 * params / at.bytes + at.group)
 
 
 def seconds(
