@@ -192,9 +192,9 @@ class GroupsPasses:
                 weight.require_unchanged()
             outside.move_statistics()
             rebuild = rebuilder(structure[0])
-            detached = [t.detach().unbind() for t in aux]
-            columns = zip(*detached, strict=True) if detached else [()] * batch.groups
-            yield losses, [rebuild(column) for column in columns], tape
+            columns = zip(*(t.detach().unbind() for t in aux), strict=True)
+            each = [rebuild(column) for column in columns] if aux else structure * batch.groups
+            yield losses, each, tape
 
     @staticmethod
     def _require_gradient(losses: Tensor) -> None:
