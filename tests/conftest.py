@@ -1,9 +1,14 @@
 """What the tests of every room share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from jaxtyping import config
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
