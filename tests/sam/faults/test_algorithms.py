@@ -191,7 +191,7 @@ def test_average_of_friendly_sam_is_of_the_raw_gradients():
         average = g if average is None else lam * average + (1 - lam) * g
 
 
-@pytest.mark.parametrize("way", WAYS.keys() - {"two steps"})
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "two steps"])
 def test_look_sam_climbs_in_some_steps_only(way):
     """LookSAM of pytorch_optimizer, both versions: 12 passes in 6 steps at k=3, so nothing is saved."""
     module, passes = mlp(), []
@@ -206,7 +206,7 @@ def test_look_sam_climbs_in_some_steps_only(way):
     assert len(passes) == 2 + 1 + 1 + 2 + 1 + 1
 
 
-@pytest.mark.parametrize("way", WAYS.keys() - {"two steps"})
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "two steps"])
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
 def test_look_sam_reuses_its_direction_beside_a_gradient_that_counts_once(way, base):
     """The same up to 3.9.0: doubled gradients between climbs, and KeyError: 'step' over torch.optim.SGD.
