@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
 
 
 class InputError(ValueError):
@@ -27,3 +29,18 @@ def one_of(name: str, value: object, valid: Iterable[str]) -> None:
     nearest = difflib.get_close_matches(str(value).lower(), choices, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
     raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}.")
+
+
+def require_default(config: Any, names: Iterable[str], because: str) -> None:
+    """Raises :class:`InputError` if one of these fields of a dataclass has another value than its default.
+
+    Args:
+        config: The instance.
+        names: Fields that nothing reads here.
+        because: Why, as a whole phrase.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise InputError(f"{name} must be left out {because}, got {value}.")

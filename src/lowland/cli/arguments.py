@@ -26,8 +26,8 @@ def parse(command: type[Command], argv: Sequence[str], *, prog: str) -> Command:
         SystemExit: After ``--help``, with code 0.
     """
     hints = get_type_hints(command)
-    for name, value in _given(argv, hints):
-        _check(name, value, hints)
+    for name, values in _given(argv, hints):
+        _check(name, values, hints)
     return tyro.cli(command, prog=prog, args=list(argv))
 
 
@@ -36,9 +36,9 @@ def given_options(command: type[Any], argv: Sequence[str]) -> set[str]:
     return {name for name, _ in _given(argv, get_type_hints(command))}
 
 
-def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """Each option in ``argv`` and its value, ``None`` for a flag; raises for a word that is neither."""
-    pairs: list[tuple[str, str | None]] = []
+def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Each option in ``argv`` and its values, none for a flag; raises for a word that is neither."""
+    pairs: list[tuple[str, list[str]]] = []
     taken = 0  # words before this one are values of an option
     for position, word in enumerate(argv):
         if position < taken or word in {"-h", "--help"}:
@@ -49,7 +49,7 @@ def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, str | 
         name = _known(written.replace("-", "_"), hints)
         values = [] if equals or hints[name] is bool else _values(argv[position + 1 :], hints[name])
         taken = position + 1 + len(values)
-        pairs.append((name, value if equals else values[0] if values else None))
+        pairs.append((name, [value] if equals else values))
     return pairs
 
 
@@ -73,17 +73,20 @@ def _values(words: Sequence[str], hint: Any) -> list[str]:
     return following if several else following[:1]
 
 
-def _check(name: str, value: str | None, hints: dict[str, Any]) -> None:
+def _check(name: str, values: list[str], hints: dict[str, Any]) -> None:
     hint = _without_none(hints[name])
     if hint is bool:
-        if value is not None:
-            raise InputError(f"--{name} must be given without a value, got {value!r}.")
-    elif value is None:
+        if values:
+            raise InputError(f"--{name} must be given without a value, got {values[0]!r}.")
+        return
+    if not values:
         raise InputError(f"--{name} must be given a value, got none.")
-    elif get_origin(hint) is Literal:
-        one_of(f"--{name}", value, get_args(hint))
-    elif hint in _NUMBERS:
-        _check_number(name, value, hint)
+    kind = get_args(hint)[0] if get_origin(hint) is tuple else hint
+    for value in values:
+        if get_origin(kind) is Literal:
+            one_of(f"--{name}", value, get_args(kind))
+        elif kind in _NUMBERS:
+            _check_number(name, value, kind)
 
 
 def _check_number(name: str, value: str, kind: type) -> None:

@@ -11,6 +11,9 @@ from lowland.errors import InputError, one_of
 _COMMANDS = {
     "train": "train a network with SAM or without",
     "runs": "list, show and compare runs",
+    "diagonal": "diagonal linear networks: GD and SAM with every m, Theorem 1",
+    "relu": "one-hidden-layer ReLU networks: GD and SAM, and their kinks",
+    "theorem2": "convergence of unnormalized m-SAM, against its bound",
     "demo": "a few short runs, one table, one picture",
 }
 _USAGE = "\n".join(
@@ -19,7 +22,7 @@ _USAGE = "\n".join(
         "",
         "Sharpness-aware minimization: train networks into low, flat land.",
         "",
-        *(f"  {name:<8}{purpose}" for name, purpose in _COMMANDS.items()),
+        *(f"  {name:<10}{purpose}" for name, purpose in _COMMANDS.items()),
         "",
         "lowland COMMAND --help lists a command's options; lowland --version prints the version.",
     ]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lowland.cli.arguments import directory
 from lowland.cli.progress import loss_text
+from lowland.cli.sweeps import print_wide
 from lowland.deep import TrainConfig
 from lowland.errors import InputError, one_of
 from lowland.figures.curves import plot_overlay
@@ -48,6 +49,9 @@ def _show(directories: list[Path], console: Console) -> None:
         stored = Run.open(path)
         defaults = TrainConfig().to_dict()
         console.print(f"[bold]{path}[/bold]  {_status(stored)}", highlight=False, soft_wrap=True)
+        if not _is_training(stored):
+            _show_small_runs(stored, console)
+            continue
         for name, value in stored.config.items():
             if value != defaults.get(name):
                 console.print(f"  {name} = {value}", highlight=False)
@@ -57,8 +61,24 @@ def _show(directories: list[Path], console: Console) -> None:
         console.print(table)
 
 
+def _show_small_runs(stored: Run, console: Console) -> None:
+    """The config and the rows of a directory that another command than ``train`` made."""
+    for name, value in stored.config.items():
+        console.print(f"  {name} = {value}", highlight=False)
+    rows = stored.rows()
+    table = Table(*(rows[0] if rows else ()), box=None)
+    for row in rows:
+        table.add_row(*(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()))
+    print_wide(table, console)
+
+
 def _compare(directories: list[Path], console: Console) -> None:
     runs = {path: Run.open(path) for path in _required(directories, 2)}
+    for path, stored in runs.items():
+        if not _is_training(stored):
+            raise InputError(
+                f"runs of lowland train can be compared, but {path} was made by another command."
+            )
     configs = {path: stored.config for path, stored in runs.items()}
     names = [n for n in next(iter(configs.values())) if len({str(c.get(n)) for c in configs.values()}) > 1]
     table = _results_table("run", *names)
@@ -94,7 +114,13 @@ def _results(stored: Run) -> list[str]:
     return [_status(stored), *(_percent(chosen.get(name, {}).get("test_error")) for name in ("last", "best"))]
 
 
+def _is_training(stored: Run) -> bool:
+    return "command" not in stored.config
+
+
 def _chosen_rows(stored: Run) -> dict[str, dict[str, Any]]:
+    if not _is_training(stored):
+        return {}
     if stored.summary is not None:
         return stored.summary
     rows = stored.rows()
@@ -103,7 +129,9 @@ def _chosen_rows(stored: Run) -> dict[str, dict[str, Any]]:
 
 def _status(stored: Run) -> str:
     if stored.summary is not None:
-        return "finished"
+        return "finished" if _is_training(stored) else f"finished ({stored.config['command']})"
+    if not _is_training(stored):
+        return f"unfinished ({stored.config['command']})"
     rows = stored.rows()
     return f"epoch {rows[-1]['epoch']:g}" if rows else "not begun"
 

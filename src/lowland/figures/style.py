@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from lowland.runs import replace_atomically
 
+_TOO_LARGE = 1e30
 _STYLE = Path(__file__).with_name("lowland.mplstyle")
 
 
@@ -30,6 +33,12 @@ def log_scale_if_wide(ax: Axes) -> None:
     lowest, highest = ax.dataLim.intervaly
     if 0 < 10 * lowest < highest:
         ax.set_yscale("log")
+
+
+def drawable(losses: ArrayLike) -> np.ndarray:
+    """NaN for what is too large to be drawn: a loss on its way to infinity."""
+    values = np.asarray(losses, dtype=np.float64)
+    return np.where(values < _TOO_LARGE, values, np.nan)
 
 
 @in_our_style

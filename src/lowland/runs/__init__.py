@@ -1,7 +1,18 @@
-"""A run's directory: config, environment, metrics, checkpoint."""
+"""A run's directory: config, environment, metrics, checkpoint; tables; many small runs at once."""
 
 from lowland.runs.atomic import replace_atomically, write_json
 from lowland.runs.directory import Run, config_hash
 from lowland.runs.environment import describe_environment
+from lowland.runs.results import read_table, write_results
+from lowland.runs.threads import in_threads
 
-__all__ = ["Run", "config_hash", "describe_environment", "replace_atomically", "write_json"]
+__all__ = [
+    "Run",
+    "config_hash",
+    "describe_environment",
+    "in_threads",
+    "read_table",
+    "replace_atomically",
+    "write_json",
+    "write_results",
+]

@@ -1,0 +1,84 @@
+"""``lowland diagonal``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from lowland.cli.arguments import parse
+from lowland.cli.sweeps import carried_out, print_table, require_positive
+from lowland.diagonal.experiment import DiagonalConfig, Outcome, conduct, planned
+from lowland.figures.diagonal import plot_losses, plot_radius, plot_theory
+
+COLUMNS = {
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "l1_norm": "‖β‖₁",
+    "missed": "missed",
+    "spurious": "spurious",
+}
+THEORY_COLUMNS = {
+    "test_loss": "test loss",
+    "area": "∫L",
+    "shrunk": "-Σ log(α_eff/α)",
+    "predicted": "ρ‖Δ‖₁",
+    "hidden": "hidden",
+    "kkt": "KKT residual",
+    "distance": "to the minimizer of φ",
+    "l1_norm": "‖β‖₁",
+}
+
+
+@dataclass(frozen=True)
+class DiagonalCommand(DiagonalConfig):
+    """Train diagonal linear networks on sparse regression by GD, SGD and SAM with every m.
+
+    Attributes:
+        out: The run's directory; by default runs/ and a name made from the config.
+        threads: Runs at a time; by default one per core. The results do not depend on it.
+    """
+
+    out: Path | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
+
+    @property
+    def config(self) -> DiagonalConfig:
+        """What to run, without where."""
+        return DiagonalConfig(**{f.name: getattr(self, f.name) for f in fields(DiagonalConfig)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0."""
+    command, console = parse(DiagonalCommand, argv, prog="lowland diagonal"), Console()
+    config = command.config
+    require_positive("threads", command.threads)
+    outcomes = carried_out(
+        (config.to_dict(), command.out),
+        len(planned(config)),
+        lambda on_done: conduct(config, threads=command.threads, on_done=on_done),
+        lambda outcomes: _pictures(config, outcomes),
+        console,
+    )
+    if outcomes is None:
+        return 0
+    if config.theory:
+        console.print("Theorem 1 against simulation")
+    columns = THEORY_COLUMNS if config.theory else COLUMNS
+    print_table([outcome.row() for outcome in outcomes], columns, console)
+    return 0
+
+
+def _pictures(config: DiagonalConfig, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+    pictures = {"losses": plot_losses(outcomes)}
+    if not config.phases:
+        pictures["radius"] = plot_radius(outcomes)
+    if config.theory:
+        pictures["theory"] = plot_theory(outcomes)
+    return pictures

@@ -1,0 +1,76 @@
+"""``lowland relu``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from lowland.cli.arguments import parse
+from lowland.cli.sweeps import carried_out, print_table, require_positive
+from lowland.figures.relu import plot_fits, plot_losses
+from lowland.relu.experiment import Outcome, ReluConfig, conduct, planned
+
+COLUMNS = {
+    "steps": "steps",
+    "loss": "loss",
+    "perturbed_loss": "perturbed",
+    "slope_variation": "slope variation",
+    "active_kinks": "kinks",
+    "norm_a": "‖a‖",
+    "norm_w": "‖w‖",
+}
+TEACHER_COLUMNS = {
+    "loss": "loss",
+    "test_loss": "test loss",
+    "rank": "rank",
+    "alive": "neurons active",
+    "distinct": "distinct",
+}
+
+
+@dataclass(frozen=True)
+class ReluCommand(ReluConfig):
+    """Train one-hidden-layer ReLU networks on a small regression problem by gradient descent and SAM.
+
+    Attributes:
+        out: The run's directory; by default runs/ and a name made from the config.
+        threads: Runs at a time; by default one per core. The results do not depend on it.
+    """
+
+    out: Path | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
+
+    @property
+    def config(self) -> ReluConfig:
+        """What to run, without where."""
+        return ReluConfig(**{f.name: getattr(self, f.name) for f in fields(ReluConfig)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0."""
+    command, console = parse(ReluCommand, argv, prog="lowland relu"), Console()
+    config = command.config
+    require_positive("threads", command.threads)
+    outcomes = carried_out(
+        (config.to_dict(), command.out),
+        len(planned(config)),
+        lambda on_done: conduct(config, threads=command.threads, on_done=on_done),
+        lambda outcomes: _pictures(config, outcomes),
+        console,
+    )
+    if outcomes is not None:
+        columns = TEACHER_COLUMNS if config.has_teacher else COLUMNS
+        print_table([outcome.row() for outcome in outcomes], columns, console)
+    return 0
+
+
+def _pictures(config: ReluConfig, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+    losses = {"losses": plot_losses(outcomes)}
+    return losses if config.has_teacher else losses | {"fits": plot_fits(outcomes)}

@@ -1,0 +1,61 @@
+"""``lowland theorem2``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lowland.cli.arguments import parse
+from lowland.cli.sweeps import carried_out, print_wide
+from lowland.diagonal.theorem2 import Check, Theorem2Config, conduct
+from lowland.figures.diagonal import plot_convergence
+
+STATEMENTS = {"loss": "loss above the minimum", "gradient": "mean squared gradient"}
+
+
+@dataclass(frozen=True)
+class Theorem2Command(Theorem2Config):
+    """Measure the convergence of unnormalized m-SAM against the bound of Theorem 2.
+
+    Attributes:
+        out: The run's directory; by default runs/ and a name made from the config.
+    """
+
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
+
+    @property
+    def config(self) -> Theorem2Config:
+        """What to measure, without where."""
+        return Theorem2Config(**{f.name: getattr(self, f.name) for f in fields(Theorem2Config)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0."""
+    command, console = parse(Theorem2Command, argv, prog="lowland theorem2"), Console()
+    config = command.config
+    config.losses()
+    checks = carried_out(
+        (config.to_dict(), command.out),
+        2 * len(config.m),
+        lambda on_done: conduct(config, on_done=on_done),
+        lambda checks: {"theorem2": plot_convergence(checks)},
+        console,
+    )
+    if checks is not None:
+        print_wide(_table(checks), console)
+    return 0
+
+
+def _table(checks: Sequence[Check]) -> Table:
+    table = Table("", "", "T", "measured", "bound", "largest share of it", box=None)
+    for row in (check.row() for check in checks):
+        numbers = (f"{row[name]:.4g}" for name in ("measured", "bound", "closest"))
+        table.add_row(row["run"], STATEMENTS[row["statement"]], str(row["steps"]), *numbers)
+    return table
