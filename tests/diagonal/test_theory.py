@@ -60,7 +60,7 @@ def test_the_numerical_check_of_theorem_1(
 
 
 def test_what_finite_steps_shrink_by_themselves_is_exact_per_step() -> None:
-    r"""Each step multiplies :math:`w_+ w_-` by :math:`1 - 2\gamma\rho g g' - \gamma^2 g'^2(1 - \rho^2 g^2)`."""
+    r"""A step multiplies :math:`w_+ w_-` by :math:`1 - 2\gamma\rho g g' - \gamma^2 g'^2(1 - \rho^2 g^2)`."""
     gamma, rho, steps = 0.05, 0.3, 40
     plan = plan_of("n-sam", rho, gamma=gamma, steps=steps)
     found = compare(NOTEBOOK, plan, plan.run(NOTEBOOK))

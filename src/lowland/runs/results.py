@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lowland.errors import InputError
 from lowland.runs.atomic import replace_atomically
 from lowland.runs.directory import Run
 
@@ -50,8 +51,15 @@ def write_table(path: Path, columns: Columns) -> None:
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
-    """The columns of a Parquet file."""
-    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    """The columns of a Parquet file.
+
+    Raises:
+        InputError: If it is none.
+    """
+    try:
+        columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} must be a Parquet file: {error}") from None
     return columns
 
 
