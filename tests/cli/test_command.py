@@ -184,7 +184,10 @@ def test_runs_are_listed_shown_and_compared(run) -> None:
         (("runs", "compare", "a"), "at least 2 run directories are needed here, got 1."),
         (("runs", "show", "nowhere"), "a run directory is needed, but there is no directory nowhere."),
         (("runs", "list", "nowhere"), "a directory of runs is needed, but there is no nowhere."),
-        (("trian",), "command must be one of train, runs, demo, got 'trian'; nearest: train"),
+        (
+            ("trian",),
+            "command must be one of train, runs, diagonal, relu, theorem2, demo, got 'trian'; nearest: train",
+        ),
         (("demo", "--seeds=0"), "seeds must be positive, got 0."),
     ],
 )

@@ -283,13 +283,24 @@ def test_the_algebraic_kernel_agrees_to_rounding_and_reports_its_deviation() -> 
     assert np.isnan(original("1-sam", 0.9, gamma=0.5, kernel="algebraic").test_loss[-1])
 
 
+@pytest.mark.parametrize(("method", "rho"), [("gd", 0.0), ("n-sam", 0.0), ("n-sam", 0.3), ("1-sam", 0.05)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 16), (7, 17), (40, 30)])
+def test_the_algebraic_kernel_is_exact_for_every_shape(method, rho, shape) -> None:
+    problem = sparse_regression(seed=1, n=shape[0], d=shape[1], sparsity=1, n_test=50)
+    plan = Plan((Phase(method, 0.02, 60, rho), Phase(method, 0.01, 30, rho)), 0.2)
+    strict, fast = plan.run(problem), dataclasses.replace(plan, kernel="algebraic").run(problem)
+    for name in ("u", "v", "train_loss", "test_loss", "area", "exponent"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(strict, name), rtol=1e-10, atol=1e-15)
+
+
 def test_the_algebraic_kernel_runs_other_methods_in_order() -> None:
-    for method, rho, m in (("gd", 0.0, None), ("n-sam", 0.1, None), ("m-sam", 0.1, 3)):
-        results = [
-            train(NOTEBOOK, method, gamma=0.1, rho=rho, m=m, steps=50, kernel=kernel)
-            for kernel in ("in order", "algebraic")
-        ]
-        np.testing.assert_array_equal(results[0].u, results[1].u)
+    for options in (
+        {"method": "m-sam", "rho": 0.1, "m": 3},
+        {"method": "1-sam", "rho": 0.1, "normalized": True},
+    ):
+        plan = Plan((Phase(gamma=0.1, steps=50, **options),))
+        fast = dataclasses.replace(plan, kernel="algebraic").run(NOTEBOOK)
+        np.testing.assert_array_equal(plan.run(NOTEBOOK).u, fast.u)
 
 
 def test_sgd_takes_one_example_a_step_without_dividing_by_n() -> None:

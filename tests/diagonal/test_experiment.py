@@ -16,11 +16,19 @@ def test_every_method_runs_at_every_radius_with_every_seed() -> None:
     config = DiagonalConfig(methods=("gd", "sgd", "n-sam", "m-sam"), rho=(0.1, 0.2), m=3, seeds=2, steps=9)
     jobs = planned(config)
     labels = ["GD", "SGD", "n-SAM, ρ = 0.1", "n-SAM, ρ = 0.2", "3-SAM, ρ = 0.1", "3-SAM, ρ = 0.2"]
-    assert [(seed, plan.label) for seed, _, plan in jobs] == [(s, label) for s in (0, 1) for label in labels]
-    np.testing.assert_array_equal(jobs[0][1].X, sparse_regression(seed=0).X)
-    np.testing.assert_array_equal(jobs[-1][1].X, sparse_regression(seed=1).X)
-    assert jobs[0][2].phases[0].gamma == 5 / 30
-    assert jobs[-1][2].seed == 1
+    assert [job[:2] for job in jobs] == [(label, seed) for seed in (0, 1) for label in labels]
+    np.testing.assert_array_equal(jobs[0][2].X, sparse_regression(seed=0).X)
+    np.testing.assert_array_equal(jobs[-1][2].X, sparse_regression(seed=1).X)
+    assert jobs[0][3].phases[0].gamma == 5 / 30
+    assert jobs[-1][3].seed == 1
+
+
+def test_runs_that_differ_in_the_step_size_are_told_apart_by_it() -> None:
+    words = ("sgd:0.1:10", "sgd:0.3:10", "gd:0.1:10")
+    labels = [job[0] for job in planned(DiagonalConfig(phases=words))]
+    assert labels == ["SGD, γ = 0.1, 10 steps", "SGD, γ = 0.3, 10 steps", "GD"]
+    with pytest.raises(InputError, match=r"runs must differ, got GD, γ = 0.1, 10 steps twice."):
+        planned(DiagonalConfig(phases=("gd:0.1:10", "gd:0.1:10")))
 
 
 def test_options_reach_the_phases_the_plan_and_the_data() -> None:
@@ -46,14 +54,14 @@ def test_options_reach_the_phases_the_plan_and_the_data() -> None:
         label_noise=0.1,
         stream="modern",
     )
-    (_, problem, descent), (_, _, plan) = planned(config)
+    (_, _, problem, descent), (_, _, _, plan) = planned(config)
     (phase,) = plan.phases
     assert (phase.method, phase.gamma, phase.steps, phase.rho) == ("1-sam", 0.3, 7, 0.2)
     assert (phase.rho_convention, phase.derivative_only, phase.normalized_step) == ("original", True, True)
     assert (phase.weight_decay, phase.balance, phase.thresholds) == (0.1, 0.2, (0.5, 0.1))
     assert (plan.alpha, plan.balanced, plan.kernel) == (0.05, True, "algebraic")
     assert (descent.phases[0].rho, descent.phases[0].derivative_only) == (0.0, False)
-    assert planned(DiagonalConfig(normalized=True))[-1][2].phases[0].normalized
+    assert planned(DiagonalConfig(normalized=True))[-1][3].phases[0].normalized
     wanted = sparse_regression(n=5, d=8, sparsity=2, n_test=4, scaling=0.5, label_noise=0.1, stream="modern")
     np.testing.assert_array_equal(problem.X_test, wanted.X_test)
     np.testing.assert_array_equal(problem.y, wanted.y)
@@ -61,7 +69,7 @@ def test_options_reach_the_phases_the_plan_and_the_data() -> None:
 
 def test_phases_are_read_from_words() -> None:
     words = ("gd:0.0333:200", "gd:0.0333:100+1-sam:0.02:50:10+m-sam:0.1:5:0.3:4")
-    (_, _, one), (_, _, three) = planned(DiagonalConfig(phases=words, rho_convention="original"))
+    (_, _, _, one), (_, _, _, three) = planned(DiagonalConfig(phases=words, rho_convention="original"))
     assert [phase.label for phase in one.phases] == ["GD"]
     assert three.label == "GD → 1-SAM, ρ = 10 [2ρ] → 4-SAM, ρ = 0.3"
     assert [(phase.gamma, phase.steps) for phase in three.phases] == [(0.0333, 100), (0.02, 50), (0.1, 5)]

@@ -49,6 +49,17 @@ def test_features_are_scaled_and_training_targets_noisy_on_request() -> None:
     np.testing.assert_array_equal(noisy.y_test, plain.y_test)
 
 
+def test_condensed_test_data_have_the_loss_of_all() -> None:
+    for problem in (sparse_regression(), sparse_regression(n_test=20), sparse_regression(n_test=0)):
+        X, y = problem.condensed_test
+        assert len(y) == min(31, len(problem.y_test))
+        for scale in (1.0, 1e-9):  # near theta_star the loss is tiny, and keeps its digits
+            beta = problem.theta_star + scale * np.random.default_rng(0).standard_normal(30)
+            whole = np.sum((problem.X_test @ beta - problem.y_test) ** 2) / max(len(problem.y_test), 1)
+            few = np.sum((X @ beta - y) ** 2) / max(len(y), 1)
+            np.testing.assert_allclose(few, whole, rtol=1e-6 if scale < 1 else 1e-12)
+
+
 def test_data_of_ones_own_need_no_test_set() -> None:
     problem = Problem.of([[1, 2], [3, 4], [5, 6]], [1, 2, 3])
     assert (problem.n, problem.d, problem.X_test.shape, problem.support) == (3, 2, (0, 2), None)

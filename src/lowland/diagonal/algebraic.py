@@ -1,4 +1,4 @@
-"""1-SAM rearranged: faster, and different in the last digits."""
+"""GD, n-SAM and 1-SAM rearranged: faster, and different in the last digits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,59 @@ from lowland.diagonal.kernels import Array, Data, Record
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What the compiler may do; NaN and infinity stay what they are."""
 
+_LANES = 16
+"""Features are padded to a multiple of this, so that no sum over them has a remainder."""
+
 
 @numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
 @no_type_check
-def algebraic(data: Data, u: Array, v: Array, gamma: float, rho: float, record: Record) -> None:
-    r"""1-SAM without the perturbed weights of any example, ``u`` and ``v`` in place.
+def algebraic(data: Data, u: Array, v: Array, m: int, gamma: float, rho: float, record: Record) -> None:
+    """Steps with groups of one example (``m = 1``), of all (``m > 1``) or without a climb (``m = 0``).
+
+    ``u`` and ``v`` are changed in place.
+    """
+    d = len(u)
+    X, X_test = _padded(data.XT), _padded(data.XT_test)
+    width = X.shape[1]
+    up, vp = np.zeros(width), np.zeros(width)
+    up[:d], vp[:d] = u, v
+    square, cube = X * X, X * X * X
+    beta, s, along, across = np.zeros(width), np.zeros(width), np.zeros(width), np.zeros(width)
+    exponent = np.zeros(width)
+    at, area = 0, 0.0
+    for step in range(record.logged[-1] + 1):
+        if m == 1:
+            loss = _examples(X, square, cube, data.y, up, vp, gamma, rho, beta, s, along, across, exponent)
+        else:
+            loss = _whole(X, data.y, up, vp, gamma, rho if m > 1 else 0.0, beta, along, across, exponent)
+        area += gamma * loss
+        if step == record.logged[at]:
+            record.train[at] = _loss(X, data.y, up * vp)
+            record.test[at] = _loss(X_test, data.y_test, up * vp)
+            record.areas[at] = area
+            at += 1
+    u[:], v[:] = up[:d], vp[:d]
+    record.exponent[:] += exponent[:d]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
+@no_type_check
+def _examples(
+    X: Array,
+    square: Array,
+    cube: Array,
+    y: Array,
+    u: Array,
+    v: Array,
+    gamma: float,
+    rho: float,
+    beta: Array,
+    s: Array,
+    along: Array,
+    across: Array,
+    exponent: Array,
+) -> float:
+    r"""A step of 1-SAM without the perturbed weights of any example; returns the loss before it.
 
     With :math:`a_k = \rho r_k`, the perturbed output of example k is
 
@@ -27,44 +75,88 @@ def algebraic(data: Data, u: Array, v: Array, gamma: float, rho: float, record: 
     and with its perturbed residual :math:`p_k` its gradients are :math:`p_k x_k v + a_k p_k x_k^2 u` and the
     same with u and v exchanged.
     """
-    X, y = data.X, data.y
     n, d = X.shape
-    X_test = np.ascontiguousarray(data.XT_test.T)
-    square, cube = X * X, X * X * X
-    beta, s = np.empty(d), np.empty(d)
-    along, across = np.empty(d), np.empty(d)
-    at, area, factor = 0, 0.0, gamma / n
-    for step in range(record.logged[-1] + 1):
+    for j in range(d):
+        beta[j] = u[j] * v[j]
+        s[j] = u[j] * u[j] + v[j] * v[j]
+        along[j] = 0.0
+        across[j] = 0.0
+    loss = 0.0
+    for i in range(n):
+        out, first, second = 0.0, 0.0, 0.0
         for j in range(d):
-            beta[j] = u[j] * v[j]
-            s[j] = u[j] * u[j] + v[j] * v[j]
-            along[j] = 0.0
-            across[j] = 0.0
-        loss = 0.0
-        for i in range(n):
-            out, first, second = 0.0, 0.0, 0.0
-            for j in range(d):
-                out += X[i, j] * beta[j]
-                first += square[i, j] * s[j]
-                second += cube[i, j] * beta[j]
-            r = out - y[i]
-            loss += r * r
-            a = rho * r
-            p = r + a * (first + a * second)
-            for j in range(d):
-                along[j] += p * X[i, j]
-                across[j] += a * p * square[i, j]
-        area += gamma * loss / (2.0 * n)
+            out += X[i, j] * beta[j]
+            first += square[i, j] * s[j]
+            second += cube[i, j] * beta[j]
+        r = out - y[i]
+        loss += r * r
+        a = rho * r
+        p = r + a * (first + a * second)
+        ap = a * p
         for j in range(d):
-            before = u[j]
-            u[j] -= factor * (along[j] * v[j] + across[j] * before)
-            v[j] -= factor * (along[j] * before + across[j] * v[j])
-            record.exponent[j] += factor * across[j]
-        if step == record.logged[at]:
-            record.train[at] = _loss(X, y, u * v)
-            record.test[at] = _loss(X_test, data.y_test, u * v)
-            record.areas[at] = area
-            at += 1
+            along[j] += p * X[i, j]
+            across[j] += ap * square[i, j]
+    factor = gamma / n
+    for j in range(d):
+        before = u[j]
+        u[j] -= factor * (along[j] * v[j] + across[j] * before)
+        v[j] -= factor * (along[j] * before + across[j] * v[j])
+        exponent[j] += factor * across[j]
+    return loss / (2.0 * n)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
+@no_type_check
+def _whole(
+    X: Array,
+    y: Array,
+    u: Array,
+    v: Array,
+    gamma: float,
+    rho: float,
+    beta: Array,
+    g: Array,
+    p: Array,
+    exponent: Array,
+) -> float:
+    """A step of n-SAM, or of gradient descent for ``rho = 0``; returns the loss before it."""
+    n, d = X.shape
+    for j in range(d):
+        beta[j] = u[j] * v[j]
+    loss = _slope(X, y, beta, g)
+    reach = rho / n
+    if rho > 0.0:
+        for j in range(d):
+            move = reach * g[j]
+            beta[j] = (u[j] + move * v[j]) * (v[j] + move * u[j])
+        _slope(X, y, beta, p)
+    else:
+        p[:] = g
+    factor = gamma / n
+    for j in range(d):
+        move, before = reach * g[j], u[j]
+        pull = factor * p[j]
+        u[j] -= pull * (v[j] + move * before)
+        v[j] -= pull * (before + move * v[j])
+        exponent[j] += pull * move
+    return loss
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
+@no_type_check
+def _slope(X: Array, y: Array, beta: Array, g: Array) -> float:
+    """The loss at ``beta``; n times its gradient goes to ``g``."""
+    n, d = X.shape
+    g[:] = 0.0
+    loss = 0.0
+    for i in range(n):
+        r = -y[i]
+        for j in range(d):
+            r += X[i, j] * beta[j]
+        loss += r * r
+        for j in range(d):
+            g[j] += r * X[i, j]
+    return loss / (2.0 * n)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
@@ -73,8 +165,18 @@ def _loss(X: Array, y: Array, beta: Array) -> float:
     n, d = X.shape
     total = 0.0
     for i in range(n):
-        out = 0.0
+        r = -y[i]
         for j in range(d):
-            out += X[i, j] * beta[j]
-        total += (out - y[i]) ** 2
+            r += X[i, j] * beta[j]
+        total += r * r
     return total / (2.0 * n) if n > 0 else np.nan
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _padded(XT: Array) -> Array:
+    d, n = XT.shape
+    X = np.zeros((n, (d + _LANES - 1) // _LANES * _LANES))
+    for j in range(d):
+        X[:, j] = XT[j]
+    return X

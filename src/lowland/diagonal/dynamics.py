@@ -99,9 +99,9 @@ class Phase:
 
     @property
     def is_algebraic(self) -> bool:
-        """Whether the rearranged kernel knows it: 1-SAM without further options."""
-        plain = Phase("1-sam", self.gamma, self.steps, self.rho, rho_convention=self.rho_convention)
-        return self == plain
+        """Whether the rearranged kernel knows it: GD, n-SAM and 1-SAM without further options."""
+        plain = Phase(self.method, self.gamma, self.steps, self.rho, self.m, self.rho_convention)
+        return self == plain and self.method in {"gd", "n-sam", "1-sam"}
 
     def reach(self, n: int) -> float:
         """What the gradient of a group's mean of half squares is multiplied with."""
@@ -185,7 +185,7 @@ class Plan:
             :math:`v = 0`.
         seed: Of the examples that SGD draws.
         kernel: ``"in order"`` computes every method in the order of its definition; ``"algebraic"`` is faster
-            for plain 1-SAM, and differs in the last digits.
+            for GD, n-SAM and 1-SAM without further options, and differs in the last digits.
     """
 
     phases: tuple[Phase, ...]
@@ -216,18 +216,23 @@ class Plan:
         """Trains on ``problem``."""
         u, v = self.start(problem.d)
         exponent, draws = np.zeros(problem.d), np.random.default_rng(self.seed)
-        data = Data(problem.X, problem.X.T.copy(), problem.y, problem.X_test.T.copy(), problem.y_test)
+        data = _data(problem, problem.X_test, problem.y_test)
         records: list[Record] = []
         for phase in self.phases:
             logged = logged_iterations(phase.steps)
             train_loss, test_loss, areas = (np.empty(len(logged)) for _ in range(3))
             record = Record(logged, train_loss, test_loss, areas, exponent)
             if self.kernel == "algebraic" and phase.is_algebraic:
-                algebraic(data, u, v, phase.gamma, phase.reach(problem.n), record)
+                few = _data(problem, *problem.condensed_test)
+                algebraic(few, u, v, phase.group(problem.n), phase.gamma, phase.reach(problem.n), record)
             else:
                 in_order(data, u, v, phase.rule(problem.n, draws), record)
             records.append(record)
         return _joined(records, u, v)
+
+
+def _data(problem: Problem, X_test: Array, y_test: Array) -> Data:
+    return Data(problem.X, problem.X.T.copy(), problem.y, X_test.T.copy(), y_test)
 
 
 def _joined(records: Sequence[Record], u: Array, v: Array) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class DiagonalConfig:
         weight_decay: Factor on the weights, added to the gradient.
         balance: Factor on the gradient of 1/4 |u^2 - v^2|^2, added.
         thresholds: Training losses below which the step size is halved, falling.
-        kernel: algebraic is faster for plain 1-SAM and differs in the last digits.
+        kernel: algebraic is faster for plain GD, n-SAM and 1-SAM, and differs in the last digits.
         theory: Compare each run with Theorem 1.
         seeds: Number of seeds; each draws its own data (unless they are given) and its own order of SGD.
         n: Training examples.
@@ -162,16 +162,12 @@ class DiagonalConfig:
 class Outcome:
     """One run of an experiment."""
 
+    label: str
     seed: int
     plan: Plan
     problem: Problem
     result: Result
     theory: Comparison | None
-
-    @property
-    def label(self) -> str:
-        """Of its plan."""
-        return self.plan.label
 
     def row(self) -> dict[str, Any]:
         """Its numbers: final losses, norm, support errors, and the theorem's."""
@@ -234,13 +230,12 @@ def conduct(
     Raises:
         InputError: If an option is out of its range.
     """
-    jobs = planned(config)
-    todo = [functools.partial(_outcome, config, *job) for job in jobs]
+    todo = [functools.partial(_outcome, config, *job) for job in planned(config)]
     return in_threads(todo, threads=threads, on_done=on_done)
 
 
-def planned(config: DiagonalConfig) -> list[tuple[int, Problem, Plan]]:
-    """Seed, data and plan of every run.
+def planned(config: DiagonalConfig) -> list[tuple[str, int, Problem, Plan]]:
+    """Label, seed, data and plan of every run.
 
     Raises:
         InputError: If an option is out of its range.
@@ -248,16 +243,31 @@ def planned(config: DiagonalConfig) -> list[tuple[int, Problem, Plan]]:
     jobs = []
     for seed in range(config.seeds):
         problem = config.problem(seed)
-        for plan in config.plans(seed, problem.d):
+        plans = config.plans(seed, problem.d)
+        for label, plan in zip(_labels(plans), plans, strict=True):
             plan.start(problem.d)
-            jobs.append((seed, problem, plan))
+            jobs.append((label, seed, problem, plan))
     return jobs
 
 
-def _outcome(config: DiagonalConfig, seed: int, problem: Problem, plan: Plan) -> Outcome:
+def _labels(plans: Sequence[Plan]) -> list[str]:
+    """With step sizes and steps where they are what tells two runs apart."""
+    short = [plan.label for plan in plans]
+    long = [
+        " → ".join(f"{phase.label}, γ = {phase.gamma:g}, {phase.steps} steps" for phase in plan.phases)
+        for plan in plans
+    ]
+    labels = [long[i] if short.count(label) > 1 else label for i, label in enumerate(short)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"runs must differ, got {label} twice.")
+    return labels
+
+
+def _outcome(config: DiagonalConfig, label: str, seed: int, problem: Problem, plan: Plan) -> Outcome:
     result = plan.run(problem)
     theory = compare(problem, plan, result) if config.theory else None
-    return Outcome(seed, plan, problem, result, theory)
+    return Outcome(label, seed, plan, problem, result, theory)
 
 
 def _stored(path: Path) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -74,6 +75,20 @@ class Problem:
     def support(self) -> Bool[Array, " d"] | None:
         """Which coefficients are not zero."""
         return None if self.theta_star is None else self.theta_star != 0.0
+
+    @cached_property
+    def condensed_test(self) -> tuple[Float[Array, "rows d"], Float[Array, " rows"]]:
+        r"""Test data of at most d + 1 rows whose loss is that of all, to rounding, for every :math:`\beta`.
+
+        With the triangle R of a QR decomposition of the inputs beside the targets,
+        :math:`\|X\beta - y\| = \|R_{:d}\,\beta - R_d\|`, without the cancellation of a quadratic form.
+        """
+        rows = len(self.y_test)
+        if rows <= self.d + 1:
+            return self.X_test, self.y_test
+        triangle = np.linalg.qr(np.column_stack([self.X_test, self.y_test]), mode="r")
+        triangle *= np.sqrt(len(triangle) / rows)
+        return np.ascontiguousarray(triangle[:, :-1]), np.ascontiguousarray(triangle[:, -1])
 
 
 def sparse_regression(
