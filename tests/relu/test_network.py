@@ -45,10 +45,11 @@ def test_kinks_at_one_place_are_added_and_may_cancel() -> None:
 
 
 def test_active_kinks_are_bins_whose_slope_changes() -> None:
-    places = np.array([-0.51, -0.52, 0.011, 0.33, 0.61])
-    changes = np.array([1.0, 1.0, 0.05, -0.2, 5.0])
-    net = Network(np.ones((1, 5)), -places, changes)
-    assert net.active_kinks(-1.0, 0.6) == 2  # one bin of two, one of -0.2; 0.05 is too little, 0.61 outside
+    places = np.array([-0.51, -0.52, 0.011, 0.33, 0.81, 0.82, 0.61])
+    changes = np.array([1.0, 1.0, 0.05, -0.2, 3.0, -3.0, 5.0])
+    net = Network(np.ones((1, 7)), -places, changes)
+    # One bin of two, one of -0.2; 0.05 is too little, two cancel, and 0.61 is outside or not.
+    assert net.active_kinks(-1.0, 0.6) == 2
     assert net.active_kinks(-1.0, 1.0) == 3
 
 
