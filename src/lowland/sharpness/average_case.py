@@ -1,0 +1,119 @@
+"""Rise of the loss at random weights nearby."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowland.errors import InputError, one_of
+from lowland.sam import perturbed
+from lowland.sharpness.measurement import Measurement, dtype_name
+from lowland.sharpness.objective import Batch, Loss, Objective, Params, objective
+
+Distribution = Literal["gaussian", "uniform"]
+Scaling = Literal["plain", "adaptive"]
+
+
+def average_case(
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    *,
+    rho: float,
+    distribution: Distribution = "gaussian",
+    scaling: Scaling = "plain",
+    stderr: float | None = None,
+    samples: int = 32,
+    max_samples: int = 1024,
+    seed: int = 0,
+    module: nn.Module | None = None,
+) -> Measurement:
+    r""":math:`E\,L(w + \delta) - L(w)` for random :math:`\delta`.
+
+    :math:`\delta = \rho\, c \odot z` with independent entries of z of variance 1 and :math:`c = 1`, or
+    :math:`c = |w|` for ``scaling="adaptive"``, which does not change when weights are rescaled layer by
+    layer without changing the function (Andriushchenko et al., 2023, section 2). It is the same for every
+    m, since a mean over groups commutes with the mean over :math:`\delta`. On a quadratic it is
+    :math:`\frac12\rho^2 \operatorname{tr}(c^2 H)`. Each z is used with both signs.
+
+    Args:
+        loss: As for :func:`lowland.sam_gradient`, and so are ``params``, ``batch`` and ``module``.
+        params: The parameters; unchanged, and so are their ``.grad``, buffers and random generators.
+        batch: The examples.
+        rho: Standard deviation of each weight's perturbation, in units of c.
+        distribution: Of z: normal, or uniform with variance 1.
+        scaling: Whether c is 1 or the weight's size.
+        stderr: Standard error to be reached; ``None`` for just ``samples``.
+        samples: Least number of z.
+        max_samples: Largest number, where ``stderr`` is out of reach.
+        seed: Of z.
+        module: The module that ``loss`` runs.
+
+    Returns:
+        Value and standard error over the z; ``settings["samples"]`` says how many there were.
+
+    Raises:
+        InputError: If a number is out of its range.
+    """
+    one_of("distribution", distribution, ("gaussian", "uniform"))
+    one_of("scaling", scaling, ("plain", "adaptive"))
+    if not 0.0 < rho < math.inf:
+        raise InputError(f"rho must be positive and finite, got {rho}.")
+    if stderr is not None and not stderr > 0.0:
+        raise InputError(f"stderr must be positive, got {stderr}.")
+    if not 2 <= samples <= max_samples:
+        raise InputError(f"samples must be from 2 to max_samples, got {samples} and {max_samples}.")
+    with objective(loss, params, batch, module) as target, torch.no_grad():
+        rises: list[float] = []
+        start = _mean_loss(target)
+        for e in _perturbations(target, rho, distribution, scaling, seed):
+            both = []
+            for sign in (1.0, -1.0):
+                with perturbed(target.params, [sign * d for d in e]):
+                    both.append(_mean_loss(target) - start)
+            rises.append(0.5 * sum(both))
+            if len(rises) >= samples and (stderr is None or _error(rises) <= stderr):
+                break
+            if len(rises) == max_samples:
+                break
+        settings = {
+            "rho": rho,
+            "distribution": distribution,
+            "scaling": scaling,
+            "samples": len(rises),
+            "seed": seed,
+        }
+        value = math.fsum(rises) / len(rises)
+        dtype = dtype_name(target.params)
+        return Measurement("average case", value, _error(rises), target.examples, dtype, settings)
+
+
+def _perturbations(
+    target: Objective, rho: float, distribution: Distribution, scaling: Scaling, seed: int
+) -> Iterator[list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        e = []
+        for p in target.params:
+            if distribution == "gaussian":
+                z = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            else:
+                z = (2.0 * torch.rand(p.shape, generator=generator, dtype=torch.float64) - 1.0) * math.sqrt(3)
+            delta = (rho * z).to(device=p.device, dtype=torch.promote_types(p.dtype, torch.float32))
+            e.append(delta * p.detach().abs() if scaling == "adaptive" else delta)
+        yield e
+
+
+def _mean_loss(target: Objective) -> float:
+    parts = zip(target.parts, target.shares, strict=True)
+    return math.fsum(share * target.value(part).double().item() for part, share in parts)
+
+
+def _error(values: list[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return math.sqrt(variance / len(values))

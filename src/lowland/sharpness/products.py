@@ -1,0 +1,117 @@
+"""Products of a vector with the Hessian, or with the Gauss-Newton matrix, of a mean loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lowland.sharpness.objective import Objective
+
+Vector = Float[np.ndarray, " weights"]
+PartProduct = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+@dataclass
+class Matrix:
+    """A symmetric matrix over all weights that is known by its products.
+
+    Attributes:
+        target: The objective that it belongs to.
+        of_part: Products of one part's matrix; the last part's graph is kept if it is the only one.
+        count: Products so far.
+    """
+
+    target: Objective
+    of_part: Callable[[Objective, tuple[Any, ...]], PartProduct]
+    count: int = 0
+    _kept: PartProduct | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Rows, and columns."""
+        return self.target.num_weights
+
+    def __matmul__(self, vector: Vector) -> Vector:
+        """The product, in float64 like the vector."""
+        self.count += 1
+        v = self.target.unflattened(torch.from_numpy(np.ascontiguousarray(vector)))
+        total = np.zeros(self.size)
+        for part, share in zip(self.target.parts, self.target.shares, strict=True):
+            product = self._product(part)(v)
+            total += share * torch.cat([t.double().reshape(-1).cpu() for t in product]).numpy()
+        return total
+
+    def dense(self) -> Float[np.ndarray, "weights weights"]:
+        """The matrix itself, column by column."""
+        columns: np.ndarray = np.stack([self @ e for e in np.eye(self.size)])
+        symmetric: np.ndarray = 0.5 * (columns + columns.T)
+        return symmetric
+
+    def _product(self, part: tuple[Any, ...]) -> PartProduct:
+        if len(self.target.parts) > 1:
+            return self.of_part(self.target, part)
+        if self._kept is None:
+            self._kept = self.of_part(self.target, part)
+        return self._kept
+
+
+def hessian_of_part(target: Objective, part: tuple[Any, ...]) -> PartProduct:
+    """Products with the Hessian of one part's mean loss: gradients of gradients."""
+    params = target.params
+    found = torch.autograd.grad(target.value(part), params, create_graph=True, allow_unused=True)
+    slopes = [(i, g) for i, g in enumerate(found) if g is not None and g.requires_grad]
+
+    def product(v: Sequence[Tensor]) -> list[Tensor]:
+        if not slopes:  # a linear loss
+            return [torch.zeros_like(p) for p in params]
+        return _grad([g for _, g in slopes], params, [v[i] for i, _ in slopes])
+
+    return product
+
+
+def gauss_newton_of_part(
+    outputs: Callable[..., Tensor], criterion: Callable[..., Tensor]
+) -> Callable[[Objective, tuple[Any, ...]], PartProduct]:
+    r"""Products with :math:`J^\top H_f J`: J of the outputs f, the Hessian of the criterion in them."""
+
+    def of_part(target: Objective, part: tuple[Any, ...]) -> PartProduct:
+        target.generators.restore()
+        f = outputs(*part)
+        free = f.detach().requires_grad_()
+        slope = torch.autograd.grad(criterion(free, *part).mean(), free, create_graph=True)[0]
+        dual = torch.zeros_like(f, requires_grad=True)
+        pulled = _grad([f], target.params, [dual], create_graph=True)  # linear in dual: its gradient is J v
+
+        def product(v: Sequence[Tensor]) -> list[Tensor]:
+            pushed = _grad(pulled, [dual], v)[0]
+            curved = _grad([slope], [free], [pushed])[0] if slope.requires_grad else torch.zeros_like(pushed)
+            return _grad([f], target.params, [curved])
+
+        return product
+
+    return of_part
+
+
+def _grad(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    found = torch.autograd.grad(
+        list(outputs),
+        list(inputs),
+        list(cotangents),
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(found)
