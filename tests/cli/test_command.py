@@ -10,28 +10,9 @@ import pytest
 from PIL import Image
 
 from lowland import __version__
-from lowland.cli import main
 from lowland.deep import checkpoint
 
 TINY = ("--model=fc", "--model_width=8", "--epochs=2", "--quiet", "--device=cpu", "--threads=1")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs ``lowland`` in an empty folder; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LOWLAND_DATA", raising=False)
-    monkeypatch.setenv("LOWLAND_CACHE", str(tmp_path / "cache"))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        try:
-            code = main(words)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_train_leaves_a_whole_run(run) -> None:

@@ -6,25 +6,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lowland.cli import main
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs ``lowland`` in an empty folder; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        try:
-            code = main(words)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 COMMON = ["checkpoint", "config.json", "env.json", "metrics.jsonl", "result.parquet", "summary.json"]
 
 
