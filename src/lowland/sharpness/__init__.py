@@ -13,13 +13,18 @@ from lowland.sharpness.curvature import (
 )
 from lowland.sharpness.first_order import gradient_norms, one_step_sharpness
 from lowland.sharpness.measurement import Measurement
+from lowland.sharpness.search import AutoPGD, ProjectedAscent
+from lowland.sharpness.worst_case import WorstCase, suboptimality, worst_case, worst_case_grid
 
 __all__ = [
+    "AutoPGD",
     "Eigenvalues",
     "GaussNewton",
     "Measurement",
+    "ProjectedAscent",
     "SpectralDensity",
     "Trace",
+    "WorstCase",
     "average_case",
     "gradient_norms",
     "hessian_eigenvalues",
@@ -27,4 +32,7 @@ __all__ = [
     "one_step_sharpness",
     "sam_edge",
     "spectral_density",
+    "suboptimality",
+    "worst_case",
+    "worst_case_grid",
 ]

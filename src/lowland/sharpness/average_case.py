@@ -13,9 +13,9 @@ from lowland.errors import InputError, one_of
 from lowland.sam import perturbed
 from lowland.sharpness.measurement import Measurement, dtype_name
 from lowland.sharpness.objective import Batch, Loss, Objective, Params, objective
+from lowland.sharpness.scales import Scaling, check_scaling, in_units, scales
 
 Distribution = Literal["gaussian", "uniform"]
-Scaling = Literal["plain", "adaptive"]
 
 
 def average_case(
@@ -35,10 +35,11 @@ def average_case(
     r""":math:`E\,L(w + \delta) - L(w)` for random :math:`\delta`.
 
     :math:`\delta = \rho\, c \odot z` with independent entries of z of variance 1 and :math:`c = 1`, or
-    :math:`c = |w|` for ``scaling="adaptive"``, which does not change when weights are rescaled layer by
-    layer without changing the function (Andriushchenko et al., 2023, section 2). It is the same for every
-    m, since a mean over groups commutes with the mean over :math:`\delta`. On a quadratic it is
-    :math:`\frac12\rho^2 \operatorname{tr}(c^2 H)`. Each z is used with both signs.
+    :math:`c = |w|` for ``scaling="element"``, which does not change when weights are rescaled layer by
+    layer without changing the function (Andriushchenko et al., 2023, section 2), or the norm of the weight's
+    filter for ``scaling="filter"``. It is the same for every m, since a mean over groups commutes with the
+    mean over :math:`\delta`. On a quadratic it is :math:`\frac12\rho^2 \operatorname{tr}(c^2 H)`. Each z is
+    used with both signs.
 
     Args:
         loss: As for :func:`lowland.sam_gradient`, and so are ``params``, ``batch`` and ``module``.
@@ -46,7 +47,7 @@ def average_case(
         batch: The examples.
         rho: Standard deviation of each weight's perturbation, in units of c.
         distribution: Of z: normal, or uniform with variance 1.
-        scaling: Whether c is 1 or the weight's size.
+        scaling: What c is.
         stderr: Standard error to be reached; ``None`` for just ``samples``.
         samples: Least number of z.
         max_samples: Largest number, where ``stderr`` is out of reach.
@@ -60,7 +61,7 @@ def average_case(
         InputError: If a number is out of its range.
     """
     one_of("distribution", distribution, ("gaussian", "uniform"))
-    one_of("scaling", scaling, ("plain", "adaptive"))
+    check_scaling(scaling)
     if not 0.0 < rho < math.inf:
         raise InputError(f"rho must be positive and finite, got {rho}.")
     if stderr is not None and not stderr > 0.0:
@@ -96,6 +97,7 @@ def _perturbations(
     target: Objective, rho: float, distribution: Distribution, scaling: Scaling, seed: int
 ) -> Iterator[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
+    units = scales(target.params, scaling)
     while True:
         e = []
         for p in target.params:
@@ -103,9 +105,8 @@ def _perturbations(
                 z = torch.randn(p.shape, generator=generator, dtype=torch.float64)
             else:
                 z = (2.0 * torch.rand(p.shape, generator=generator, dtype=torch.float64) - 1.0) * math.sqrt(3)
-            delta = (rho * z).to(device=p.device, dtype=torch.promote_types(p.dtype, torch.float32))
-            e.append(delta * p.detach().abs() if scaling == "adaptive" else delta)
-        yield e
+            e.append((rho * z).to(device=p.device, dtype=torch.promote_types(p.dtype, torch.float32)))
+        yield in_units(e, units)
 
 
 def _mean_loss(target: Objective) -> float:

@@ -22,6 +22,7 @@ class Measurement:
         dtype: Of the weights, ``"float32"`` for instance.
         settings: Radius, m, norm, seed and whatever else decided it.
         groups: The value of each group, where it is a mean over groups.
+        extras: The same of what the loss returned beside its value, by name.
     """
 
     measure: str
@@ -31,16 +32,20 @@ class Measurement:
     dtype: str
     settings: Mapping[str, Any]
     groups: Tensor | None = field(default=None, repr=False, compare=False)
+    extras: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """All of it but the groups, flat, for a line of JSON."""
+        rises = {f"{name}_rise": value for name, value in self.extras.items()}
         return {
             "measure": self.measure,
             "value": self.value,
             "stderr": self.stderr,
             "examples": self.examples,
             "dtype": self.dtype,
-        } | dict(self.settings)
+            **rises,
+            **self.settings,
+        }
 
 
 def mean_over_groups(values: Tensor, sizes: Tensor) -> tuple[float, float]:

@@ -55,6 +55,15 @@ def test_spread_products_give_the_gradient_of_the_maps(steps):
     torch.testing.assert_close(found, Patches(expected, window).points(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", STEPS)
+def test_folded_rows_give_the_gradient_of_the_maps(steps):
+    seen = patches(1, 3, EXTENT[: steps[0]], window_of(*steps))
+    rows = torch.randn(seen.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    maps = seen.maps.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((Patches(maps, seen.window).dense() * rows).sum(), maps)
+    torch.testing.assert_close(seen.folded(rows), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_windows_of_two_kinds_are_written_out():
     a = patches(1, 3, (5, 6), Window((2, 2), (1, 1), (0, 0), (1, 1)))
     b = patches(2, 2, (5, 6), Window((2, 2), (2, 1), (1, 0), (1, 2)))

@@ -20,21 +20,14 @@ from lowland.sam.batched.climb import GroupsClimber, NotFinite
 from lowland.sam.batched.cost import around, machine, seconds
 from lowland.sam.batched.gradient import BatchedGradient
 from lowland.sam.batched.grouped import Grouped
-from lowland.sam.batched.memory import groups_at_once, held_bytes, saved_bytes
-from lowland.sam.batched.passes import GroupsPasses
-from lowland.sam.batched.refused import (
-    Unbatchable,
-    attributes_kept,
-    refuse_modules,
-    require_gone,
-    require_known,
-)
+from lowland.sam.batched.memory import groups_at_once
+from lowland.sam.batched.probe import probe
+from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.settled import Verdict, loss_key, verdicts_of
 from lowland.sam.climb import Climber
 from lowland.sam.group import Source, run_group
 from lowland.sam.passes import Passes
 from lowland.sam.precision import is_half
-from lowland.sam.randomness import RandomState
 from lowland.sam.total import Total
 
 
@@ -187,38 +180,24 @@ class Engines:
 
     def _settle(self, indices: list[int]) -> Verdict:
         """Runs one group by itself, to see whether that is possible and what it holds."""
-        refuse_modules(self.passes)
         params = self.passes.params
-        one = self.groups.stacked(indices[:1]).copied()
         climber = GroupsClimber(self.climber, params, 1, self.passes.noise, keeps_gradient=True)
-        run = GroupsPasses(self.passes, climber.forms, planned_groups=len(indices), probes=True)
-        draws = RandomState.capture(self.passes.devices)
-        try:
-            with (
-                attributes_kept(self.passes.buffers.modules()),
-                self.passes.buffers.kept() as kept,
-                saved_bytes([*params, *one.leaves]) as saved,
-            ):
-                found = run.recorded(one, range(len(params)), first=True)
-                require_known(kept.changed(), found.changed)
-                require_gone(found.results)
-        finally:
-            draws.restore()
-        formed, unformed = held_bytes(found.gradient)
+        one = self.groups.stacked(indices[:1])
+        seen = probe(self.passes, one, planned_groups=len(indices), forms=climber.forms)
         weights = sum(p.numel() for p in params)
         chunk = groups_at_once(
             len(indices),
-            saved=saved.bytes,
-            formed=formed,
-            kept=unformed,
+            saved=seen.saved,
+            formed=seen.formed,
+            kept=seen.kept,
             params=weights * params[0].element_size(),
             max_memory=self.max_memory,
         )
         loop, batched = seconds(
-            found.products,
+            seen.found.products,
             len(indices),
             math.ceil(len(indices) / chunk),
-            calls=found.calls,
+            calls=seen.found.calls,
             params=weights,
             device=params[0].device,
         )

@@ -119,9 +119,9 @@ class GroupsPasses:
                 found = torch.autograd.grad(weighted, self.passes.params, allow_unused=True)
         return GroupsPass(losses.detach(), aux, [], [None if g is None else working(g) for g in found])
 
-    def values(self, batch: Stacked) -> GroupsPass:
-        """The objectives at the weights, without a gradient."""
-        weights = self._weights(batch.groups, None)
+    def values(self, batch: Stacked, e: Sequence[PerGroup | None] | None = None) -> GroupsPass:
+        """The objectives at ``w + e_S``, without a gradient."""
+        weights = self._weights(batch.groups, e)
         with torch.no_grad(), self._forward(batch, weights, first=True) as (losses, aux, _):
             return GroupsPass(losses, aux, [], [])
 

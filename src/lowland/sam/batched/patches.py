@@ -6,6 +6,7 @@ are computed once, and summed along diagonals.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -93,6 +94,23 @@ class Patches:
             rows = rows.unfold(3 + dim, d * (k - 1) + 1, s)[..., ::d]
         outputs = len(window.size)
         return rows.movedim(2, 2 + outputs).reshape(self.shape)
+
+    def folded(
+        self, rows: Float[Tensor, "groups rows p"]
+    ) -> Float[Tensor, "groups examples channels *extent"]:
+        """The adjoint of :meth:`dense`: what all rows hold of an input position, added up."""
+        dims = range(len(self.extent))
+        places = rows.reshape(*self.maps.shape[:2], *self.outputs, self.maps.shape[2], *self.window.size)
+        places = places.movedim(2 + len(dims), 2)
+        found = rows.new_zeros(self.maps.shape)
+        shifts = [list(self.window.shifts(d, self.extent[d], self.outputs[d])) for d in dims]
+        for place in itertools.product(*(range(k) for k in self.window.size)):
+            cuts = [shifts[d][k] for d, k in enumerate(place)]
+            pairs = [cut for cut in cuts if cut is not None]
+            if len(pairs) == len(cuts):
+                outputs, inputs = zip(*pairs, strict=True)
+                found[(..., *inputs)] += places[(..., *outputs, *place)]
+        return found
 
     def pairs(self, other: Patches) -> Float[Tensor, "groups rows others"]:
         """Inner products of the rows of each group with those of ``other``."""

@@ -156,6 +156,12 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, w)
         ctx.use, ctx.geometry = use, geometry
         groups = use.weight.groups
+        if use.weight.is_formed and _few_rows(geometry, groups, x, w):
+            seen = Patches(_grouped(x, groups), _window(geometry, w))
+            rows = torch.bmm(seen.dense(), _matrices(use, x).transpose(1, 2))
+            rows = rows if bias is None else rows.add_(bias[:, None])
+            maps = rows.transpose(1, 2).reshape(groups, len(w), -1, *seen.outputs)
+            return maps.transpose(1, 2).flatten(0, 1)
         if use.weight.is_formed:
             w_all = use.weight.moved().to(x.dtype).flatten(0, 1)
             b_all = None if bias is None else bias.reshape(-1)
@@ -205,7 +211,10 @@ def _gradients(
     wants_x, wants_w = wanted
     if use.weight.is_formed:
         gx = None
-        if wants_x:
+        if wants_x and _few_rows(geometry, groups, x, w):
+            through = torch.bmm(by_rows(grad.flatten(2), groups), _matrices(use, x))
+            gx = Patches(_grouped(x, groups), _window(geometry, w)).folded(through).flatten(0, 1)
+        elif wants_x:
             w_all = use.weight.moved().to(x.dtype).flatten(0, 1)
             shape_only = x.reshape(len(x) // groups, -1, *x.shape[2:])
             found, _ = geometry.backward(_aside(grad, groups), shape_only, w_all, (True, False), groups)
@@ -233,11 +242,11 @@ def _record(use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor) ->
     groups, weight = use.weight.groups, use.weight
     rows, points = grad[:, 0].numel() // groups, x[:, 0].numel() // groups
     cost = costs_of_convolution(rows, points, len(w), x.shape[1], w.shape[2:], weight.planned_groups)
-    window = geometry.window(w)
-    if window is not None and not weight.form and not cost.forms:
-        factor = Factor(by_rows(grad.flatten(2), groups), Patches(_grouped(x, groups), window))
-        product = Product(rows, len(w), w[0].numel(), cost.apart)
-        weight.record(Part(factor, 0, len(w)), form=False, product=product)
+    apart = geometry.window(w) is not None and not weight.form and not cost.forms
+    if apart or _few_rows(geometry, groups, x, w):
+        factor = Factor(by_rows(grad.flatten(2), groups), Patches(_grouped(x, groups), _window(geometry, w)))
+        product = Product(rows, len(w), w[0].numel(), cost.apart if apart else cost.formed)
+        weight.record(Part(factor, 0, len(w)), form=not apart, product=product)
         return
     shape_only = w.new_empty(groups * len(w), *w.shape[1:])
     _, found = geometry.backward(_aside(grad, groups), _aside(x, groups), shape_only, (False, True), groups)
@@ -245,6 +254,27 @@ def _record(use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor) ->
     assert weight.gradient is not None
     weight.gradient.add_dense(found.view(groups, *w.shape))
     weight.products.append(Product(rows, len(w), w[0].numel(), cost.formed))
+
+
+def _few_rows(geometry: Geometry, groups: int, x: Tensor, w: Tensor) -> bool:
+    """Whether a group's output positions are so few that writing out what they see costs less than filters.
+
+    The kernels of grouped convolutions reorder the filters of every group first.
+    """
+    window = geometry.window(w)
+    positions = 0 if window is None else torch.Size(window.positions(x.shape[2:])).numel()
+    return window is not None and positions * (len(x) // groups) < len(w)
+
+
+def _window(geometry: Geometry, w: Tensor) -> Window:
+    window = geometry.window(w)
+    assert window is not None
+    return window
+
+
+def _matrices(use: Use, x: Tensor) -> Tensor:
+    """The filters of every group as matrices."""
+    return use.weight.moved().to(x.dtype).flatten(2)
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -1,0 +1,59 @@
+"""Whether a loss can be run for all groups at once, and what that holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowland.sam.batched.memory import held_bytes, saved_bytes
+from lowland.sam.batched.passes import GroupsPass, GroupsPasses
+from lowland.sam.batched.refused import attributes_kept, refuse_modules, require_gone, require_known
+from lowland.sam.batched.stacked import Stacked
+from lowland.sam.passes import Passes
+from lowland.sam.randomness import RandomState
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a pass over a single group showed.
+
+    Attributes:
+        found: The pass.
+        saved: Bytes that its backward pass held on to.
+        formed: Bytes of its gradients that are formed.
+        kept: Bytes of its gradients that are not.
+    """
+
+    found: GroupsPass
+    saved: int
+    formed: int
+    kept: int
+
+
+def probe(passes: Passes, one: Stacked, *, planned_groups: int, forms: bool) -> Probe:
+    """Runs one group by itself; buffers, attributes and generators are what they were.
+
+    Args:
+        passes: The loss.
+        one: The group.
+        planned_groups: Number of groups to choose forms for.
+        forms: Whether gradients are to be formed.
+
+    Raises:
+        Unbatchable: If the loss, or one of its modules, cannot be run for several groups at once.
+    """
+    refuse_modules(passes)
+    params, one = passes.params, one.copied()
+    run = GroupsPasses(passes, forms, planned_groups=planned_groups, probes=True)
+    draws = RandomState.capture(passes.devices)
+    try:
+        with (
+            attributes_kept(passes.buffers.modules()),
+            passes.buffers.kept() as kept,
+            saved_bytes([*params, *one.leaves]) as saved,
+        ):
+            found = run.recorded(one, range(len(params)), first=True)
+            require_known(kept.changed(), found.changed)
+            require_gone(found.results)
+    finally:
+        draws.restore()
+    return Probe(found, saved.bytes, *held_bytes(found.gradient))

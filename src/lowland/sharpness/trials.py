@@ -1,0 +1,262 @@
+"""Climbs of many groups from many starts to many radii, as many at once as fit."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from lowland.sam.arguments import Engine
+from lowland.sam.batched.cost import seconds
+from lowland.sam.batched.grouped import Grouped
+from lowland.sam.batched.passes import GroupsPasses
+from lowland.sam.batched.probe import Probe, probe
+from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.passes import Passes
+from lowland.sam.precision import is_half, working
+from lowland.sam.randomness import RandomState
+from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
+from lowland.sharpness.nearby import ManyGroups, Moves, Nearby, OneGroup, Visit
+from lowland.sharpness.scales import Scaling, scales
+from lowland.sharpness.search import Best, Search
+from lowland.sharpness.vectors import Formed, Space, Unformed, Vector
+
+VECTORS = 6
+"""Vectors over all weights that a climb holds at a time."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One climb.
+
+    Attributes:
+        group: Index of the group.
+        rho: Radius.
+        start: Number of its random start; 0 for the weights themselves.
+    """
+
+    group: int
+    rho: float
+    start: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a trial found: losses at the weights, at the highest point, and there for the next group."""
+
+    base: Visit
+    best: Visit
+    transferred: tuple[Visit, Visit] | None
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """A loss and where it is climbed.
+
+    Attributes:
+        passes: The loss that is measured.
+        climbed: The loss that is climbed, which may be another one.
+        groups: The groups.
+        norm: Of the ball.
+        scaling: Units of the weights.
+        search: How to climb.
+        seed: Of the random starts.
+        transfers: Whether the next group's loss is asked for as well.
+        engine: How groups are run.
+        max_memory: Bytes that climbs at once may take.
+    """
+
+    passes: Passes
+    climbed: Passes
+    groups: Grouped
+    norm: Norm
+    scaling: Scaling
+    search: Search
+    seed: int
+    transfers: bool
+    engine: Engine
+    max_memory: int
+
+    def climbed_by(self, trials: Sequence[Trial], on_progress: Callable[[float], object]) -> list[Found]:
+        """What each trial found."""
+        found: dict[Trial, Found] = {}
+        units = scales(self.passes.params, self.scaling)
+        draws = RandomState.capture(self.passes.devices)
+        for chunk in self._chunks(trials):
+            found |= zip(chunk.trials, _Climb(self, chunk, units, draws).found(), strict=True)
+            on_progress(len(found) / len(trials))
+        return [found[trial] for trial in trials]
+
+    def _chunks(self, trials: Sequence[Trial]) -> Iterator[_Chunk]:
+        ordered = sorted(trials, key=lambda t: (t.start > 0, t.start))
+        warned = False
+        for (_, alike), run in groupby(ordered, key=lambda t: (t.start > 0, self.groups.alike(t.group))):
+            run_ = list(run)
+            try:
+                yield from self._planned(run_, batchable=alike is not None)
+            except Unbatchable as error:
+                if self.engine == "batched":
+                    raise
+                if len(run_) > 1 and not warned:
+                    warnings.warn(
+                        f"the groups were run one after the other because of {error.what}.", stacklevel=6
+                    )
+                    warned = True
+                yield from (_Chunk([trial], None) for trial in run_)
+
+    def _planned(self, trials: list[Trial], *, batchable: bool) -> list[_Chunk]:
+        """Chunks of trials whose groups have the same shapes."""
+        alone = [_Chunk([trial], None) for trial in trials]
+        if self.engine == "loop" or (self.engine == "auto" and len(trials) == 1):
+            return alone
+        if not batchable:
+            raise Unbatchable("a group in several MicroBatches")
+        if any(is_half(p) for p in self.passes.params):
+            raise Unbatchable("weights of half precision, whose perturbation is rounded at random")
+        one = self.groups.stacked([trials[0].group])
+        if self.climbed is not self.passes:
+            probe(self.passes, one, planned_groups=len(trials), forms=False)
+        seen = probe(self.climbed, one, planned_groups=len(trials), forms=False)
+        formed = not self._unformed(seen, trials[0])
+        size = self._at_once(seen, len(trials), formed=formed)
+        count = math.ceil(len(trials) / size)
+        if self.engine == "auto" and _loop_is_faster(seen, len(trials), count, self.passes.params):
+            return alone
+        size = math.ceil(len(trials) / count)
+        pieces = [trials[i : i + size] for i in range(0, len(trials), size)]
+        return [_Chunk(piece, formed) for piece in pieces]
+
+    def _unformed(self, seen: Probe, trial: Trial) -> bool:
+        """Whether the sum of all gradients of a climb is smaller than one vector over all weights."""
+        low = self.norm == "l2" and self.scaling != "element" and trial.start == 0
+        held = self.search.steps * (seen.formed + seen.kept)
+        return low and held <= _weight_bytes(self.passes.params) and Unformed.holds(seen.found.gradient)
+
+    def _at_once(self, seen: Probe, trials: int, *, formed: bool) -> int:
+        weights = _weight_bytes(self.passes.params)
+        vectors = VECTORS * weights if formed else 2 * self.search.steps * (seen.formed + seen.kept)
+        return max(1, min(trials, self.max_memory // max(1, seen.saved + vectors)))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Trials that run together; ``formed`` says how their vectors are kept, ``None`` a loop of one."""
+
+    trials: list[Trial]
+    formed: bool | None
+
+
+@dataclass
+class _Climb:
+    """The climbs of one chunk: the loss in the units of its ball."""
+
+    terrain: Terrain
+    chunk: _Chunk
+    units: list[Tensor | None]
+    draws: RandomState
+
+    def __post_init__(self) -> None:
+        trials = self.chunk.trials
+        params = self.terrain.passes.params
+        rho = torch.tensor([t.rho for t in trials], dtype=torch.float64)
+        space: Space = Formed(params, len(trials))
+        if self.chunk.formed is False:
+            space = Unformed(params, len(trials), self.terrain.search.steps)
+        self.ball: Ball = LInfBall(space, rho) if self.terrain.norm == "linf" else L2Ball(space, rho)
+
+    @torch.no_grad()
+    def found(self) -> list[Found]:
+        """What each of the trials found."""
+        here = self._nearby(self.terrain.passes, 0)
+        self._climbed = self._nearby(self.terrain.climbed, 0)
+        self._measured = here if self.terrain.climbed is not self.terrain.passes else None
+        base = here.value(None)
+        start = Best(base.losses, base.extras, keeps=self.terrain.transfers)
+        best = self.terrain.search(self, self._start(), start)
+        bests = Visit(best.losses, best.extras, [])
+        moved: list[tuple[Visit, Visit] | None] = [None] * len(self.chunk.trials)
+        if self.terrain.transfers:
+            there = self._nearby(self.terrain.passes, 1)
+            pairs = (_each(there.value(None)), _each(there.value(self._moves(best.point))))
+            moved = list(zip(*pairs, strict=True))
+        return [Found(*row) for row in zip(_each(base), _each(bests), moved, strict=True)]
+
+    def slope(self, z: Vector) -> tuple[Visit, Vector]:
+        """What is at z, and the gradient in units."""
+        e = self._moves(z)
+        seen = self._climbed.slope(e)
+        g = [
+            t if c is None or t.absent else t.times(c) for t, c in zip(seen.gradient, self.units, strict=True)
+        ]
+        vector = self.ball.space.gradient(g)
+        return (seen if self._measured is None else self._measured.value(e)), vector
+
+    def value(self, z: Vector) -> Visit:
+        """What is at z."""
+        return (self._measured or self._climbed).value(self._moves(z))
+
+    def _moves(self, z: Vector) -> Moves:
+        if z is None:
+            return None
+        moves = self.ball.space.moves(z)
+        return [t if c is None or t is None else t.times(c) for t, c in zip(moves, self.units, strict=True)]
+
+    def _nearby(self, passes: Passes, shift: int) -> Nearby:
+        groups = self.terrain.groups
+        indices = [(t.group + shift) % len(groups) for t in self.chunk.trials]
+        if self.chunk.formed is None:
+            return OneGroup(passes, groups.group(indices[0]), self.draws)
+        run = GroupsPasses(passes, self.chunk.formed)
+        return ManyGroups(run, groups.stacked(indices), self.draws)
+
+    def _start(self) -> Vector:
+        """Zero, or each trial's random point of the ball."""
+        trials = self.chunk.trials
+        if trials[0].start == 0:
+            return None
+        points = {t.start: self._point(t.start) for t in trials}
+        rows = [points[t.start] for t in trials]
+        stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
+        return self.ball.space.combined([(self.ball.rho, stacked)])
+
+    def _point(self, number: int) -> list[Tensor]:
+        """A random point of the ball of radius 1, the same for all groups."""
+        generator = torch.Generator().manual_seed(self.terrain.seed + 7919 * number)
+        params, wide = self.terrain.passes.params, torch.float64
+        if self.terrain.norm == "linf":
+            draws = [2.0 * torch.rand(p.shape, generator=generator, dtype=wide) - 1.0 for p in params]
+        else:
+            draws = [torch.randn(p.shape, generator=generator, dtype=wide) for p in params]
+            length = math.sqrt(sum(float(t.square().sum()) for t in draws))
+            size = float(torch.rand((), generator=generator)) ** (1.0 / sum(t.numel() for t in draws))
+            draws = [size / length * t for t in draws]
+        return [t.to(p.device, working(p).dtype) for t, p in zip(draws, params, strict=True)]
+
+
+def _each(visit: Visit) -> list[Visit]:
+    """The visit, trial by trial."""
+    return [
+        Visit(visit.losses[i : i + 1], {n: t[i : i + 1] for n, t in visit.extras.items()}, [])
+        for i in range(len(visit.losses))
+    ]
+
+
+def _weight_bytes(params: Sequence[Tensor]) -> int:
+    return sum(p.numel() * working(p).element_size() for p in params)
+
+
+def _loop_is_faster(seen: Probe, trials: int, chunks: int, params: Sequence[Tensor]) -> bool:
+    loop, batched = seconds(
+        seen.found.products,
+        trials,
+        chunks,
+        calls=seen.found.calls,
+        params=sum(p.numel() for p in params),
+        device=params[0].device,
+    )
+    return loop < batched

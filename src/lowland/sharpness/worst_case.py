@@ -1,0 +1,284 @@
+"""The highest loss nearby."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lowland.errors import InputError, one_of
+from lowland.sam.arguments import Engine, check_engine, check_numbers
+from lowland.sam.batched.grouped import Grouped
+from lowland.sam.buffers import Buffers
+from lowland.sam.passes import Passes
+from lowland.sam.workspace import Workspace
+from lowland.sharpness.ball import Norm
+from lowland.sharpness.first_order import one_step_sharpness
+from lowland.sharpness.measurement import Measurement, dtype_name, mean_over_groups
+from lowland.sharpness.nearby import Visit
+from lowland.sharpness.objective import Batch, Loss, Params, objective
+from lowland.sharpness.scales import Scaling, check_scaling
+from lowland.sharpness.search import ProjectedAscent, Search
+from lowland.sharpness.trials import Found, Terrain, Trial
+
+
+def worst_case(
+    loss: Loss, params: Params, batch: Batch, *, rho: float, m: int | None = None, **options: Any
+) -> Measurement:
+    r"""m-sharpness, :math:`\sum_S \frac{|S|}{n} \max_{\|\delta / c\| \le \rho} L_S(w + \delta) - L_S(w)`.
+
+    Each group S of m examples has a perturbation of its own (Foret et al., 2021, section 4.1; adaptive:
+    Andriushchenko et al., 2023, section 2). The maximum is over the points that the climb visits, the
+    weights themselves among them, so that it is a lower bound of the true one and never negative. Points
+    are chosen by the loss.
+
+    Args:
+        loss: As for :func:`lowland.sam_gradient`, and so are ``params``, ``batch``, and ``engine`` and
+            ``module`` among the options. Tensors that it returns beside its value, an error for instance,
+            are measured at the same points.
+        params: The parameters that move, all or some of the model's; unchanged, and so are their ``.grad``,
+            buffers and random generators.
+        batch: The examples.
+        rho: Radius, in units of c.
+        m: Examples in a group; ``None`` for one group of all.
+        options: Those of :class:`WorstCase`.
+
+    Returns:
+        The value, with its standard error over groups.
+
+    Raises:
+        InputError: If a number is out of its range.
+
+    Example:
+        >>> import torch
+        >>> w = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+        >>> def loss(x):
+        ...     return x * w.square().sum()
+        >>> found = worst_case(loss, [w], (torch.ones(1, dtype=torch.float64),), rho=1.0)
+        >>> round(found.value, 9)
+        11.0
+    """
+    return worst_case_grid(loss, params, batch, rho=[rho], m=[m], **options)[0]
+
+
+def worst_case_grid(
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    *,
+    rho: Sequence[float],
+    m: Sequence[int | None] = (None,),
+    on_progress: Callable[[float], object] = lambda _: None,
+    **options: Any,
+) -> list[Measurement]:
+    """:func:`worst_case` for every radius and every m: radii are climbed together.
+
+    A point that was found for a smaller radius counts for the larger ones too, so that sharpness never
+    falls with the radius.
+
+    Args:
+        loss: As for :func:`worst_case`, and so are the arguments that are not named here.
+        params: The parameters that move.
+        batch: The examples.
+        rho: The radii.
+        m: Numbers of examples in a group.
+        on_progress: Called with the share of the work that is done.
+        options: Those of :class:`WorstCase`.
+
+    Returns:
+        A result for each m and, within it, each radius, in the order given.
+    """
+    asked = WorstCase(**options)
+    found: list[Measurement] = []
+    for k, size in enumerate(m):
+        report = partial(_report, on_progress, k, len(m))
+        found += asked.over_radii(loss, params, batch, rho, size, report)
+    return found
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """How the worst case is looked for.
+
+    Attributes:
+        norm: Of the ball.
+        scaling: What c is: 1, the weight's size, or the norm of its filter.
+        search: How to climb.
+        restarts: Number of climbs: one from the weights, the others from random points of the ball, the same
+            for all groups.
+        seed: Of these.
+        climbed: A loss to climb in place of the one that is measured, by which points are still chosen.
+        transfer: Whether each group's perturbation is measured on the next group (the first, after the
+            last) in place of its own; that may be negative.
+        engine: Whether groups, restarts and radii are climbed one after the other or all at once.
+        max_memory: Bytes that the climbs at once may take.
+        module: The module that the loss runs.
+    """
+
+    norm: Norm = "l2"
+    scaling: Scaling = "plain"
+    search: Search = ProjectedAscent()  # noqa: RUF009 - immutable
+    restarts: int = 1
+    seed: int = 0
+    climbed: Loss | None = None
+    transfer: bool = False
+    engine: Engine = "auto"
+    max_memory: int = 2**30
+    module: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, get_args(Norm))
+        check_scaling(self.scaling)
+        check_engine(self.engine, self.max_memory)
+        if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
+            raise InputError(f"restarts must be a positive whole number, got {self.restarts!r}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What decided the values, as plain ones."""
+        return {
+            "norm": self.norm,
+            "scaling": self.scaling,
+            **self.search.settings(),
+            "restarts": self.restarts,
+            "seed": self.seed,
+            "transfer": self.transfer,
+            "climbed": "the loss" if self.climbed is None else "another",
+        }
+
+    def over_radii(
+        self,
+        loss: Loss,
+        params: Params,
+        batch: Batch,
+        rho: Sequence[float],
+        m: int | None,
+        on_progress: Callable[[float], object],
+    ) -> list[Measurement]:
+        """A result for each radius, of groups of ``m``."""
+        _check_radii(rho)
+        check_numbers(m=m, steps=1, step_size=1.0, l2=0.0, scale=1.0)
+        with objective(loss, params, batch, self.module) as target:
+            groups = Grouped(batch, m)
+            self._check_transfer(groups)
+            terrain = self._terrain(loss, target.params, groups)
+            starts, indices = range(self.restarts), range(len(groups))
+            trials = [Trial(i, float(r), s) for s in starts for r in rho for i in indices]
+            found = dict(zip(trials, terrain.climbed_by(trials, on_progress), strict=True))
+            dtype = dtype_name(target.params)
+            rows = {r: [_best(i, r, found) for i in indices] for r in {float(r) for r in rho}}
+            return [_measured(rows[r], groups, {"rho": r, "m": m, **self.settings()}, dtype) for r in rho]
+
+    def _terrain(self, loss: Loss, params: list[Tensor], groups: Grouped) -> Terrain:
+        def passes(of: Loss) -> Passes:
+            buffers = Buffers(self.module)
+            return Passes(of, params, 0.0, 1.0, "frozen", buffers, None, None, Workspace(), False)
+
+        measured = passes(loss)
+        return Terrain(
+            measured,
+            measured if self.climbed is None else passes(self.climbed),
+            groups,
+            self.norm,
+            self.scaling,
+            self.search,
+            self.seed,
+            self.transfer,
+            self.engine,
+            self.max_memory,
+        )
+
+    def _check_transfer(self, groups: Grouped) -> None:
+        sizes = sorted(set(_sizes(groups)))
+        if self.transfer and (len(groups) < 2 or len(sizes) > 1):
+            raise InputError(
+                f"transfer needs two or more groups of the same size, got {len(groups)} of {sizes} examples."
+            )
+
+
+def suboptimality(
+    loss: Loss, params: Params, batch: Batch, *, rho: float, m: int | None = None, **options: Any
+) -> Measurement:
+    r"""The suboptimality factor: worst-case sharpness by many steps over that by SAM's single one.
+
+    It tells how well SAM's ascent step maximizes the loss (Andriushchenko & Flammarion, 2022, section 3).
+    The standard error is that of a ratio of means over groups, to first order.
+
+    Args:
+        loss: As for :func:`worst_case`, and so are all other arguments; of those that are not named here
+            ``search`` is a :class:`ProjectedAscent` of 100 steps by default.
+        params: The parameters.
+        batch: The examples.
+        rho: Radius.
+        m: Examples in a group.
+        options: Those of :func:`worst_case`.
+    """
+    options = {"search": ProjectedAscent(steps=100), **options}
+    many = worst_case(loss, params, batch, rho=rho, m=m, **options)
+    shared = {name: options[name] for name in ("engine", "module") if name in options}
+    one = one_step_sharpness(loss, params, batch, rho=rho, m=m, **shared)
+    assert many.groups is not None
+    assert one.groups is not None
+    sizes = torch.tensor([float(s) for s in _sizes(Grouped(batch, m))], dtype=torch.float64)
+    ratio = many.value / one.value if one.value != 0.0 else math.nan
+    deviations = (many.groups.double().cpu() - ratio * one.groups.double().cpu()) / one.value
+    stderr = mean_over_groups(deviations, sizes)[1]
+    settings = {**many.settings, "many": many.value, "one": one.value}
+    return replace(
+        many,
+        measure="suboptimality factor",
+        value=ratio,
+        stderr=stderr,
+        settings=settings,
+        extras={},
+        groups=None,
+    )
+
+
+def _check_radii(rho: Sequence[float]) -> None:
+    if not rho:
+        raise InputError("rho must be one radius or several, got none.")
+    for radius in rho:
+        if not 0.0 < radius < math.inf:
+            raise InputError(f"rho must be positive and finite, got {radius}.")
+
+
+def _report(on_progress: Callable[[float], object], done: int, all_: int, share: float) -> None:
+    on_progress((done + share) / all_)
+
+
+def _sizes(groups: Grouped) -> list[int]:
+    return [groups.size(i) for i in range(len(groups))]
+
+
+def _best(group: int, rho: float, found: dict[Trial, Found]) -> Found:
+    """The best of a group's trials up to this radius."""
+    allowed = [f for t, f in found.items() if t.group == group and t.rho <= rho]
+    return max(allowed, key=lambda f: float(f.best.losses))
+
+
+def _measured(found: list[Found], groups: Grouped, settings: dict[str, Any], dtype: str) -> Measurement:
+    pairs = [f.transferred or (f.base, f.best) for f in found]
+    sizes = torch.tensor([float(s) for s in _sizes(groups)], dtype=torch.float64)
+    rises = _column([_rise(before.losses, after.losses) for before, after in pairs])
+    value, stderr = mean_over_groups(rises, sizes)
+    names = pairs[0][0].extras
+    extras = {name: mean_over_groups(_extra(pairs, name), sizes)[0] for name in names}
+    examples = int(sizes.sum())
+    return Measurement("worst case", value, stderr, examples, dtype, settings, rises, extras)
+
+
+def _extra(pairs: list[tuple[Visit, Visit]], name: str) -> Tensor:
+    return _column([_rise(before.extras[name], after.extras[name]) for before, after in pairs])
+
+
+def _rise(before: Tensor, after: Tensor) -> Tensor:
+    return (after - before).reshape(())
+
+
+def _column(values: list[Tensor]) -> Tensor:
+    return torch.stack(values)
