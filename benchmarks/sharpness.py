@@ -44,7 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
-        f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, {arguments.rounds} rounds"
+        f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, "
+        f"{arguments.rounds} rounds"
     )
     for name in [arguments.only] if arguments.only else NETWORKS:
         net, x = NETWORKS[name]()

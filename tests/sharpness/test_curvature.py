@@ -1,5 +1,6 @@
 """Curvature against closed forms, dense matrices and known spectra."""
 
+import hessian_eigenthings as eigenthings
 import numpy as np
 import pytest
 import torch
@@ -288,3 +289,37 @@ def test_wrong_input_is_refused(call, message) -> None:
 def test_results_are_errors_of_the_input_kind() -> None:
     with pytest.raises(InputError):
         hessian_trace(bowl, [W], (torch.ones(1),), products=0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in forward mode
+@pytest.mark.parametrize("matrix", ["hessian", "gauss-newton"])
+def test_a_second_library_finds_the_same_eigenvalues_and_trace(matrix) -> None:
+    """hessian-eigenthings, whose batches of unequal size count alike: here they are equal."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    data = [(x[:6], y[:6]), (x[6:], y[6:])]
+    params = dict(module.named_parameters())
+    if matrix == "hessian":
+        theirs = eigenthings.HessianOperator(module, data, eigenthings.supervised_loss(F.cross_entropy))
+
+        def loss(x, y):
+            return F.cross_entropy(module(x), y)
+    else:
+        theirs = eigenthings.GGNOperator(
+            module,
+            data,
+            eigenthings.supervised_forward,
+            eigenthings.supervised_loss_of_output(F.cross_entropy),
+        )
+        loss = GaussNewton(lambda x, _: module(x), lambda out, _, y: F.cross_entropy(out, y))
+    wanted = eigenthings.lanczos(
+        theirs, k=4, max_iter=60, tol=1e-10, which="LA", reorthogonalize=True
+    ).eigenvalues
+    batch = MicroBatches(data)
+    found = hessian_eigenvalues(loss, params, batch, k=4, tol=1e-10)
+    np.testing.assert_allclose(sorted(found.values), sorted(np.asarray(wanted, dtype=np.float64)), rtol=1e-6)
+    v = torch.randn(found.vectors.shape[1], dtype=torch.float64)
+    dense = torch.stack([theirs.matvec(e) for e in torch.eye(len(v), dtype=torch.float64)])
+    trace = hessian_trace(loss, params, batch, products=3 * len(v))
+    assert trace.value == pytest.approx(dense.trace().item(), rel=1e-9)

@@ -11,6 +11,8 @@ from lowland.errors import InputError, one_of
 _COMMANDS = {
     "train": "train a network with SAM or without",
     "runs": "list, show and compare runs",
+    "sharpness": "how flat trained networks are: worst case, average, curvature",
+    "landscape": "the loss around and between trained networks",
     "diagonal": "diagonal linear networks: GD and SAM with every m, Theorem 1",
     "relu": "one-hidden-layer ReLU networks: GD and SAM, and their kinks",
     "theorem2": "convergence of unnormalized m-SAM, against its bound",

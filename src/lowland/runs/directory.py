@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +11,10 @@ from typing import Any
 
 from lowland.errors import InputError
 from lowland.runs.atomic import write_json
+from lowland.runs.lines import append_line, finite, read_lines
 
 _BEFORE_CONFIG = {"env.json", "checkpoint", ".lock"}
 """What a process that was stopped while it made a run may have left."""
-
-
-def finite(value: Any) -> Any:
-    """``value`` with ``None`` for every number that JSON cannot hold: a diverged run's losses."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
-    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -123,16 +113,7 @@ class Run:
         Raises:
             OSError: If it cannot be written.
         """
-        line = (json.dumps(finite(row)) + "\n").encode()
-        with self.metrics_path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                written = file.write(line)
-                if written < len(line):
-                    file.write(line[written:])  # raises what stopped it
-            except OSError:
-                os.ftruncate(file.fileno(), before)
-                raise
+        append_line(self.metrics_path, row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics, without a last line that a killed process left unfinished.
@@ -140,17 +121,7 @@ class Run:
         Raises:
             InputError: If a line is not a JSON object.
         """
-        if not self.metrics_path.exists():
-            return []
-        *lines, _ = self.metrics_path.read_bytes().split(b"\n")
-        try:
-            rows = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise InputError(f"{self.metrics_path} must hold one JSON object per line: {error}.") from None
-        for row in rows:
-            if not isinstance(row, dict):
-                raise InputError(f"{self.metrics_path} must hold one JSON object per line, got {row!r}.")
-        return rows
+        return read_lines(self.metrics_path)
 
     def keep_rows(self, count: int) -> None:
         """Drops the metrics after the first ``count`` rows, which a resumed run will write again."""

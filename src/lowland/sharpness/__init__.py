@@ -1,6 +1,7 @@
 """How flat a model is: curvature, gradient norms, and the rise of the loss nearby."""
 
 from lowland.sharpness.average_case import average_case
+from lowland.sharpness.connectivity import Bezier, along_curve, trained_bezier
 from lowland.sharpness.curvature import (
     Eigenvalues,
     GaussNewton,
@@ -11,13 +12,20 @@ from lowland.sharpness.curvature import (
     sam_edge,
     spectral_density,
 )
+from lowland.sharpness.directions import gradient_direction, plane_through, random_direction
+from lowland.sharpness.features import ActiveReLUs, feature_rank, features_at, knn_error
 from lowland.sharpness.first_order import gradient_norms, one_step_sharpness
+from lowland.sharpness.landscape import barrier, interpolation, plane
+from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
 from lowland.sharpness.search import AutoPGD, ProjectedAscent
+from lowland.sharpness.states import at_state, distances, state_of
 from lowland.sharpness.worst_case import WorstCase, suboptimality, worst_case, worst_case_grid
 
 __all__ = [
+    "ActiveReLUs",
     "AutoPGD",
+    "Bezier",
     "Eigenvalues",
     "GaussNewton",
     "Measurement",
@@ -25,14 +33,29 @@ __all__ = [
     "SpectralDensity",
     "Trace",
     "WorstCase",
+    "along_curve",
+    "at_state",
     "average_case",
+    "barrier",
+    "distances",
+    "feature_rank",
+    "features_at",
+    "gradient_direction",
     "gradient_norms",
     "hessian_eigenvalues",
     "hessian_trace",
+    "interpolation",
+    "knn_error",
+    "normalized_logits",
     "one_step_sharpness",
+    "plane",
+    "plane_through",
+    "random_direction",
     "sam_edge",
     "spectral_density",
+    "state_of",
     "suboptimality",
+    "trained_bezier",
     "worst_case",
     "worst_case_grid",
 ]

@@ -1,0 +1,162 @@
+"""``lowland landscape``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lowland.cli.arguments import parse
+from lowland.cli.sources import names_of, sources_and_options
+from lowland.cli.sweeps import print_wide, require_positive
+from lowland.deep.scenery import Scenery, scenery
+from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.view import SceneryConfig
+from lowland.errors import InputError
+from lowland.figures.landscape import plot_contour, plot_line, surface_html
+from lowland.figures.style import save
+from lowland.runs import Run, config_hash, describe_environment, replace_atomically
+from lowland.sharpness import barrier
+
+
+@dataclass(frozen=True)
+class LandscapeCommand(SceneryConfig, SubjectOptions):
+    """Draw the loss around and between trained networks: lowland landscape A [B [C]] [options].
+
+    Attributes:
+        out: Directory for rows and pictures; by default runs/ and a name made from the options.
+        threads: CPU threads.
+    """
+
+    out: Path | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
+
+    @property
+    def config(self) -> SceneryConfig:
+        """What to look at."""
+        return SceneryConfig(**{f.name: getattr(self, f.name) for f in fields(SceneryConfig)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0."""
+    sources, options = sources_and_options(argv, "lowland landscape A [B [C]]")
+    command, console = parse(LandscapeCommand, options, prog="lowland landscape A [B [C]]"), Console()
+    config, names = command.config, names_of(sources)
+    require_positive("threads", command.threads)
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    config.resolved(len(sources))
+    subjects = {n: load_subject(s, command) for n, s in zip(names, sources, strict=True)}
+    asked = {"command": "landscape", "networks": sources, **dataclasses.asdict(config), **_plain(command)}
+    path = command.out or Path("runs") / f"landscape-{config_hash(asked)}"
+    stored = Run.create(path, asked, describe_environment())
+    if stored.summary is not None:
+        console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
+        return 0
+    with stored.locked(), _progress(config, len(sources), console) as on_point:
+        seen = scenery(subjects, config, on_point=on_point)
+    _keep(stored, seen)
+    _draw(seen, path, console)
+    print_wide(_table(seen), console)
+    stored.finish({"runs": _summary(seen)})
+    return 0
+
+
+def _plain(command: LandscapeCommand) -> dict[str, Any]:
+    values = {f.name: getattr(command, f.name) for f in fields(SubjectOptions)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _keep(stored: Run, seen: Scenery) -> None:
+    stored.keep_rows(0)
+    for name, rows in seen.paths.items():
+        for row in rows:
+            stored.append({"path": name, **row})
+
+
+def _summary(seen: Scenery) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"measure": "distance", **row} for row in seen.distances]
+    for name, path in seen.paths.items():
+        if "t" in path[0] and {0.0, 1.0} <= {row["t"] for row in path}:
+            for value in ("train_loss", "train_error", "test_loss", "test_error"):
+                if value in path[0]:
+                    found = barrier(path, value)
+                    rows.append({"measure": "barrier", "path": name, "of": value, "value": found})
+    return rows
+
+
+def _table(seen: Scenery) -> Table:
+    table = Table("", "", "parameters", "distance", "relative", "cosine", "norms", box=None)
+    for row in seen.distances:
+        if row["b"] is not None:
+            numbers = [f"{row[name]:.4g}" for name in ("distance", "relative", "cosine")]
+            norms = f"{row['norm_a']:.4g}, {row['norm_b']:.4g}"
+            table.add_row(row["a"], row["b"], row["parameters"], *numbers, norms)
+        elif len(seen.points) == 1:
+            table.add_row(row["a"], "", row["parameters"], "", "", "", f"{row['norm_a']:.4g}")
+    for row in _summary(seen):
+        if row["measure"] == "barrier":
+            table.add_row("barrier", row["path"], row["of"], f"{row['value']:.4g}")
+    return table
+
+
+def _draw(seen: Scenery, path: Path, console: Console) -> None:
+    for name, figure in _pictures(seen).items():
+        for suffix in (".png", ".pdf"):
+            save(figure, path / f"{name}{suffix}")
+        console.print(f"picture: {path / name}.png", highlight=False, soft_wrap=True)
+    if seen.view != "plane":
+        return
+    try:
+        page = surface_html(seen.paths["plane"], "train_loss", title="training loss", points=_places(seen))
+    except InputError as error:
+        console.print(f"no interactive surface: {error}", highlight=False, soft_wrap=True)
+        return
+    replace_atomically(path / "surface.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    console.print(f"interactive: {path / 'surface.html'}", highlight=False, soft_wrap=True)
+
+
+def _pictures(seen: Scenery) -> dict[str, Figure]:
+    if seen.view == "plane":
+        rows = seen.paths["plane"]
+        titles = {"train_loss": "training loss", "test_error": "test error (%)"}
+        return {
+            name: plot_contour(rows, name, title=title, points=_places(seen))
+            for name, title in titles.items()
+            if name in rows[0]
+        }
+    along = "t" if seen.view in {"line", "curve"} else "x"
+    axis = {"line": "t", "curve": "t", "random-line": "random direction, in filters' norms"}
+    title = axis.get(seen.view, "along SAM's perturbation, l2 norm")
+    ends = {name: place[0] for name, place in seen.points.items()}
+    return {"line": plot_line(seen.paths, ends=ends, along=along, axis=title)}
+
+
+def _places(seen: Scenery) -> Mapping[str, tuple[float, float]]:
+    return {name: (place[0], place[1]) for name, place in seen.points.items()}
+
+
+@contextmanager
+def _progress(config: SceneryConfig, networks: int, console: Console) -> Iterator[Callable[[], object]]:
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    view = config.resolved(networks)
+    count = config.points ** (2 if view == "plane" else 1) * (2 if view == "curve" else 1)
+    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("points", total=count)
+        yield functools.partial(progress.advance, task)

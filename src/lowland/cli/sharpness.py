@@ -1,0 +1,155 @@
+"""``lowland sharpness``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lowland.cli.arguments import parse
+from lowland.cli.sources import names_of, sources_and_options
+from lowland.cli.sweeps import print_wide, require_positive
+from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.measures import Row, Taken, measures
+from lowland.deep.subject import Subject, SubjectOptions, load_subject
+from lowland.figures.sharpness import plot_densities, plot_sharpness
+from lowland.figures.style import save
+from lowland.runs import append_line, read_lines
+from lowland.sharpness import SpectralDensity
+
+FILE = "sharpness.jsonl"
+
+
+@dataclass(frozen=True)
+class SharpnessCommand(FlatnessConfig, SubjectOptions):
+    """Measure how flat trained networks are: lowland sharpness RUN_OR_FILE ... [options].
+
+    A run directory keeps its numbers in sharpness.jsonl, and what is there is not measured again.
+
+    Attributes:
+        out: Directory for pictures, and for the numbers of networks that are not runs; by default the first
+            run.
+        threads: CPU threads.
+        quiet: No progress bar.
+    """
+
+    out: Path | None = None
+    threads: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
+
+    @property
+    def config(self) -> FlatnessConfig:
+        """Which measures to take."""
+        return FlatnessConfig(**{f.name: getattr(self, f.name) for f in fields(FlatnessConfig)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0."""
+    sources, options = sources_and_options(argv, "lowland sharpness RUN_OR_FILE ...")
+    command, console = parse(SharpnessCommand, options, prog="lowland sharpness RUN_OR_FILE ..."), Console()
+    config = command.config
+    require_positive("threads", command.threads)
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    names = names_of(sources)
+    subjects = [load_subject(source, command) for source in sources]
+    taken = {}
+    for name, subject in zip(names, subjects, strict=True):
+        with _progress(name, console, quiet=command.quiet) as on_progress:
+            taken[name] = _measured(subject, config, command.out, on_progress)
+    print_wide(_table(taken), console)
+    _draw(taken, _directory(command.out, subjects), console)
+    return 0
+
+
+def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_progress: Any) -> Taken:
+    directory = subject.run.path if subject.run is not None else out
+    if directory is None:
+        return measures(subject, config, on_progress=on_progress)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / FILE
+    identity = {"network": subject.name, "kind": subject.kind}
+    known = [row for row in read_lines(path) if identity.items() <= row.items()]
+
+    def keep(row: Row) -> None:
+        append_line(path, identity | row)
+
+    return measures(subject, config, known=known, on_row=keep, on_progress=on_progress)
+
+
+def _table(taken: dict[str, Taken]) -> Table:
+    table = Table("measure", "m", "ρ", *taken, box=None)
+    keys = list(dict.fromkeys(_key(row) for one in taken.values() for row in one.rows))
+    for key in keys:
+        cells = []
+        for one in taken.values():
+            row = next((row for row in one.rows if _key(row) == key), None)
+            cells.append("-" if row is None else _cell(row))
+        measure, m, rho = key
+        table.add_row(measure, "" if m is None else str(m), "" if rho is None else f"{rho:g}", *cells)
+    return table
+
+
+def _key(row: Row) -> tuple[str, Any, Any]:
+    return str(row["measure"]), row.get("m"), row.get("rho")
+
+
+def _cell(row: Row) -> str:
+    value, error = row["value"], row.get("stderr")
+    text = "-" if value is None else f"{value:.4g}"
+    text += f" ± {error:.2g}" if error is not None and error == error else ""
+    if row.get("error_rise") is not None:
+        text += f"  (error {100 * row['error_rise']:+.1f} %)"
+    if row.get("ratio") is not None and row["ratio"] == row["ratio"]:
+        text += f"  (λ₁/λ₅ {row['ratio']:.2g}, smallest {row['smallest']:.2g})"
+    if row.get("edge") is not None:
+        text += f"  (edge {row['edge']:.3g})"
+    return text
+
+
+def _directory(out: Path | None, subjects: Sequence[Subject]) -> Path | None:
+    if out is not None:
+        return out
+    return next((subject.run.path for subject in subjects if subject.run is not None), None)
+
+
+def _draw(taken: dict[str, Taken], directory: Path | None, console: Console) -> None:
+    if directory is None:
+        return
+    pictures = {}
+    if any("rho" in row for one in taken.values() for row in one.rows):
+        pictures["sharpness"] = plot_sharpness({name: one.rows for name, one in taken.items()})
+    densities = {
+        name: SpectralDensity(one.densities["nodes"], one.densities["weights"], 0, 0)
+        for name, one in taken.items()
+        if one.densities
+    }
+    if densities:
+        pictures["density"] = plot_densities(densities)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, figure in pictures.items():
+        for suffix in (".png", ".pdf"):
+            save(figure, directory / f"{name}{suffix}")
+        console.print(f"picture: {directory / name}.png", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(name: str, console: Console, *, quiet: bool) -> Iterator[Any]:
+    """To be called with a measure and the share of it that is done; a bar on a terminal, silent elsewhere."""
+    if quiet or not console.is_terminal:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=1.0)
+        yield lambda measure, share: progress.update(task, description=f"{name}: {measure}", completed=share)

@@ -1,0 +1,39 @@
+"""The networks that a command is about: the words before its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowland.errors import InputError
+
+
+def sources_and_options(argv: Sequence[str], usage: str) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the rest.
+
+    Args:
+        argv: The command's words.
+        usage: How the command is called, for the error.
+
+    Raises:
+        InputError: If there is no word before the options, unless they ask for help.
+    """
+    words = list(argv)
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    if first == 0 and not {"-h", "--help"} & set(words):
+        raise InputError(f"networks must come before the options, {usage}, got none.")
+    return words[:first], words[first:]
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """The last part of each path, or all of it where several end alike.
+
+    Raises:
+        InputError: If one is there twice.
+    """
+    short = [Path(source).name for source in sources]
+    names = short if len(set(short)) == len(short) else list(sources)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the networks must be different ones, got {twice} twice.")
+    return names

@@ -1,0 +1,102 @@
+"""Which measures of flatness to take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lowland.errors import InputError, require_default
+from lowland.sam.arguments import Engine
+from lowland.sharpness.scales import Scaling
+
+Measure = Literal[
+    "worst-case",
+    "average-case",
+    "one-step",
+    "suboptimality",
+    "gradient-norm",
+    "eigenvalues",
+    "trace",
+    "density",
+]
+
+
+@dataclass(frozen=True)
+class FlatnessConfig:
+    """Which measures to take.
+
+    Attributes:
+        measure: Measures: worst-case (m-sharpness), average-case, one-step (SAM's own climb), suboptimality
+            (many steps over one), gradient-norm, eigenvalues, trace, density (of the Hessian's eigenvalues).
+        rho: Radii.
+        m: Numbers of examples that share a perturbation.
+        n_eval: Examples; the first ones of the split.
+        split: Which part of the data.
+        norm: Norm of the perturbation.
+        scaling: Units of a perturbation: plain, each weight's size (element), or its filter's norm (filter).
+        logit_norm: Divide each example's logits by their size.
+        layers: Regular expression for the names of the parameters that are perturbed; by default all.
+        search: How the worst case is looked for: projected gradient ascent, or auto-PGD.
+        steps: Steps of the search.
+        step_size: Size of one step of projected ascent in units of rho.
+        direction: Along the normalized gradient, or along the raw one.
+        schedule: Step sizes: all the same, or times 1, 1/2, 1/4, 1/8 in the quarters of the search.
+        restarts: Searches; all but the first begin at random points.
+        random_targets: Search by lowering the loss of random wrong labels.
+        batch_transfer: Measure each group's perturbation on the next group.
+        distribution: Of the random perturbations of average-case.
+        samples: Least number of these.
+        stderr: Standard error that average-case is to reach; by default what samples give.
+        k: Number of largest eigenvalues; the smallest one is computed too.
+        matrix: Which matrix eigenvalues, trace and density are of.
+        products: Matrix-vector products for the trace, and Lanczos steps of each of the density's four runs.
+        half_prec: Run the network in bfloat16 or float16.
+        engine: Groups one after the other (loop), or all at once (batched).
+        seed: Of everything random.
+    """
+
+    measure: tuple[Measure, ...] = ("worst-case",)
+    rho: tuple[float, ...] = (0.05, 0.1)
+    m: tuple[int, ...] = (128,)
+    n_eval: int = 1024
+    split: Literal["train", "test"] = "train"
+    norm: Literal["l2", "linf"] = "l2"
+    scaling: Scaling = "plain"
+    logit_norm: bool = False
+    layers: str | None = None
+    search: Literal["projected", "auto"] = "projected"
+    steps: int = 20
+    step_size: float = 0.1
+    direction: Literal["normalized", "raw"] = "normalized"
+    schedule: Literal["constant", "quarters"] = "constant"
+    restarts: int = 1
+    random_targets: bool = False
+    batch_transfer: bool = False
+    distribution: Literal["gaussian", "uniform"] = "gaussian"
+    samples: int = 32
+    stderr: float | None = None
+    k: int = 5
+    matrix: Literal["hessian", "gauss-newton"] = "hessian"
+    products: int = 60
+    half_prec: Literal["no", "bf16", "fp16"] = "no"
+    engine: Engine = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("measure", "rho", "m"):
+            if not getattr(self, name):
+                raise InputError(f"{name} must be given at least one value, got none.")
+        for name in ("n_eval", "k", "restarts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}.")
+        if min(self.m) < 1:
+            raise InputError(f"m must be positive, got {min(self.m)}.")
+        if not all(0.0 < rho < math.inf for rho in self.rho):
+            raise InputError(f"rho must be positive and finite, got {self.rho}.")
+        if self.search == "auto":
+            decided = ("step_size", "direction", "schedule")
+            require_default(self, decided, "with --search auto, which decides it")
+        if not {"worst-case", "suboptimality"} & set(self.measure):
+            unread = ("norm", "restarts", "random_targets", "batch_transfer")
+            require_default(self, unread, "without --measure worst-case, which reads it")

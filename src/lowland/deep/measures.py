@@ -1,0 +1,272 @@
+"""How flat a trained network is: measures that are taken once and kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from lowland.deep.examined import Examined
+from lowland.deep.flatness import FlatnessConfig, Measure
+from lowland.deep.subject import Subject, pick_parameters
+from lowland.sharpness import (
+    AutoPGD,
+    GaussNewton,
+    ProjectedAscent,
+    average_case,
+    gradient_norms,
+    hessian_eigenvalues,
+    hessian_trace,
+    one_step_sharpness,
+    sam_edge,
+    spectral_density,
+    suboptimality,
+    worst_case_grid,
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The measures of one network.
+
+    Attributes:
+        subject: The network.
+        rows: One per number, as plain values.
+        densities: Nodes and weights of the eigenvalues' density, if it was asked for.
+    """
+
+    subject: Subject
+    rows: list[Row]
+    densities: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def measures(
+    subject: Subject,
+    config: FlatnessConfig,
+    *,
+    known: Sequence[Mapping[str, Any]] = (),
+    on_row: Callable[[Row], object] = lambda _: None,
+    on_progress: Callable[[str, float], object] = lambda *_: None,
+) -> Taken:
+    """Takes the measures of a network that are not ``known`` yet.
+
+    Args:
+        subject: The network; the same afterwards, bit for bit.
+        config: What to measure.
+        known: Rows of earlier calls. One that says all that was asked for is not measured again.
+        on_row: Called with each new row as soon as there is one.
+        on_progress: Called with the measure's name and the share of it that is done.
+
+    Returns:
+        A row per number, known ones included.
+
+    Raises:
+        InputError: If the network has no such examples or parameters, or a number is out of its range.
+    """
+    rows: list[Row] = []
+    densities: dict[str, np.ndarray] = {}
+    taking = _Taking(subject, config)
+    for name in dict.fromkeys(config.measure):
+        asked = list(taking.asked(name))
+        missing = []
+        for request in asked:
+            found = next((row for row in known if request.items() <= row.items()), None)
+            if found is None or name == "density":
+                missing.append(request)
+            else:
+                rows.append(dict(found))
+        if not missing:
+            continue
+        for row in taking.taken(name, missing, partial(on_progress, name)):
+            rows.append(row)
+            on_row(row)
+        densities |= taking.densities
+    return Taken(subject, rows, densities)
+
+
+class _Taking:
+    """The measures of one network on one set of examples."""
+
+    def __init__(self, subject: Subject, config: FlatnessConfig) -> None:
+        self.subject, self.config = subject, config
+        self.on = Examined.of(subject, config)
+        self.params = pick_parameters(subject.model, config.layers)
+        self.densities: dict[str, np.ndarray] = {}
+        self.common = {
+            "examples": len(self.on.labels),
+            "split": config.split,
+            "logit_norm": config.logit_norm,
+            "layers": config.layers,
+            "half_prec": config.half_prec,
+            "dtype": str(next(iter(self.params.values())).dtype).removeprefix("torch."),
+        }
+
+    def asked(self, name: Measure) -> Iterator[Row]:
+        """What each number of a measure is asked to be, as far as it can be said beforehand."""
+        config = self.config
+        base = {"measure": _TITLES[name], **self.common}
+        search = {"norm": config.norm, "scaling": config.scaling, **self._search().settings()}
+        search |= {"restarts": config.restarts, "seed": config.seed, "transfer": config.batch_transfer}
+        search |= {"climbed": "random targets" if config.random_targets else "the loss"}
+        for m in (
+            config.m if name in {"worst-case", "one-step", "suboptimality", "gradient-norm"} else (None,)
+        ):
+            for rho in config.rho if name in _WITH_RHO else (None,):
+                row = base | ({} if rho is None else {"rho": rho}) | ({} if m is None else {"m": m})
+                if name in {"worst-case", "suboptimality"}:
+                    row |= search
+                if name == "average-case":
+                    row |= {"scaling": config.scaling, "distribution": config.distribution}
+                    row |= {"seed": config.seed, "least_samples": config.samples, "target": config.stderr}
+                if name in {"eigenvalues", "trace", "density"}:
+                    row |= {"matrix": config.matrix, "seed": config.seed}
+                    row |= {"k": config.k} if name == "eigenvalues" else {"asked_products": config.products}
+                yield row
+
+    def taken(
+        self, name: Measure, missing: list[Row], on_progress: Callable[[float], object]
+    ) -> Iterator[Row]:
+        """The rows that are missing of a measure."""
+        if name == "worst-case":
+            yield from self._worst_cases(missing, on_progress)
+            return
+        for i, request in enumerate(missing):
+            yield from self._others(name, request)
+            on_progress((i + 1) / len(missing))
+
+    def _worst_cases(self, missing: list[Row], on_progress: Callable[[float], object]) -> Iterator[Row]:
+        sizes = list(dict.fromkeys(request["m"] for request in missing))
+        for i, m in enumerate(sizes):
+            requests = [request for request in missing if request["m"] == m]
+            found = worst_case_grid(
+                self.on.loss,
+                self.params,
+                self.on.examples(m),
+                rho=[request["rho"] for request in requests],
+                m=[m],
+                on_progress=lambda share, i=i: on_progress((i + share) / len(sizes)),  # type: ignore[misc]
+                **self._options(m),
+            )
+            for request, one in zip(requests, found, strict=True):
+                yield one.row() | request
+
+    def _others(self, name: Measure, request: Row) -> Iterator[Row]:
+        config, params, m = self.config, self.params, request.get("m")
+        if name == "average-case":
+            found = average_case(
+                self.on.loss,
+                params,
+                self.on.parts(),
+                rho=request["rho"],
+                distribution=config.distribution,
+                scaling=config.scaling,
+                stderr=config.stderr,
+                samples=config.samples,
+                seed=config.seed,
+            )
+            yield found.row() | request
+        elif name == "one-step":
+            examples, engine = self.on.examples(m), self.on.engine(m)
+            yield (
+                one_step_sharpness(
+                    self.on.loss, params, examples, rho=request["rho"], m=m, engine=engine
+                ).row()
+                | request
+            )
+        elif name == "suboptimality":
+            options = self._options(m)
+            yield (
+                suboptimality(
+                    self.on.loss, params, self.on.examples(m), rho=request["rho"], m=m, **options
+                ).row()
+                | request
+            )
+        elif name == "gradient-norm":
+            norms = gradient_norms(self.on.loss, params, self.on.examples(m), m=m, engine=self.on.engine(m))
+            assert norms.groups is not None
+            quantiles = torch.quantile(
+                norms.groups.double().cpu(), torch.tensor([0.1, 0.5, 0.9]).double()
+            ).tolist()
+            spread = dict(zip(("tenth", "median", "ninetieth"), quantiles, strict=True))
+            yield norms.row() | spread | request
+        else:
+            yield from self._curvature(name, request)
+
+    def _curvature(self, name: Measure, request: Row) -> Iterator[Row]:
+        config, parts = self.config, self.on.parts()
+        loss = (
+            self.on.mean_loss
+            if config.matrix == "hessian"
+            else GaussNewton(self.on.outputs, self.on.criterion)
+        )
+        if name == "eigenvalues":
+            weights = sum(p.numel() for p in self.params.values())
+            top = hessian_eigenvalues(
+                loss, self.params, parts, k=min(config.k, weights), tol=1e-3, seed=config.seed
+            )
+            low = hessian_eigenvalues(loss, self.params, parts, end="smallest", tol=1e-2, seed=config.seed)
+            row = {"value": top.value, "stderr": math.nan, "eigenvalues": top.values.tolist()}
+            row |= {"ratio": top.ratio, "smallest": low.value, "matrix_products": top.products + low.products}
+            yield row | self._edge() | request
+        elif name == "trace":
+            found = hessian_trace(loss, self.params, parts, products=config.products, seed=config.seed)
+            yield {"value": found.value, "stderr": found.stderr, "matrix_products": found.products} | request
+        else:
+            density = spectral_density(loss, self.params, parts, steps=config.products, seed=config.seed)
+            self.densities = {"nodes": density.nodes, "weights": density.weights}
+            yield {
+                "value": density.moment(1),
+                "stderr": math.nan,
+                "root_mean_square": math.sqrt(max(density.moment(2), 0.0)),
+                "matrix_products": density.products,
+            } | request
+
+    def _edge(self) -> Row:
+        """The sharpness at which SAM would be unstable with the run's last step size and its radius."""
+        run, config = self.subject.run, self.subject.config
+        rows = [] if run is None else [row for row in run.rows() if row.get("lr")]
+        if config is None or not rows:
+            return {}
+        norm = gradient_norms(self.on.loss, self.params, self.on.parts(), m=None, engine="loop").value
+        edge = sam_edge(norm, rho=config.sam_rho, eta=rows[-1]["lr"])
+        return {"gradient_norm": norm, "edge": edge, "eta": rows[-1]["lr"], "edge_rho": config.sam_rho}
+
+    def _search(self) -> ProjectedAscent | AutoPGD:
+        config = self.config
+        if config.search == "auto":
+            return AutoPGD(config.steps)
+        return ProjectedAscent(config.steps, config.step_size, config.direction, config.schedule)
+
+    def _options(self, m: int | None) -> dict[str, Any]:
+        config = self.config
+        return {
+            "norm": config.norm,
+            "scaling": config.scaling,
+            "search": self._search(),
+            "restarts": config.restarts,
+            "seed": config.seed,
+            "transfer": config.batch_transfer,
+            "climbed": self.on.towards_targets if config.random_targets else None,
+            "engine": self.on.engine(m),
+        }
+
+
+_TITLES: dict[str, str] = {
+    "worst-case": "worst case",
+    "average-case": "average case",
+    "one-step": "one-step sharpness",
+    "suboptimality": "suboptimality factor",
+    "gradient-norm": "gradient norm",
+    "eigenvalues": "largest eigenvalue",
+    "trace": "trace",
+    "density": "mean eigenvalue",
+}
+_WITH_M = {"worst-case", "one-step", "suboptimality", "gradient-norm"}
+_WITH_RHO = {"worst-case", "average-case", "one-step", "suboptimality"}

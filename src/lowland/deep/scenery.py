@@ -1,0 +1,205 @@
+"""Landscapes of trained networks: lines, curves and planes, with loss and error on both splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowland.deep.averaging import has_batch_norm, reestimate_batch_norm
+from lowland.deep.data import Split, to_float
+from lowland.deep.losses import cross_entropy
+from lowland.deep.objective import is_wrong
+from lowland.deep.seeding import derive_seed
+from lowland.deep.subject import Subject
+from lowland.deep.view import SceneryConfig, View
+from lowland.errors import InputError
+from lowland.sharpness import (
+    along_curve,
+    distances,
+    gradient_direction,
+    interpolation,
+    plane,
+    plane_through,
+    random_direction,
+    state_of,
+    trained_bezier,
+)
+
+Rows = list[dict[str, float]]
+Points = dict[str, tuple[float, ...]]
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """What was seen.
+
+    Attributes:
+        view: Which view.
+        paths: Rows along a line, or several paths, by name; one entry for a plane.
+        points: The networks in it: coordinates of one or two dimensions.
+        distances: Norms and distances of the networks.
+    """
+
+    view: View
+    paths: Mapping[str, Rows]
+    points: Mapping[str, tuple[float, ...]]
+    distances: list[dict[str, Any]]
+
+
+def scenery(
+    subjects: Mapping[str, Subject],
+    config: SceneryConfig,
+    *,
+    on_point: Callable[[], object] = lambda: None,
+) -> Scenery:
+    """Looks at the landscape around and between networks, on the first one's data.
+
+    Batch-norm statistics between networks are estimated again on the training examples.
+
+    Args:
+        subjects: One, two or three networks of the same kind, by name; the same afterwards, bit for bit.
+        config: What to look at.
+        on_point: Called after each point.
+
+    Raises:
+        InputError: If the view is not of that many networks, or they are not of the same kind.
+    """
+    return _Looking(subjects, config, on_point).seen()
+
+
+class _Looking:
+    def __init__(
+        self, subjects: Mapping[str, Subject], config: SceneryConfig, on_point: Callable[[], object]
+    ) -> None:
+        self.subjects, self.config, self.on_point = subjects, config, on_point
+        self.view = config.resolved(len(subjects))
+        self.names = list(subjects)
+        self.first = next(iter(subjects.values()))
+        self.states = {name: state_of(subject.model) for name, subject in subjects.items()}
+        self.splits = {"train": self.first.train.head(config.n_eval)}
+        if len(self.first.test) > 0:
+            self.splits["test"] = self.first.test.head(config.n_eval)
+
+    def seen(self) -> Scenery:
+        """What was seen."""
+        paths, points = {
+            "line": self._line,
+            "curve": self._curve,
+            "plane": self._plane,
+            "random-line": self._random_line,
+            "sam": self._sam,
+        }[self.view]()
+        found = distances(self.first.model, self.states)
+        return Scenery(self.view, paths, points, found)
+
+    def _line(self) -> tuple[dict[str, Rows], Points]:
+        a, b = self.states.values()
+        at = self._coordinates(-0.5, 1.5, through=(0.0, 1.0))
+        rows = interpolation(self.first.model, a, b, at, self._evaluated, prepare=self._prepare)
+        return {"line": rows}, dict(zip(self.names, ((0.0,), (1.0,)), strict=True))
+
+    def _curve(self) -> tuple[dict[str, Rows], Points]:
+        a, b = self.states.values()
+        model, config = self.first.model, self.config
+        curve = trained_bezier(
+            model,
+            a,
+            b,
+            lambda images, labels: cross_entropy(self.first.outputs(images), labels).mean(),
+            list(self._batches()),
+            steps=config.curve_steps,
+            lr=config.curve_lr,
+            seed=config.seed,
+        )
+        at = list(np.linspace(0.0, 1.0, config.points))
+        line = interpolation(model, a, b, at, self._evaluated, prepare=self._prepare)
+        bent = along_curve(model, curve, at, self._evaluated, prepare=self._prepare)
+        return {"straight": line, "curve": bent}, dict(zip(self.names, ((0.0,), (1.0,)), strict=True))
+
+    def _plane(self) -> tuple[dict[str, Rows], Points]:
+        model = self.first.model
+        if len(self.states) == 1:
+            directions = [
+                random_direction(model, seed=derive_seed(self.config.seed, "plane", i)) for i in (0, 1)
+            ]
+            at = self._coordinates(-1.0, 1.0, through=(0.0,))
+            rows = plane(model, directions, [at, at], self._evaluated)
+            return {"plane": rows}, {self.names[0]: (0.0, 0.0)}
+        a, b, c = self.states.values()
+        names = [name for name, _ in model.named_parameters()]
+        through, places = plane_through(names, a, b, c)
+        axes = [self._around([place[i] for place in places]) for i in (0, 1)]
+        rows = plane(model, through, axes, self._evaluated, origin=a, prepare=self._prepare)
+        return {"plane": rows}, dict(zip(self.names, places, strict=True))
+
+    def _random_line(self) -> tuple[dict[str, Rows], Points]:
+        direction = random_direction(self.first.model, seed=derive_seed(self.config.seed, "line"))
+        return self._through(direction, -1.0, 1.0)
+
+    def _sam(self) -> tuple[dict[str, Rows], Points]:
+        split = self.first.train.head(self.config.n_direction)
+        params = dict(self.first.model.named_parameters())
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(self.first.outputs(images), labels)
+
+        direction = gradient_direction(loss, params, (split.images, split.labels))
+        return self._through(direction, -0.5, 0.5)
+
+    def _through(
+        self, direction: Mapping[str, Tensor], low: float, high: float
+    ) -> tuple[dict[str, Rows], Points]:
+        at = self._coordinates(low, high, through=(0.0,))
+        rows = plane(self.first.model, [direction], [at], self._evaluated)
+        return {"line": rows}, {self.names[0]: (0.0,)}
+
+    def _coordinates(self, low: float, high: float, *, through: Sequence[float]) -> list[float]:
+        """Evenly spaced, and the networks' own."""
+        low = low if self.config.low is None else self.config.low
+        high = high if self.config.high is None else self.config.high
+        if not low < high:
+            raise InputError(f"low must be below high, got {low} and {high}.")
+        spaced = np.linspace(low, high, self.config.points).tolist()
+        return sorted({round(x, 12) for x in spaced} | {x for x in through if low <= x <= high})
+
+    def _around(self, places: Sequence[float]) -> list[float]:
+        low, high = min(places), max(places)
+        beyond = self.config.margin * (high - low)
+        return [float(x) for x in np.linspace(low - beyond, high + beyond, self.config.points)]
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        split = self.first.train
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "curve"))
+        order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+        for rows in torch.split(order, 128):
+            yield split.images[rows], split.labels[rows]
+
+    def _prepare(self, model: nn.Module) -> None:
+        if has_batch_norm(model):
+            images = torch.split(self.splits["train"].images, _BATCH)
+            reestimate_batch_norm(model, (to_float(part) for part in images))
+
+    def _evaluated(self, _: nn.Module) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for name, split in self.splits.items():
+            loss, error = _loss_and_error(self.first, split)
+            row |= {f"{name}_loss": loss, f"{name}_error": error}
+        self.on_point()
+        return row
+
+
+@torch.no_grad()
+def _loss_and_error(subject: Subject, split: Split) -> tuple[float, float]:
+    loss = error = 0.0
+    parts = zip(torch.split(split.images, _BATCH), torch.split(split.labels, _BATCH), strict=True)
+    for images, labels in parts:
+        outputs = subject.outputs(images)
+        loss += cross_entropy(outputs, labels).double().sum().item()
+        error += is_wrong(outputs, labels).sum().item()
+    return loss / len(split), error / len(split)

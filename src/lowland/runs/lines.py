@@ -1,0 +1,58 @@
+"""Files of one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowland.errors import InputError
+
+
+def finite(value: Any) -> Any:
+    """``value`` with ``None`` for every number that JSON cannot hold: a diverged run's losses."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one row, whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    line = (json.dumps(finite(row)) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = file.write(line)
+            if written < len(line):
+                file.write(line[written:])  # raises what stopped it
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows, without a last line that a killed process left unfinished; none if there is no file.
+
+    Raises:
+        InputError: If a line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path} must hold one JSON object per line: {error}.") from None
+    for row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{path} must hold one JSON object per line, got {row!r}.")
+    return rows

@@ -1,0 +1,116 @@
+"""Curves of low loss between networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowland.errors import InputError
+from lowland.sharpness.landscape import Evaluate, Prepare, Rows, evaluated
+from lowland.sharpness.states import State, at_state, mixed, require_alike
+
+
+@dataclass(frozen=True)
+class Bezier:
+    r"""The curve :math:`\phi(t) = (1 - t)^2 a + 2 t (1 - t)\,c + t^2 b` (Garipov et al., 2018, eq. 5).
+
+    Attributes:
+        a: One end.
+        control: Weights c that bend it.
+        b: The other end.
+    """
+
+    a: State
+    control: State
+    b: State
+
+    def at(self, t: float) -> dict[str, Tensor]:
+        """The weights at t in [0, 1]."""
+        return mixed([self.a, self.control, self.b], [(1 - t) ** 2, 2 * t * (1 - t), t**2])
+
+
+def trained_bezier(
+    module: nn.Module,
+    a: State,
+    b: State,
+    loss: Callable[..., Tensor],
+    batches: Iterable[Sequence[Any]],
+    *,
+    steps: int,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    seed: int = 0,
+    on_step: Callable[[int], object] = lambda _: None,
+) -> Bezier:
+    r"""A curve whose mean loss :math:`E_t\, L(\phi(t))`, t uniform in [0, 1], is made small by SGD.
+
+    Only the parameters of the control point are trained; it begins in the middle between the ends. Batch-norm
+    statistics on the curve belong to no network: estimate them again where it is evaluated.
+
+    Args:
+        module: A network of the kind; what it was afterwards, bit for bit.
+        a: One end.
+        b: The other end.
+        loss: ``loss(*batch)``: the mean loss of a batch with the module's weights.
+        batches: The loss's arguments; gone through again and again.
+        steps: Number of steps.
+        lr: Their size.
+        momentum: Of SGD.
+        seed: Of the points t.
+        on_step: Called with each step's number.
+
+    Raises:
+        InputError: If the ends are not of the same kind, a number is out of range, or there is no batch.
+    """
+    require_alike(a, b)
+    if steps < 1 or not lr > 0.0 or not 0.0 <= momentum < 1.0:
+        raise InputError(
+            f"steps and lr must be positive and momentum in [0, 1), got {steps}, {lr} and {momentum}."
+        )
+    control = mixed([a, b], [0.5, 0.5])
+    params = dict(module.named_parameters())
+    free = {name: control[name].clone().requires_grad_() for name in params}
+    optimizer = torch.optim.SGD(free.values(), lr=lr, momentum=momentum)
+    generator = torch.Generator().manual_seed(seed)
+    rounds = _again(batches)
+    for step in range(steps):
+        t = torch.rand((), generator=generator, dtype=torch.float64).item()
+        batch = next(rounds)
+        point = Bezier(a, control | {n: p.detach() for n, p in free.items()}, b).at(t)
+        with at_state(module, point), torch.enable_grad():
+            slopes = torch.autograd.grad(loss(*batch), list(params.values()), allow_unused=True)
+        for p, g in zip(free.values(), slopes, strict=True):
+            p.grad = None if g is None else 2.0 * t * (1.0 - t) * g
+        optimizer.step()
+        on_step(step)
+    return Bezier(a, control | {n: p.detach() for n, p in free.items()}, b)
+
+
+def along_curve(
+    module: nn.Module,
+    curve: Bezier,
+    at: Sequence[float],
+    evaluate: Evaluate,
+    *,
+    prepare: Prepare | None = None,
+) -> Rows:
+    """What ``evaluate`` finds on the curve, as :func:`interpolation` does on a line."""
+    rows = []
+    for t in at:
+        with at_state(module, curve.at(t)):
+            rows.append({"t": float(t), **evaluated(module, evaluate, prepare)})
+    return rows
+
+
+def _again(batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise InputError("batches must hold at least one batch, got none.")

@@ -1,0 +1,19 @@
+"""Logits without their scale."""
+
+import torch
+from torch import Tensor
+
+
+def normalized_logits(logits: Tensor) -> Tensor:
+    r"""Logits with mean 0 and mean square 1 for each example (Andriushchenko et al., 2023, section 2).
+
+    Sharpness of what is made of them does not change when a network's last layer is rescaled. Examples whose
+    logits are all the same are left as they are.
+
+    Args:
+        logits: Shape ``(..., classes)``.
+    """
+    centred = logits - logits.mean(-1, keepdim=True)
+    size = centred.square().mean(-1, keepdim=True)
+    usable = size > 0
+    return torch.where(usable, centred / torch.where(usable, size, torch.ones_like(size)).sqrt(), centred)

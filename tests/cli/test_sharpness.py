@@ -1,0 +1,161 @@
+"""``lowland sharpness`` and ``lowland landscape`` as a user meets them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lowland.deep import Control, Place, TrainConfig, launch
+
+FEW = ("--n_eval", "32", "--steps", "2", "--device", "cpu", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def trained_ones(tmp_path_factory):
+    """Two trained runs, a and b."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWLAND_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, seed in (("a", 0), ("b", 1)):
+            config = TrainConfig(model="fc", model_width=8, epochs=1, seed=seed)
+            launch(config, folder / name, Place("cpu", threads=1), Control())
+    return folder
+
+
+@pytest.fixture
+def two(run, trained_ones):
+    """Runs ``lowland`` in a folder with the two runs."""
+    shutil.copytree(trained_ones, ".", dirs_exist_ok=True)
+    return run
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_networks_stand_side_by_side_and_numbers_are_kept(two) -> None:
+    words = ("sharpness", "a", "b", *FEW, "--rho", "0.05", "0.1", "--m", "1", "16")
+    code, out, err = two(*words)
+    assert (code, err) == (0, "")
+    assert re.search(r"measure +m +ρ +a +b", out)
+    assert len(re.findall(r"worst case +(?:1|16) +0\.(?:05|1) +\S+ ± \S+", out)) == 4
+    for name in "ab":
+        rows = lines(f"{name}/sharpness.jsonl")
+        assert [(row["m"], row["rho"]) for row in rows] == [(1, 0.05), (1, 0.1), (16, 0.05), (16, 0.1)]
+        wanted = {"network": name, "kind": "last", "measure": "worst case", "norm": "l2", "examples": 32}
+        assert wanted.items() <= rows[0].items()
+        assert {"value", "stderr", "error_rise", "seed", "dtype", "scaling", "logit_norm"} <= rows[0].keys()
+    with Image.open("a/sharpness.png") as picture:
+        assert picture.width > 500
+    assert Path("a/sharpness.pdf").exists()
+    _, again, _ = two(*words)
+    assert again == out
+    assert len(lines("a/sharpness.jsonl")) == 4
+    two(*words, "--kind", "swa_last")
+    assert [row["kind"] for row in lines("a/sharpness.jsonl")] == ["last"] * 4 + ["swa_last"] * 4
+
+
+def test_every_measure_is_printed_and_densities_are_drawn(two) -> None:
+    names = "worst-case average-case one-step suboptimality gradient-norm eigenvalues trace density"
+    code, out, err = two(
+        "sharpness", "a", *FEW, "--rho", "0.1", "--m", "8", "--measure", *names.split(), "--products", "6"
+    )
+    assert (code, err) == (0, "")
+    for title in (
+        "worst case",
+        "average case",
+        "one-step sharpness",
+        "suboptimality factor",
+        "gradient norm",
+        "largest eigenvalue",
+        "trace",
+        "mean eigenvalue",
+    ):
+        assert title in out
+    assert "λ₁/λ₅" in out
+    with Image.open("a/density.png") as picture:
+        assert picture.width > 300
+
+
+def test_weights_without_a_run_are_measured_where_out_says(two) -> None:
+    Path("w.safetensors").write_bytes(Path("a/model.safetensors").read_bytes())
+    words = ("sharpness", "w.safetensors", *FEW, "--rho", "0.1", "--m", "8", "--model", "fc")
+    words += ("--model_width", "8", "--dataset", "digits")
+    code, out, _ = two(*words)
+    assert code == 0
+    assert "picture" not in out
+    assert two(*words, "--out", "numbers")[0] == 0
+    (row,) = lines("numbers/sharpness.jsonl")
+    assert row["network"] == "w.safetensors"
+    two("sharpness", "a", *FEW, "--rho", "0.1", "--m", "8")
+    assert lines("a/sharpness.jsonl")[0]["error_rise"] == row["error_rise"]
+
+
+def test_a_line_between_two_networks_is_drawn_and_kept(two) -> None:
+    words = ("landscape", "a", "b", "--points", "5", "--n_eval", "50", "--device", "cpu", "--out", "l")
+    code, out, err = two(*words)
+    assert (code, err) == (0, "")
+    assert "barrier" in out
+    assert [row["t"] for row in lines("l/metrics.jsonl")] == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert {"config.json", "env.json", "line.png", "line.pdf", "summary.json"} <= {
+        path.name for path in Path("l").iterdir()
+    }
+    assert two(*words)[1].strip() == "l is finished already; nothing to do."
+    code, out, _ = two("runs", "list", "l")
+    assert "finished (landscape)" in out
+    assert two("runs", "show", "l")[0] == 0
+
+
+def test_a_surface_is_one_page_that_needs_no_network(two) -> None:
+    code, out, _ = two("landscape", "a", "--points", "3", "--n_eval", "20", "--device", "cpu", "--out", "p")
+    assert code == 0
+    assert "interactive: p/surface.html" in out
+    page = Path("p/surface.html").read_text(encoding="utf-8")
+    assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="http', page)
+    assert len(page) > 1_000_000
+    with Image.open("p/train_loss.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("sharpness",), "networks must come before the options"),
+        (("landscape", "--points", "3"), "networks must come before the options"),
+        (("sharpness", "nowhere"), "a run directory, a file of weights or package.module:function is needed"),
+        (("sharpness", "a", "a"), "the networks must be different ones, got a twice"),
+        (("sharpness", "a", "--rho", "-1"), "rho must be positive and finite"),
+        (("sharpness", "a", "--rho", "x"), "--rho must be a number, got 'x'"),
+        (("sharpness", "a", "--measure", "flatness"), "--measure must be one of worst-case"),
+        (("sharpness", "a", "--m", "0"), "m must be positive, got 0"),
+        (("sharpness", "a", "--engine", "fast"), "--engine must be one of auto, loop, batched"),
+        (("sharpness", "a", "--threads", "0"), "threads must be positive, got 0"),
+        (("sharpness", "a", "--rhos", "1"), "every option must be one that --help lists"),
+        (("sharpness", "a", "--layers", "conv"), "layers must match a parameter's name"),
+        (("landscape", "a", "b", "--view", "sam"), "view sam is of 1 networks, got 2"),
+        (("landscape", "a", "b", "--points", "1"), "points must be at least 2, got 1"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_nothing_is_written(two, words, message) -> None:
+    before = _files()
+    code, out, err = two(*words)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert _files() == before
+
+
+def _files():
+    return {p: p.stat().st_mtime_ns for p in Path().rglob("*") if p.parts[0] != "cache"}
+
+
+def test_help_lists_the_options(run) -> None:
+    for command, option in (("sharpness", "--logit-norm"), ("landscape", "--curve-steps")):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert option in out

@@ -1,0 +1,181 @@
+"""Networks to measure: runs, files of weights, the original's checkpoints, functions that build one."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deep.measured import trained
+from lowland.deep.subject import SubjectOptions, load_subject, pick_parameters
+from lowland.errors import InputError
+from lowland.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run_path(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "one", sam_rho=0.1, p_label_noise=0.2)
+
+
+CPU = {"device": "cpu"}
+
+
+def test_a_run_comes_with_its_weights_its_data_and_its_noise(run_path) -> None:
+    subject = load_subject(str(run_path), SubjectOptions(**CPU))
+    assert subject.name == "one"
+    assert subject.run is not None
+    assert subject.config is not None
+    assert subject.config.sam_rho == 0.1
+    assert (subject.train.labels != subject.train.clean_labels).any()
+    assert not subject.model.training
+    assert all(p.requires_grad for p in subject.model.parameters())
+    with torch.no_grad():
+        wrong = subject.outputs(subject.test.images).argmax(1) != subject.test.labels
+    row = Run.open(run_path).summary["last"]
+    assert wrong.double().mean().item() == pytest.approx(row["test_error"])
+
+
+def test_the_kinds_of_a_run_have_different_weights(run_path) -> None:
+    last = load_subject(str(run_path), SubjectOptions(**CPU))
+    averaged = load_subject(str(run_path), SubjectOptions(kind="swa_last", dtype="float64", **CPU))
+    pairs = zip(last.model.parameters(), averaged.model.parameters(), strict=True)
+    assert not all(torch.allclose(a.double(), b) for a, b in pairs)
+    assert averaged.kind == "swa_last"
+    assert averaged.outputs(averaged.test.images[:2]).dtype == torch.float64
+
+
+def test_weights_of_ours_and_of_the_original_are_read_from_files(run_path, tmp_path) -> None:
+    subject = load_subject(str(run_path), SubjectOptions(**CPU))
+    state = subject.model.state_dict()
+    torch.save({"last": state, "best": {n: t + 1 for n, t in state.items()}}, tmp_path / "a.pth")
+    save_file(state, tmp_path / "b.safetensors")
+    options = {"model": "fc", "model_width": 8, "dataset": "digits", **CPU}
+    for name, kind, shift in (("a.pth", "last", 0), ("a.pth", "best", 1), ("b.safetensors", "last", 0)):
+        found = load_subject(str(tmp_path / name), SubjectOptions(kind=kind, **options))
+        assert all(torch.equal(t, state[n] + shift) for n, t in found.model.state_dict().items())
+        assert found.run is None
+        assert len(found.train) > 1000
+
+
+BUILDER = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def builder(tmp_path, monkeypatch):
+    (tmp_path / "mynets.py").write_text(BUILDER)
+    monkeypatch.chdir(tmp_path)
+    yield "mynets:net"
+    sys.modules.pop("mynets", None)
+
+
+def own_data(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.standard_normal((20, 3, 2, 2)).astype(np.float32),
+        "y": rng.integers(0, 3, 20),
+        "x_test": rng.integers(0, 255, (8, 3, 2, 2)).astype(np.uint8),
+        "y_test": rng.integers(0, 3, 8),
+    }
+    arrays = {k: v for k, v in (arrays | changes).items() if v is not None}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_function_builds_the_network_for_ones_own_data(builder, tmp_path) -> None:
+    data = own_data(tmp_path / "d.npz")
+    subject = load_subject(builder, SubjectOptions(data=data, **CPU))
+    assert subject.outputs(subject.train.images).shape == (20, 3)
+    assert (len(subject.train), len(subject.test)) == (20, 8)
+    torch.testing.assert_close(
+        subject.outputs(subject.test.images),
+        subject.model(subject.test.images.float() / 255),
+    )
+    tensors = {"x": subject.train.images, "y": subject.train.labels}
+    save_file(tensors, tmp_path / "d.safetensors")
+    again = load_subject(builder, SubjectOptions(data=tmp_path / "d.safetensors", **CPU))
+    assert torch.equal(again.train.images, subject.train.images)
+    with pytest.raises(InputError, match="must have test examples, got none"):
+        again.split("test")
+    save_file({n: t + 1 for n, t in subject.model.state_dict().items()}, tmp_path / "w.safetensors")
+    moved = load_subject(str(tmp_path / "w.safetensors"), SubjectOptions(builder=builder, data=data, **CPU))
+    assert torch.equal(moved.model[1].bias, subject.model[1].bias + 1)
+
+
+def test_a_run_can_be_measured_on_other_data(run_path, tmp_path) -> None:
+    images = np.zeros((4, 1, 8, 8), dtype=np.uint8)
+    data = own_data(tmp_path / "d.npz", x=images, y=np.arange(4), x_test=None, y_test=None)
+    subject = load_subject(str(run_path), SubjectOptions(data=data, **CPU))
+    assert len(subject.train) == 4
+    assert subject.outputs(subject.train.images).shape == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("nowhere", {}, "a run directory, a file of weights or package.module:function is needed"),
+        ("RUN", {"model": "fc"}, "model must be left out for a run, which says it itself, got fc"),
+        ("RUN", {"n_layers": 2}, "n_layers must be left out for a run"),
+        ("RUN", {"device": "abacus"}, "device must be one of this machine's"),
+        ("FILE", {}, "needs --model or --builder, got neither"),
+        ("FILE", {"model": "fc"}, "needs --dataset or --data to be measured on"),
+        ("FILE", {"model": "fc", "dataset": "digits"}, "must hold this model's weights, but differs in"),
+        ("FILE", {"builder": "mynets:net", "model": "fc"}, "model must be left out for a builder"),
+        ("mynets:net", {}, "needs --dataset or --data"),
+        ("mynets:none", {"dataset": "digits"}, "must name a function, but mynets has no 'none'"),
+        ("nomodule:net", {"dataset": "digits"}, "must name a module that can be imported"),
+        ("mynets:nothing", {"dataset": "digits"}, "must return a torch.nn.Module, got int"),
+        ("mynets:net", {"dataset": "digits", "kind": "best"}, "kind must be left out for mynets:net"),
+        ("mynets:net", {"model_width": 3, "dataset": "digits"}, "model_width must be left out for"),
+        ("mynets:net", {"data": "d.npz", "dataset": "digits"}, "either data or dataset may be given"),
+        ("mynets:net", {"data": "none.npz"}, "data must be a .safetensors or .npz file, but there is no"),
+        ("mynets:net", {"data": "mynets.py"}, "must be a whole .safetensors or .npz file"),
+        ("mynets:net", {"data": "no_y.npz"}, "no_y.npz must hold y, it holds x"),
+        ("mynets:net", {"data": "short.npz"}, "must hold images .n, channels, height, width. and y"),
+        ("mynets:net", {"data": "float.npz"}, "a class number from 0 each"),
+    ],
+)
+@pytest.mark.usefixtures("builder")
+def test_wrong_sources_are_refused_in_a_sentence(run_path, tmp_path, source, options, message) -> None:
+    subject = load_subject(str(run_path), SubjectOptions(**CPU))
+    save_file(subject.model.state_dict(), tmp_path / "weights.safetensors")
+    own_data(tmp_path / "d.npz")
+    own_data(tmp_path / "no_y.npz", y=None, x_test=None, y_test=None)
+    own_data(tmp_path / "short.npz", y=np.arange(3))
+    own_data(tmp_path / "float.npz", y=np.linspace(0, 1, 20))
+    if "data" in options:
+        options = options | {"data": tmp_path / options["data"]}
+    source = {"RUN": str(run_path), "FILE": "weights.safetensors"}.get(source, source)
+    with pytest.raises(InputError, match=message) as error:
+        load_subject(source, SubjectOptions(**{**CPU, **options}))
+    assert "\n" not in str(error.value)
+
+
+def test_unfinished_runs_and_those_of_other_commands_are_refused(run_path, tmp_path) -> None:
+    other = Run.create(tmp_path / "other", {"command": "diagonal"}, {})
+    with pytest.raises(InputError, match="must be a run of lowland train, got one of 'diagonal'"):
+        load_subject(str(other.path), SubjectOptions(**CPU))
+    begun = Run.create(tmp_path / "begun", Run.open(run_path).config, {})
+    with pytest.raises(InputError, match="must be a finished run, but has no model"):
+        load_subject(str(begun.path), SubjectOptions(**CPU))
+
+
+def test_parameters_are_picked_by_their_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].bias.requires_grad_(False)
+    assert list(pick_parameters(model, None)) == ["0.weight", "0.bias", "1.weight"]
+    assert list(pick_parameters(model, r"^1\.|0.b")) == ["0.bias", "1.weight"]
+    with pytest.raises(InputError, match="layers must match a parameter's name"):
+        pick_parameters(model, "conv")
+    with pytest.raises(InputError, match="layers must be a regular expression"):
+        pick_parameters(model, "(")
