@@ -59,6 +59,24 @@ def test_networks_stand_side_by_side_and_numbers_are_kept(two) -> None:
     assert [row["kind"] for row in lines("a/sharpness.jsonl")] == ["last"] * 4 + ["swa_last"] * 4
 
 
+def test_other_weights_under_the_same_name_are_measured_again(two) -> None:
+    words = ("sharpness", "a", *FEW, "--rho", "0.1", "--m", "16")
+    two(*words)
+    Path("a/model.safetensors").write_bytes(Path("b/model.safetensors").read_bytes())
+    two(*words)
+    first, second = lines("a/sharpness.jsonl")
+    assert first["value"] != second["value"]
+    assert first["weights"] != second["weights"]
+    assert first["data"] == "digits"
+
+
+def test_many_networks_have_a_line_each(two) -> None:
+    names = [shutil.copytree("a", f"run{i}") for i in range(5)]
+    code, out, _ = two("sharpness", *names, *FEW, "--rho", "0.1", "--m", "16")
+    assert code == 0
+    assert re.findall(r"worst case +16 +0.1 +(run\d)", out) == names
+
+
 def test_every_measure_is_printed_and_densities_are_drawn(two) -> None:
     names = "worst-case average-case one-step suboptimality gradient-norm eigenvalues trace density"
     code, out, err = two(

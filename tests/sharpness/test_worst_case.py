@@ -497,3 +497,66 @@ def test_wrong_options_are_refused(options, message) -> None:
 def test_wrong_searches_are_refused(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def auto_pgd_written_out(value_and_slope, size, *, rho, steps, norm):
+    """Croce & Hein (2020), algorithm 1, on one vector; momentum begins anew at a best point gone back to."""
+
+    def inside(z):
+        if norm == "linf":
+            return np.clip(z, -rho, rho)
+        return z * min(1.0, rho / max(np.linalg.norm(z), 1e-300))
+
+    def ahead(z, g, eta):
+        return inside(z + eta * (np.sign(g) if norm == "linf" else g / np.linalg.norm(g)))
+
+    checkpoints, p, gap = set(), 0.0, 0.22
+    while p < 1:
+        p, gap = p + gap, max(gap - 0.03, 0.06)
+        checkpoints.add(math.ceil(p * steps))
+    eta, z = 2 * rho, np.zeros(size)
+    f, g = value_and_slope(z)
+    first = top = f
+    top_z, top_g = z, g
+    z, before, last = ahead(z, g, eta), z, f
+    ups = count = halvings = 0
+    eta_then, top_then = None, top
+    for k in range(1, steps):
+        f, g = value_and_slope(z)
+        if f > top:
+            top, top_z, top_g = f, z, g
+        ups, count, last = ups + (f > last), count + 1, f
+        if k in checkpoints:
+            if ups < 0.75 * count or (eta_then == eta and top_then == top):
+                eta, z, g, before, last = eta / 2, top_z, top_g, top_z, top
+                halvings, eta_then = halvings + 1, None
+            else:
+                eta_then = eta
+            ups, count, top_then = 0, 0, top
+        step = ahead(z, g, eta)
+        z, before = inside(z + 0.75 * (step - z) + 0.25 * (z - before)), z
+    return max(top, value_and_slope(z)[0]) - first, halvings
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("rho", [1.0, 3.0])
+def test_auto_pgd_is_its_algorithm(norm, rho) -> None:
+    torch.manual_seed(4)
+    u, v = (torch.randn(n, dtype=DOUBLE, requires_grad=True) for n in (3, 4))
+
+    def hills(w):
+        return (torch.sin(4.0 * w) + 0.3 * w + 0.1 * w[0] * w).sum()
+
+    def value_and_slope(z):
+        at = (torch.cat([u, v]).detach() + torch.from_numpy(z)).requires_grad_()
+        value = hills(at)
+        return value.item(), torch.autograd.grad(value, at)[0].numpy()
+
+    wanted, halvings = auto_pgd_written_out(value_and_slope, 7, rho=rho, steps=40, norm=norm)
+    assert halvings > 1
+    batch = (torch.ones(2, dtype=DOUBLE),)
+    search = AutoPGD(steps=40)
+    found = worst_case(
+        lambda x: hills(torch.cat([u, v])) * x, [u, v], batch, rho=rho, norm=norm, search=search
+    )
+    assert found.value == pytest.approx(wanted, rel=1e-9)

@@ -25,6 +25,7 @@ from lowland.runs import append_line, read_lines
 from lowland.sharpness import SpectralDensity
 
 FILE = "sharpness.jsonl"
+_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
         return measures(subject, config, on_progress=on_progress)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
-    identity = {"network": subject.name, "kind": subject.kind}
+    identity = {"network": subject.name, "kind": subject.kind, "data": subject.data}
+    identity |= {"weights": subject.fingerprint()}
     known = [row for row in read_lines(path) if identity.items() <= row.items()]
 
     def keep(row: Row) -> None:
@@ -88,16 +90,25 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
 
 
 def _table(taken: dict[str, Taken]) -> Table:
-    table = Table("measure", "m", "ρ", *taken, box=None)
+    """A column per network, or a line for each where they are many."""
     keys = list(dict.fromkeys(_key(row) for one in taken.values() for row in one.rows))
+    many = len(taken) > _COLUMNS
+    table = Table("measure", "m", "ρ", *(("network", "") if many else taken), box=None)
     for key in keys:
-        cells = []
-        for one in taken.values():
-            row = next((row for row in one.rows if _key(row) == key), None)
-            cells.append("-" if row is None else _cell(row))
         measure, m, rho = key
-        table.add_row(measure, "" if m is None else str(m), "" if rho is None else f"{rho:g}", *cells)
+        asked = (measure, "" if m is None else str(m), "" if rho is None else f"{rho:g}")
+        cells = {name: _of_key(one, key) for name, one in taken.items()}
+        if not many:
+            table.add_row(*asked, *cells.values())
+            continue
+        for name, cell in cells.items():
+            table.add_row(*asked, name, cell)
     return table
+
+
+def _of_key(one: Taken, key: tuple[str, Any, Any]) -> str:
+    row = next((row for row in one.rows if _key(row) == key), None)
+    return "-" if row is None else _cell(row)
 
 
 def _key(row: Row) -> tuple[str, Any, Any]:

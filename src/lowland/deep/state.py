@@ -23,6 +23,20 @@ from lowland.errors import InputError
 from lowland.sam import L2, SAM, Ascent, ClippedUnnormalized, Unnormalized, magnitude_only, perturbed
 
 
+def new_network(config: TrainConfig, data: TrainingData) -> nn.Module:
+    """The network that ``config`` names for such data, initialized from the default generator."""
+    return build_model(
+        config.model,
+        num_classes=data.num_classes,
+        model_width=config.model_width,
+        image_shape=data.image_shape,
+        activation=config.activation,
+        droprate=config.droprate,
+        n_layers=config.n_layers,
+        scale_init=config.scale_init,
+    )
+
+
 class TrainState:
     """A network in training.
 
@@ -61,16 +75,7 @@ class TrainState:
         if config.loss == "ce_offset" and data.num_classes != 2:
             raise InputError(f"loss ce_offset needs two classes, got {data.num_classes}.")
         torch.manual_seed(derive_seed(config.seed, "initialization"))
-        self.model = build_model(
-            config.model,
-            num_classes=data.num_classes,
-            model_width=config.model_width,
-            image_shape=data.image_shape,
-            activation=config.activation,
-            droprate=config.droprate,
-            n_layers=config.n_layers,
-            scale_init=config.scale_init,
-        ).to(device)
+        self.model = new_network(config, data).to(device)
         if config.model_path is not None:
             load_weights(self.model, Path(config.model_path), kind=config.model_type)
         set_training_mode(self.model, freeze_batch_norm=config.freeze_bn_stats)

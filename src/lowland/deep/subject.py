@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import sys
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import Split, TrainingData, load_training_data, to_float
 from lowland.deep.launch import IMAGE_SIZE, Place, load_data
-from lowland.deep.models import build_model, is_convolutional
+from lowland.deep.models import is_convolutional
+from lowland.deep.state import new_network
 from lowland.deep.weights import load_weights
 from lowland.errors import InputError
 from lowland.runs import Run
@@ -65,6 +67,7 @@ class Subject:
         model: The network; its parameters require gradients.
         train: Training examples, with the labels that were trained on.
         test: Test examples; empty if there are none.
+        data: The name of the data set, or the file.
         kind: Which of its weights.
         run: The run that it came from.
         config: What was trained there.
@@ -74,6 +77,7 @@ class Subject:
     model: nn.Module
     train: Split
     test: Split
+    data: str
     kind: Kind = "last"
     run: Run | None = None
     config: TrainConfig | None = None
@@ -88,6 +92,14 @@ class Subject:
         if len(split) == 0:
             raise InputError(f"{self.name} must have {name} examples, got none.")
         return split
+
+    def fingerprint(self) -> str:
+        """Ten hex digits that name the weights and buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:10]
 
     def outputs(self, images: Tensor) -> Tensor:
         """What the network makes of images as they are stored."""
@@ -201,16 +213,7 @@ def _of_file(path: Path, options: SubjectOptions) -> Subject:
 
 def _built(config: TrainConfig, data: TrainingData) -> nn.Module:
     with torch.random.fork_rng():
-        return build_model(
-            config.model,
-            num_classes=data.num_classes,
-            model_width=config.model_width,
-            image_shape=data.image_shape,
-            activation=config.activation,
-            droprate=config.droprate,
-            n_layers=config.n_layers,
-            scale_init=config.scale_init,
-        )
+        return new_network(config, data)
 
 
 def _data(options: SubjectOptions, model: str | None) -> TrainingData:
@@ -280,7 +283,10 @@ def _placed(
 ) -> Subject:
     device = Place(options.device).torch_device()
     model = model.to(device, getattr(torch, options.dtype)).eval().requires_grad_()
-    return Subject(name, model, data.train.to(device), data.test.to(device), options.kind, run, config)
+    train, test = data.train.to(device), data.test.to(device)
+    of_run = "" if config is None else config.dataset
+    named = str(options.data) if options.data is not None else options.dataset or of_run
+    return Subject(name, model, train, test, named, options.kind, run, config)
 
 
 def _refuse(options: SubjectOptions, names: tuple[str, ...], source: str) -> None:
