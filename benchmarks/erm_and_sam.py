@@ -3,9 +3,9 @@
     python benchmarks/erm_and_sam.py --data-dir DIR --out runs/erm_and_sam
 
 Trains an MLP 784-512-512-10 for 40 epochs by ERM, 128-SAM (rho = 0.1 and 0.3) and 16-SAM (rho = 0.1),
-measures the final networks on 1,024 training examples, and prints means and standard deviations over the
-seeds, and Kendall's rank correlation with the test error over all networks. Runs and numbers that are there
-already are taken as they are. About half an hour on one core.
+measures the final networks on 1,024 training examples (curvature and suboptimality: on 256), and prints
+means and standard deviations over the seeds, and Kendall's rank correlation with the test error over all
+networks. Runs and numbers that are there already are taken as they are. About half an hour on one core.
 """
 
 import argparse
@@ -51,8 +51,8 @@ ASKED = [
         measure=("average-case", "one-step", "gradient-norm"), rho=RADII, m=(1, 128), scaling="element"
     ),
     FlatnessConfig(rho=(0.1, 0.3, 1.0), m=(128,), scaling="element", logit_norm=True),
-    FlatnessConfig(measure=("eigenvalues", "trace", "density"), products=60),
-    FlatnessConfig(measure=("suboptimality",), rho=(0.1,), m=(4, 16, 64, 256), steps=100),
+    FlatnessConfig(measure=("eigenvalues", "trace", "density"), n_eval=256, products=40),
+    FlatnessConfig(measure=("suboptimality",), n_eval=256, rho=(0.1,), m=(4, 16, 64, 256), steps=50),
 ]
 
 

@@ -16,9 +16,11 @@ from lowland.sharpness import (
     AutoPGD,
     ProjectedAscent,
     average_case,
+    feature_rank,
     gradient_norms,
     hessian_eigenvalues,
     hessian_trace,
+    knn_error,
     normalized_logits,
     one_step_sharpness,
     suboptimality,
@@ -140,6 +142,28 @@ def test_other_measures_are_those_of_the_library(subject) -> None:
     assert gauss["value"] != rows["trace"]["value"]
 
 
+def test_measures_of_features_are_those_of_the_library(subject) -> None:
+    layers = [name for name, part in subject.model.named_modules() if isinstance(part, torch.nn.Linear)]
+    options = {"n_eval": 40, "feature_layer": layers[0], "neighbours": 3}
+    names = ("active-relus", "feature-rank", "knn-error")
+    rows = {row["measure"]: row for row in taken(subject, measure=names, **options)}
+    kept = {}
+    linear = dict(subject.model.named_modules())[layers[0]]
+    handle = linear.register_forward_hook(lambda _, __, out: kept.setdefault("out", out.detach()))
+    found = {}
+    for split in ("train", "test"):
+        kept.clear()
+        subject.outputs(getattr(subject, split).images[:40])
+        found[split] = kept["out"]
+    handle.remove()
+    assert rows["active ReLUs"]["value"] == pytest.approx((found["train"] > 0).double().mean().item())
+    assert rows["feature rank"]["value"] == feature_rank(found["train"])
+    pairs = [(found[split], getattr(subject, split).labels[:40]) for split in ("train", "test")]
+    assert rows["kNN error"]["value"] == knn_error(*pairs, k=3)
+    assert rows["kNN error"]["neighbours"] == 3
+    assert rows["feature rank"]["layer"] == layers[0]
+
+
 def test_a_standard_error_that_is_asked_for_is_reached(subject) -> None:
     (few,) = taken(subject, measure=("average-case",), samples=4)
     (more,) = taken(subject, measure=("average-case",), samples=4, stderr=few["stderr"] / 2)
@@ -190,6 +214,9 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
         ({"restarts": 0}, "restarts must be positive, got 0"),
         ({"search": "auto", "step_size": 0.5}, "step_size must be left out with --search auto"),
         ({"measure": ("trace",), "norm": "linf"}, "norm must be left out without --measure worst-case"),
+        ({"measure": ("knn-error",)}, "measure knn-error needs feature_layer, the name of a layer, got none"),
+        ({"feature_layer": "x"}, "feature_layer must be left out without a measure of features"),
+        ({"measure": ("feature-rank",), "feature_layer": "x"}, "layer must be the name of one of"),
         ({"steps": 0}, "steps must be a positive whole number, got 0"),
         ({"layers": "nothing"}, "layers must match a parameter's name"),
         ({"measure": ("average-case",), "samples": 1}, "samples must be from 2 to max_samples"),

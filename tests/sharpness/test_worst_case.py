@@ -243,6 +243,62 @@ def test_engines_and_chunks_agree(options) -> None:
     assert loop.groups.abs().max() > 0.01
 
 
+SUMS_OF_GRADIENTS = {
+    "projected": {"search": ProjectedAscent(steps=8, step_size=0.4)},
+    "auto-PGD": {"search": AutoPGD(steps=12)},
+    "auto-PGD, filter, transfer": {"search": AutoPGD(steps=12), "scaling": "filter", "transfer": True},
+}
+
+
+@pytest.mark.parametrize("options", SUMS_OF_GRADIENTS.values(), ids=SUMS_OF_GRADIENTS)
+def test_climbs_that_are_kept_as_sums_of_gradients_are_the_same(options, monkeypatch) -> None:
+    """In wide layers a climb of some steps is smaller than one vector over all weights."""
+    from lowland.sharpness import vectors
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(60, 90), nn.Tanh(), nn.Linear(90, 4)).double()
+    x, y = torch.randn(6, 60, dtype=DOUBLE), torch.arange(6) % 4
+    used = []
+    original = vectors.Unformed.moves
+    monkeypatch.setattr(vectors.Unformed, "moves", lambda self, v: used.append(v) or original(self, v))
+
+    def loss(x, y):
+        return F.cross_entropy(module(x), y, reduction="none")
+
+    params = list(module.parameters())
+    loop = worst_case_grid(loss, params, (x, y), rho=[0.3, 3.0], m=[1], engine="loop", **options)
+    assert not used
+    at_once = worst_case_grid(loss, params, (x, y), rho=[0.3, 3.0], m=[1], engine="batched", **options)
+    assert used
+    for a, b in zip(at_once, loop, strict=True):
+        np.testing.assert_allclose(a.groups, b.groups, rtol=1e-9, atol=1e-13)
+
+
+def test_restarts_begin_at_different_random_points_of_the_ball() -> None:
+    u, v = (torch.ones(n, dtype=DOUBLE, requires_grad=True) for n in (3, 4))
+    seen = []
+
+    def loss(x):
+        w = torch.cat([u, v])
+        seen.append(w.detach() - 1.0)
+        return (w * x[:, None]).sum(1)
+
+    def starts(norm, seed):
+        seen.clear()
+        options = {"rho": 0.5, "norm": norm, "restarts": 4, "seed": seed, "engine": "loop"}
+        worst_case(loss, [u, v], (torch.ones(2, dtype=DOUBLE),), search=ProjectedAscent(1, 0.001), **options)
+        return torch.stack(seen[4::3])  # a climb evaluates the weights, its start and its end
+
+    for norm, order in (("l2", 2), ("linf", math.inf)):
+        found = starts(norm, 0)
+        assert len(found) == 3
+        lengths = torch.linalg.vector_norm(found, ord=order, dim=1)
+        assert ((lengths > 0.1) & (lengths <= 0.5)).all()
+        assert torch.pdist(found).min() > 0.1
+        assert torch.equal(found, starts(norm, 0))
+        assert not torch.isclose(found, starts(norm, 1)).any()
+
+
 @pytest.mark.parametrize("name", ["mlp", "resnet"])
 def test_many_examples_at_once_equal_one_by_one(name) -> None:
     from lowland.deep.models import build_model
@@ -560,3 +616,15 @@ def test_auto_pgd_is_its_algorithm(norm, rho) -> None:
         lambda x: hills(torch.cat([u, v])) * x, [u, v], batch, rho=rho, norm=norm, search=search
     )
     assert found.value == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_point_found_for_a_smaller_radius_counts_for_a_larger_one() -> None:
+    u, v = (torch.zeros(1, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+
+    def loss(x):  # a step as long as the large radius leads far beyond the top at u = 1/4
+        return x * (u - 2.0 * u.square() + 0.0 * v).sum()
+
+    batch, leap = (torch.ones(2, dtype=DOUBLE),), ProjectedAscent(steps=1, step_size=1.0)
+    alone = worst_case(loss, [u, v], batch, rho=2.0, search=leap)
+    small, large = worst_case_grid(loss, [u, v], batch, rho=[0.25, 2.0], search=leap)
+    assert (alone.value, small.value, large.value) == (0.0, 0.125, 0.125)

@@ -19,6 +19,9 @@ Measure = Literal[
     "eigenvalues",
     "trace",
     "density",
+    "active-relus",
+    "feature-rank",
+    "knn-error",
 ]
 
 
@@ -28,7 +31,8 @@ class FlatnessConfig:
 
     Attributes:
         measure: Measures: worst-case (m-sharpness), average-case, one-step (SAM's own climb), suboptimality
-            (many steps over one), gradient-norm, eigenvalues, trace, density (of the Hessian's eigenvalues).
+            (many steps over one), gradient-norm, eigenvalues, trace, density (of the Hessian's eigenvalues);
+            of the features: active-relus, feature-rank, knn-error (of the test examples, by votes of these).
         rho: Radii.
         m: Numbers of examples that share a perturbation.
         n_eval: Examples; the first ones of the split.
@@ -51,6 +55,8 @@ class FlatnessConfig:
         k: Number of largest eigenvalues; the smallest one is computed too.
         matrix: Which matrix eigenvalues, trace and density are of.
         products: Matrix-vector products for the trace, and Lanczos steps of each of the density's four runs.
+        feature_layer: The layer whose outputs are the features of feature-rank and knn-error.
+        neighbours: Votes of knn-error.
         half_prec: Run the network in bfloat16 or float16.
         engine: Groups one after the other (loop), or all at once (batched).
         seed: Of everything random.
@@ -79,6 +85,8 @@ class FlatnessConfig:
     k: int = 5
     matrix: Literal["hessian", "gauss-newton"] = "hessian"
     products: int = 60
+    feature_layer: str | None = None
+    neighbours: int = 10
     half_prec: Literal["no", "bf16", "fp16"] = "no"
     engine: Engine = "auto"
     seed: int = 0
@@ -94,6 +102,11 @@ class FlatnessConfig:
             raise InputError(f"m must be positive, got {min(self.m)}.")
         if not all(0.0 < rho < math.inf for rho in self.rho):
             raise InputError(f"rho must be positive and finite, got {self.rho}.")
+        of_layer = {"feature-rank", "knn-error"} & set(self.measure)
+        if of_layer and self.feature_layer is None:
+            raise InputError(f"measure {min(of_layer)} needs feature_layer, the name of a layer, got none.")
+        if not of_layer:
+            require_default(self, ("feature_layer",), "without a measure of features, which reads it")
         if self.search == "auto":
             decided = ("step_size", "direction", "schedule")
             require_default(self, decided, "with --search auto, which decides it")

@@ -10,18 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig, Measure
 from lowland.deep.subject import Subject, pick_parameters
 from lowland.sharpness import (
+    ActiveReLUs,
     AutoPGD,
     GaussNewton,
     ProjectedAscent,
     average_case,
+    feature_rank,
+    features_at,
     gradient_norms,
     hessian_eigenvalues,
     hessian_trace,
+    knn_error,
     one_step_sharpness,
     sam_edge,
     spectral_density,
@@ -128,6 +133,9 @@ class _Taking:
                 if name in {"eigenvalues", "trace", "density"}:
                     row |= {"matrix": config.matrix, "seed": config.seed}
                     row |= {"k": config.k} if name == "eigenvalues" else {"asked_products": config.products}
+                if name in {"feature-rank", "knn-error"}:
+                    row |= {"layer": config.feature_layer}
+                    row |= {"neighbours": config.neighbours} if name == "knn-error" else {}
                 yield row
 
     def taken(
@@ -196,8 +204,30 @@ class _Taking:
             ).tolist()
             spread = dict(zip(("tenth", "median", "ninetieth"), quantiles, strict=True))
             yield norms.row() | spread | request
-        else:
+        elif name in {"eigenvalues", "trace", "density"}:
             yield from self._curvature(name, request)
+        else:
+            yield {"value": self._of_features(name), "stderr": math.nan} | request
+
+    def _of_features(self, name: Measure) -> float:
+        if name == "active-relus":
+            with ActiveReLUs() as counted, torch.no_grad():
+                for part in self.on.parts():
+                    self.on.outputs(*part)
+            return counted.fraction
+        features = self._features(self.on.images)
+        if name == "feature-rank":
+            return float(feature_rank(features))
+        test = self.subject.split("test").head(self.config.n_eval)
+        votes, asked = (features, self.on.labels), (self._features(test.images), test.labels)
+        error: float = knn_error(votes, asked, k=self.config.neighbours)
+        return error
+
+    def _features(self, images: Tensor) -> Tensor:
+        layer = self.config.feature_layer
+        assert layer is not None
+        batches = (self.subject.inputs(part) for part in torch.split(images, 256))
+        return features_at(self.subject.model, layer, batches)
 
     def _curvature(self, name: Measure, request: Row) -> Iterator[Row]:
         config, parts = self.config, self.on.parts()
@@ -267,6 +297,9 @@ _TITLES: dict[str, str] = {
     "eigenvalues": "largest eigenvalue",
     "trace": "trace",
     "density": "mean eigenvalue",
+    "active-relus": "active ReLUs",
+    "feature-rank": "feature rank",
+    "knn-error": "kNN error",
 }
 _WITH_M = {"worst-case", "one-step", "suboptimality", "gradient-norm"}
 _WITH_RHO = {"worst-case", "average-case", "one-step", "suboptimality"}

@@ -101,10 +101,13 @@ class Subject:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:10]
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images as they are stored, as the network takes them."""
+        return to_float(images).to(next(self.model.parameters()).dtype)
+
     def outputs(self, images: Tensor) -> Tensor:
         """What the network makes of images as they are stored."""
-        weights = next(self.model.parameters())
-        outputs: Tensor = self.model(to_float(images).to(weights.dtype))
+        outputs: Tensor = self.model(self.inputs(images))
         return outputs
 
 
