@@ -286,7 +286,9 @@ def test_restarts_begin_at_different_random_points_of_the_ball() -> None:
     def starts(norm, seed):
         seen.clear()
         options = {"rho": 0.5, "norm": norm, "restarts": 4, "seed": seed, "engine": "loop"}
-        worst_case(loss, [u, v], (torch.ones(2, dtype=DOUBLE),), search=ProjectedAscent(1, 0.001), **options)
+        batch = (torch.ones(2, dtype=DOUBLE),)
+        found = worst_case(loss, [u, v], batch, search=ProjectedAscent(1, 0.001), **options)
+        assert found.value == pytest.approx(max(e.sum().item() for e in seen))
         return torch.stack(seen[4::3])  # a climb evaluates the weights, its start and its end
 
     for norm, order in (("l2", 2), ("linf", math.inf)):

@@ -214,14 +214,14 @@ class _Taking:
             with ActiveReLUs() as counted, torch.no_grad():
                 for part in self.on.parts():
                     self.on.outputs(*part)
-            return counted.fraction
+            active: float = counted.fraction
+            return active
         features = self._features(self.on.images)
         if name == "feature-rank":
             return float(feature_rank(features))
         test = self.subject.split("test").head(self.config.n_eval)
         votes, asked = (features, self.on.labels), (self._features(test.images), test.labels)
-        error: float = knn_error(votes, asked, k=self.config.neighbours)
-        return error
+        return knn_error(votes, asked, k=self.config.neighbours)
 
     def _features(self, images: Tensor) -> Tensor:
         layer = self.config.feature_layer
