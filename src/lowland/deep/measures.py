@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowland.deep.asked import requests, search_of
 from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig, Measure
 from lowland.deep.subject import Subject, pick_parameters
 from lowland.sharpness import (
     ActiveReLUs,
-    AutoPGD,
     GaussNewton,
-    ProjectedAscent,
     average_case,
     feature_rank,
     features_at,
@@ -79,7 +78,7 @@ def measures(
     densities: dict[str, np.ndarray] = {}
     taking = _Taking(subject, config)
     for name in dict.fromkeys(config.measure):
-        asked = list(taking.asked(name))
+        asked = list(requests(name, config, taking.common))
         missing = []
         for request in asked:
             found = next((row for row in known if request.items() <= row.items()), None)
@@ -112,31 +111,6 @@ class _Taking:
             "half_prec": config.half_prec,
             "dtype": str(next(iter(self.params.values())).dtype).removeprefix("torch."),
         }
-
-    def asked(self, name: Measure) -> Iterator[Row]:
-        """What each number of a measure is asked to be, as far as it can be said beforehand."""
-        config = self.config
-        base = {"measure": _TITLES[name], **self.common}
-        search = {"norm": config.norm, "scaling": config.scaling, **self._search().settings()}
-        search |= {"restarts": config.restarts, "seed": config.seed, "transfer": config.batch_transfer}
-        search |= {"climbed": "random targets" if config.random_targets else "the loss"}
-        for m in (
-            config.m if name in {"worst-case", "one-step", "suboptimality", "gradient-norm"} else (None,)
-        ):
-            for rho in config.rho if name in _WITH_RHO else (None,):
-                row = base | ({} if rho is None else {"rho": rho}) | ({} if m is None else {"m": m})
-                if name in {"worst-case", "suboptimality"}:
-                    row |= search
-                if name == "average-case":
-                    row |= {"scaling": config.scaling, "distribution": config.distribution}
-                    row |= {"seed": config.seed, "least_samples": config.samples, "target": config.stderr}
-                if name in {"eigenvalues", "trace", "density"}:
-                    row |= {"matrix": config.matrix, "seed": config.seed}
-                    row |= {"k": config.k} if name == "eigenvalues" else {"asked_products": config.products}
-                if name in {"feature-rank", "knn-error"}:
-                    row |= {"layer": config.feature_layer}
-                    row |= {"neighbours": config.neighbours} if name == "knn-error" else {}
-                yield row
 
     def taken(
         self, name: Measure, missing: list[Row], on_progress: Callable[[float], object]
@@ -268,38 +242,15 @@ class _Taking:
         edge = sam_edge(norm, rho=config.sam_rho, eta=rows[-1]["lr"])
         return {"gradient_norm": norm, "edge": edge, "eta": rows[-1]["lr"], "edge_rho": config.sam_rho}
 
-    def _search(self) -> ProjectedAscent | AutoPGD:
-        config = self.config
-        if config.search == "auto":
-            return AutoPGD(config.steps)
-        return ProjectedAscent(config.steps, config.step_size, config.direction, config.schedule)
-
     def _options(self, m: int | None) -> dict[str, Any]:
         config = self.config
         return {
             "norm": config.norm,
             "scaling": config.scaling,
-            "search": self._search(),
+            "search": search_of(config),
             "restarts": config.restarts,
             "seed": config.seed,
             "transfer": config.batch_transfer,
             "climbed": self.on.towards_targets if config.random_targets else None,
             "engine": self.on.engine(m),
         }
-
-
-_TITLES: dict[str, str] = {
-    "worst-case": "worst case",
-    "average-case": "average case",
-    "one-step": "one-step sharpness",
-    "suboptimality": "suboptimality factor",
-    "gradient-norm": "gradient norm",
-    "eigenvalues": "largest eigenvalue",
-    "trace": "trace",
-    "density": "mean eigenvalue",
-    "active-relus": "active ReLUs",
-    "feature-rank": "feature rank",
-    "knn-error": "kNN error",
-}
-_WITH_M = {"worst-case", "one-step", "suboptimality", "gradient-norm"}
-_WITH_RHO = {"worst-case", "average-case", "one-step", "suboptimality"}
