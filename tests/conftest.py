@@ -31,3 +31,23 @@ def untyped() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def tiny_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's deep figures at scale quick take seconds: digits, eight neurons, two seeds."""
+    import dataclasses
+
+    from lowland.deep import TrainConfig
+    from lowland.figures.paper import fig9_interpolation, finetuned, networks, suboptimality
+
+    tiny = TrainConfig(model="fc", model_width=8, epochs=2, batch_size=64, lr_max=0.05)
+    monkeypatch.setitem(networks._SETTINGS, "quick", tiny)
+    for module in (networks, finetuned):
+        monkeypatch.setattr(module, "SEEDS", (0, 1))
+    monkeypatch.setitem(finetuned._FURTHER, "quick", {"epochs": 1, "lr_max": 0.01})
+    view = dataclasses.replace(fig9_interpolation._VIEW, points=5, n_eval=64)
+    monkeypatch.setattr(fig9_interpolation, "_VIEW", view)
+    monkeypatch.setitem(suboptimality.SIZES, "quick", (4, 16))
+    monkeypatch.setitem(suboptimality.STEPS, "quick", 3)
+    monkeypatch.setitem(suboptimality.EXAMPLES, "quick", 32)

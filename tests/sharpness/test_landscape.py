@@ -90,7 +90,7 @@ def test_on_a_line_a_quadratic_is_a_parabola_and_counters_are_the_first_ones() -
 
 
 def test_statistics_are_prepared_at_every_point_and_gone_afterwards() -> None:
-    module = network()
+    module = network().eval()
     with torch.no_grad():
         other = {n: t + 0.3 if t.is_floating_point() else t for n, t in state_of(module).items()}
     images = torch.randn(40, 2, 3, 3, dtype=DOUBLE)
@@ -108,7 +108,7 @@ def test_statistics_are_prepared_at_every_point_and_gone_afterwards() -> None:
 
     rows = interpolation(module, before, other, [0.0, 0.5, 1.0], evaluate, prepare=prepare)
     assert [abs(row["mean"]) < 1e-12 for row in rows] == [True] * 3
-    raw = interpolation(module.eval(), before, other, [0.0], evaluate)
+    raw = interpolation(module, before, other, [0.0], evaluate)
     assert abs(raw[0]["mean"]) > 1e-6
     assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
 

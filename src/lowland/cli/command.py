@@ -16,6 +16,8 @@ _COMMANDS = {
     "diagonal": "diagonal linear networks: GD and SAM with every m, Theorem 1",
     "relu": "one-hidden-layer ReLU networks: GD and SAM, and their kinks",
     "theorem2": "convergence of unnormalized m-SAM, against its bound",
+    "figure": "a figure of the paper: its runs, its picture, and what agrees",
+    "report": "figures and runs gathered into one page",
     "demo": "a few short runs, one table, one picture",
 }
 _USAGE = "\n".join(

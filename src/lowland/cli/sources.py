@@ -1,4 +1,4 @@
-"""The networks that a command is about: the words before its options."""
+"""What a command is about: the words before its options."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 from lowland.errors import InputError
 
 
-def sources_and_options(argv: Sequence[str], usage: str) -> tuple[list[str], list[str]]:
+def sources_and_options(
+    argv: Sequence[str], usage: str, *, what: str = "networks"
+) -> tuple[list[str], list[str]]:
     """The words before the first option, and the rest.
 
     Args:
         argv: The command's words.
         usage: How the command is called, for the error.
+        what: What the words are.
 
     Raises:
         InputError: If there is no word before the options, unless they ask for help.
@@ -21,7 +24,7 @@ def sources_and_options(argv: Sequence[str], usage: str) -> tuple[list[str], lis
     words = list(argv)
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     if first == 0 and not {"-h", "--help"} & set(words):
-        raise InputError(f"networks must come before the options, {usage}, got none.")
+        raise InputError(f"{what} must come before the options, {usage}, got none.")
     return words[:first], words[first:]
 
 

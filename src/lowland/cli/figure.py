@@ -1,0 +1,206 @@
+"""``lowland figure``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lowland.cli.arguments import parse
+from lowland.cli.interrupts import stop_on_signals
+from lowland.cli.sources import sources_and_options
+from lowland.cli.sweeps import print_wide, require_positive
+from lowland.deep import Interrupted, Place
+from lowland.errors import InputError, one_of
+from lowland.figures.paper import FIGURES, Claim, PaperFigure, Scale
+from lowland.figures.paper.files import drawn, estimated
+from lowland.figures.tasks import (
+    Engine,
+    Failures,
+    Here,
+    Processes,
+    Store,
+    Task,
+    Watch,
+    carried_out,
+    in_levels,
+)
+
+_USAGE = "lowland figure NAME ..."
+
+
+@dataclass(frozen=True)
+class FigureCommand:
+    """Run what figures of the paper need, and draw them: lowland figure NAME ... [options].
+
+    The name all means every figure.
+
+    Attributes:
+        list: Name the figures, and what each shows.
+        scale: quick (minutes on two cores), small (a night of two cores), paper (the paper's own settings).
+        out: Directory of the pictures and of the runs, which figures share.
+        jobs: Runs at once, which share the cores; by default one per core at scale quick, else one.
+        engine: Where runs happen: in processes of their own, or one after the other in this one.
+        dry_run: Say what would be run and about how long it takes, and stop.
+        data_dir: Folder with data sets, DIR/mnist/*.parquet and so on; else $LOWLAND_DATA, else a download.
+        device: cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one.
+    """
+
+    list: bool = False
+    scale: Scale = "quick"
+    out: Path = Path("runs/figures")
+    jobs: int | None = None
+    engine: Literal["processes", "here"] = "processes"
+    dry_run: bool = False
+    data_dir: Path | None = None
+    device: str = "auto"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0, 1 if a run failed, 130 if it was interrupted."""
+    if set(argv) & {"--list", "-h", "--help"}:
+        command, console = (
+            parse(FigureCommand, [w for w in argv if w.startswith("-")], prog=_USAGE),
+            Console(),
+        )
+        return _listed(console) if command.list else 0
+    names, options = sources_and_options(argv, _USAGE, what="names of figures")
+    command, console = parse(FigureCommand, options, prog=_USAGE), Console()
+    require_positive("jobs", command.jobs)
+    if command.engine == "here" and command.jobs not in (None, 1):
+        raise InputError(f"jobs must be left out for engine here, which has one, got {command.jobs}.")
+    figures = _asked(names)
+    store = Store(command.out / "runs")
+    if command.dry_run:
+        return _announced(figures, command, store, console)
+    Place(command.device).torch_device()
+    tasks = [task for figure in figures for task in figure.runs(command.scale)]
+    failures: Failures = {}
+    with stop_on_signals() as should_stop, _watching(tasks, store, console) as watch:
+        try:
+            failures = carried_out(
+                tasks, store, _engine(command), place=_place(command), watch=watch, should_stop=should_stop
+            )
+        except Interrupted:
+            console.print("stopped; the same command continues.")
+            return 130
+    for figure in figures:
+        result = drawn(figure, command.scale, command.out, failures=failures)
+        _print_claims(figure, result.claims, console)
+        without = f", drawn without {len(result.missing)} of its runs" if result.missing else ""
+        console.print(f"picture: {result.picture}.png{without}", highlight=False, soft_wrap=True)
+    for name, reason in failures.items():
+        console.print(f"failed: {name}: {reason}", highlight=False, soft_wrap=True)
+    return 1 if failures else 0
+
+
+def _asked(names: Sequence[str]) -> list[PaperFigure]:
+    if list(names) == ["all"]:
+        return list(FIGURES.values())
+    for name in names:
+        one_of("figure", name, [*FIGURES, "all"])
+    return [FIGURES[name] for name in dict.fromkeys(names)]
+
+
+def _listed(console: Console) -> int:
+    table = Table("figure", "shows", "in the paper", box=None)
+    for figure in FIGURES.values():
+        table.add_row(figure.name, figure.title, figure.source)
+    print_wide(table, console)
+    return 0
+
+
+def _jobs(command: FigureCommand) -> int:
+    return command.jobs or ((os.cpu_count() or 1) if command.scale == "quick" else 1)
+
+
+def _engine(command: FigureCommand) -> Engine:
+    return Here() if command.engine == "here" else Processes(_jobs(command))
+
+
+def _place(command: FigureCommand) -> Place:
+    jobs = 1 if command.engine == "here" else _jobs(command)
+    return Place(command.device, command.data_dir, max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _announced(figures: Sequence[PaperFigure], command: FigureCommand, store: Store, console: Console) -> int:
+    table = Table("figure", "tasks", "done", "shared", "core-minutes, about", box=None)
+    rows = estimated(figures, command.scale, store)
+    for row in rows:
+        minutes = f"{row['seconds'] / 60:.1f}"
+        table.add_row(row["figure"], str(row["tasks"]), str(row["done"]), str(row["shared"]), minutes)
+    table.add_row("all", "", "", "", f"{sum(row['seconds'] for row in rows) / 60:.0f}")
+    print_wide(table, console)
+    return 0
+
+
+def _print_claims(figure: PaperFigure, claims: Sequence[Claim], console: Console) -> None:
+    table = Table("", "published", "here", "seeds", "", title=figure.title, box=None, title_justify="left")
+    for claim in claims:
+        table.add_row(claim.statement, claim.published, claim.ours, str(claim.seeds), claim.verdict)
+    print_wide(table, console)
+
+
+@contextmanager
+def _watching(tasks: Sequence[Task], store: Store, console: Console) -> Iterator[Watch]:
+    """A bar for each running task on a terminal, else a line for each that has ended."""
+    todo = sum(not store.has(task) for level in in_levels(tasks) for task in level)
+    if not console.is_terminal:
+        yield Lines(todo, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        yield Bars(todo, progress)
+
+
+class Lines:
+    """One line per task."""
+
+    def __init__(self, todo: int, console: Console) -> None:
+        self._todo, self._console, self._ended = todo, console, 0
+
+    def on_start(self, task: Task) -> None:
+        """Says nothing."""
+
+    def on_progress(self, task: Task, share: float) -> None:
+        """Says nothing."""
+
+    def on_end(self, task: Task, failure: str | None, seconds: float) -> None:
+        """Says what has ended, and how."""
+        self._ended += 1
+        how = f"{seconds:.0f} s" if failure is None else f"failed: {failure}"
+        self._console.print(
+            f"{self._ended}/{self._todo}  {task.name}  {how}", highlight=False, soft_wrap=True
+        )
+
+
+class Bars:
+    """A bar per running task, and one for all."""
+
+    def __init__(self, todo: int, progress: Progress) -> None:
+        self._progress = progress
+        self._all = progress.add_task("all", total=todo)
+        self._bars: dict[str, TaskID] = {}
+
+    def on_start(self, task: Task) -> None:
+        """Adds its bar."""
+        self._bars[task.name] = self._progress.add_task(task.name, total=1.0)
+
+    def on_progress(self, task: Task, share: float) -> None:
+        """Moves it."""
+        self._progress.update(self._bars[task.name], completed=share)
+
+    def on_end(self, task: Task, failure: str | None, _: float) -> None:
+        """Removes it; a failure stays to be read."""
+        if failure is not None:
+            self._progress.console.print(f"failed: {task.name}: {failure}", highlight=False)
+        if task.name in self._bars:
+            self._progress.remove_task(self._bars.pop(task.name))
+        self._progress.advance(self._all)

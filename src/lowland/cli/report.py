@@ -1,0 +1,45 @@
+"""``lowland report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from lowland.cli.arguments import parse
+from lowland.cli.sources import sources_and_options
+from lowland.errors import InputError
+from lowland.figures.paper import FIGURES
+from lowland.report import gathered, page
+from lowland.runs import replace_atomically
+
+_USAGE = "lowland report DIR ..."
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Gather figures and runs into one page: lowland report DIR ... [--out DIR].
+
+    Attributes:
+        out: Directory of index.html.
+    """
+
+    out: Path = Path("runs/report")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0."""
+    names, options = sources_and_options(argv, _USAGE, what="directories")
+    command, console = parse(ReportCommand, options, prog=_USAGE), Console()
+    if command.out.exists() and not command.out.is_dir():
+        raise InputError(f"out must be a directory, but {command.out} is a file.")
+    found = gathered([Path(name) for name in names], order=list(FIGURES))
+    text = page(found)
+    command.out.mkdir(parents=True, exist_ok=True)
+    path = command.out / "index.html"
+    replace_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    counts = f"{len(found.figures)} figures, {len(found.runs)} runs, {len(found.sharpness)} measures"
+    console.print(f"{counts}: {path}", highlight=False, soft_wrap=True)
+    return 0

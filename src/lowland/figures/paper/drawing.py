@@ -1,0 +1,99 @@
+"""Means and spreads over seeds, the same in every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lowland.figures.paper.figure import Rows
+from lowland.figures.style import panels
+
+
+def methods_of(rows: Rows) -> list[str]:
+    """In the order of their first rows, ERM first."""
+    found = list(dict.fromkeys(row["method"] for row in rows))
+    return sorted(found, key=lambda name: name != "ERM")
+
+
+def colors_of(names: Sequence[str]) -> dict[str, str]:
+    """ERM grey, the others in our colours."""
+    others = [name for name in names if name != "ERM"]
+    return {"ERM": "0.3"} | {name: f"C{i % 8}" for i, name in enumerate(others)}
+
+
+def panels_of(rows: Rows, key: str = "network") -> tuple[Figure, dict[str, Axes]]:
+    """A panel per network; those that were only published are called so."""
+    ours = {row[key] for row in rows if not row["published"]}
+    names = sorted(dict.fromkeys(row[key] for row in rows), key=lambda name: name not in ours)
+    titles = [name if name in ours else f"published: {name}" for name in names]
+    figure, axes = panels(titles, height=4.0)
+    return figure, dict(zip(names, axes, strict=True))
+
+
+def line_with_spread(ax: Axes, rows: Rows, x: str, y: str, *, color: str, label: str) -> None:
+    """The mean over seeds, and a band of one standard deviation to both sides; published values dotted."""
+    for published in (False, True):
+        own = [row for row in rows if row["published"] == published and row.get(y) is not None]
+        if not own:
+            continue
+        at = sorted({row[x] for row in own})
+        values = [[row[y] for row in own if row[x] == where] for where in at]
+        mean = np.array([np.mean(v) for v in values])
+        if published:
+            ax.plot(at, mean, "o:", color=color, fillstyle="none", markersize=4, label=f"{label}, published")
+            continue
+        ax.plot(at, mean, "o-" if len(at) < 20 else "-", color=color, markersize=4, label=label)
+        if any(len(v) > 1 for v in values):
+            spread = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
+            ax.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+
+
+def level_with_spread(ax: Axes, rows: Rows, y: str, *, color: str, label: str) -> None:
+    """A horizontal line at the mean over seeds, and its band."""
+    for published in (False, True):
+        values = [row[y] for row in rows if row["published"] == published]
+        if not values:
+            continue
+        name = f"{label}, published" if published else label
+        ax.axhline(float(np.mean(values)), color=color, linestyle=":" if published else "--", label=name)
+        if len(values) > 1:
+            mean, spread = np.mean(values), np.std(values, ddof=1)
+            ax.axhspan(mean - spread, mean + spread, color=color, alpha=0.12, linewidth=0)
+
+
+def against_radius(figure: Figure, axes: dict[str, Axes], rows: Rows, y: str = "test_error") -> None:
+    """Test error over the radius: a line per method, ERM as a level, a panel per network."""
+    colors = colors_of(methods_of(rows))
+    for network, ax in axes.items():
+        own = [row for row in rows if row["network"] == network]
+        for name, color in colors.items():
+            group = [row for row in own if row["method"] == name]
+            if name == "ERM":
+                level_with_spread(ax, group, y, color=color, label=name)
+            else:
+                line_with_spread(ax, group, "rho", y, color=color, label=name)
+        ax.set(xscale="log", xlabel="ρ")
+        limit_to(ax, [row[y] for row in own if row["published"] or np.isfinite(row[y])])
+    axes[next(iter(axes))].set_ylabel("test error (%)")
+    shared_legend(figure, list(axes.values()))
+
+
+def limit_to(ax: Axes, values: Sequence[float]) -> None:
+    """A range that shows what is near the best values; what is far above leaves the picture."""
+    if not values:
+        return
+    low, middle = min(values), float(np.median(values))
+    ax.set_ylim(low - 0.4 * max(middle - low, 1e-3), middle + 3.0 * max(middle - low, 1e-3))
+
+
+def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend of all panels, below."""
+    found: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(4, max(1, len(found))))

@@ -1,0 +1,61 @@
+"""What a figure of the paper is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from matplotlib.figure import Figure
+
+from lowland.figures.tasks import Store, Task
+
+Scale = Literal["quick", "small", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+Row = dict[str, Any]
+Rows = list[Row]
+Verdict = Literal["agrees", "disagrees", "cannot be told", "no published number"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper's figure shows, and what is seen here.
+
+    Attributes:
+        statement: What the paper says.
+        published: Its numbers, or where they cannot be had, that.
+        ours: Ours: mean and spread over seeds.
+        seeds: How many.
+        verdict: Whether the two say the same.
+    """
+
+    statement: str
+    published: str
+    ours: str
+    seeds: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure: the runs that it needs, its data, and how it is drawn.
+
+    Attributes:
+        name: At the command line.
+        title: What it shows.
+        source: Where the paper has it.
+        runs: The tasks of a scale, nothing hidden.
+        data: The rows that are drawn, from the tasks that are finished; published values are rows too.
+        plot: Draws rows; a pure function.
+        claims: What the paper's figure shows, beside what the rows say.
+        note: What is different here, and what cannot be known.
+    """
+
+    name: str
+    title: str
+    source: str
+    runs: Callable[[Scale], list[Task]]
+    data: Callable[[Sequence[Task], Store], Rows]
+    plot: Callable[[Rows], Figure]
+    claims: Callable[[Rows], list[Claim]]
+    note: str = ""

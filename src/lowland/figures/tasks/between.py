@@ -1,0 +1,68 @@
+"""The loss on the line through two trained networks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lowland.deep.scenery import scenery
+from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.view import SceneryConfig
+from lowland.figures.tasks.cost import seconds_of_line
+from lowland.figures.tasks.task import How, Store, Task
+from lowland.figures.tasks.training import Training
+from lowland.runs import Run, config_hash, describe_environment
+
+
+@dataclass(frozen=True)
+class Between:
+    """Loss and error on the line through two networks, at t = 0 and t = 1, and beyond.
+
+    Attributes:
+        a: The run whose final weights are at t = 0.
+        b: The run whose final weights are at t = 1.
+        config: Which part of the line.
+    """
+
+    a: Training
+    b: Training
+    config: SceneryConfig
+
+    @property
+    def name(self) -> str:
+        """Ends in the hash of both runs' configs and of the view's."""
+        return f"landscape-{config_hash(self.describe())}"
+
+    @property
+    def needs(self) -> tuple[Task, ...]:
+        """Both runs."""
+        return (self.a, self.b)
+
+    def describe(self) -> dict[str, Any]:
+        """The view, and the names of both runs."""
+        return {"command": "landscape", "networks": [self.a.name, self.b.name], **asdict(self.config)}
+
+    def cost(self) -> float:
+        """Estimated seconds on one core."""
+        return seconds_of_line(self.a.config, self.config)
+
+    def carry_out(self, store: Store, how: How) -> None:
+        """Evaluates every point of the line; it is short, and does not stop in between."""
+        run = Run.create(store.run(self).path, self.describe(), describe_environment())
+        options = SubjectOptions(data_dir=how.place.data_dir, device=how.place.device)
+        done = 0
+
+        def on_point() -> None:
+            nonlocal done
+            done += 1
+            how.on_progress(min(1.0, done / self.config.points))
+
+        with run.locked():
+            networks = {
+                x: load_subject(str(store.run(t).path), options) for x, t in (("a", self.a), ("b", self.b))
+            }
+            seen = scenery(networks, self.config, on_point=on_point)
+            run.keep_rows(0)
+            for row in seen.paths["line"]:
+                run.append(row)
+            run.finish({"distances": seen.distances})

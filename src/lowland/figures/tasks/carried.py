@@ -1,0 +1,109 @@
+"""Tasks carried out in the order of what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lowland.deep import Place
+from lowland.figures.tasks.engines import Engine, Failures, Watch
+from lowland.figures.tasks.task import How, Store, Task
+
+
+def carried_out(
+    tasks: Sequence[Task],
+    store: Store,
+    engine: Engine,
+    *,
+    place: Place,
+    watch: Watch,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Failures:
+    """Carries out what is not in the store yet, and what that needs.
+
+    Args:
+        tasks: What is wanted.
+        store: Where results are, and will be.
+        engine: Where tasks run.
+        place: Device, data and threads of one task.
+        watch: Is told of progress.
+        should_stop: Whether to stop; what was running can go on later.
+
+    Returns:
+        Why each task that failed did, by its name; one that needs it fails too.
+
+    Raises:
+        Interrupted: If ``should_stop`` said so.
+    """
+    failures: Failures = {}
+    store.path.mkdir(parents=True, exist_ok=True)
+    for level in in_levels(tasks):
+        ready = []
+        for task in (task for task in level if not store.has(task)):
+            missing = [needed.name for needed in task.needs if needed.name in failures]
+            if missing:
+                failures[task.name] = f"it needs {missing[0]}, which failed."
+                watch.on_end(task, failures[task.name], 0.0)
+            else:
+                ready.append(task)
+        if ready:
+            failures |= engine(_Work(store, place), ready, _Timing(watch, store), should_stop)
+    return failures
+
+
+def in_levels(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The tasks and all that they need, each once, such that a task needs earlier levels only."""
+    depth: dict[str, int] = {}
+    by_name: dict[str, Task] = {}
+
+    def visit(task: Task) -> int:
+        if task.name not in depth:
+            by_name[task.name] = task
+            depth[task.name] = 1 + max((visit(needed) for needed in task.needs), default=-1)
+        return depth[task.name]
+
+    for task in tasks:
+        visit(task)
+    levels: list[list[Task]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
+    for name, level in depth.items():
+        levels[level].append(by_name[name])
+    return levels
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Keeps how long tasks took, and passes on what it is told."""
+
+    watch: Watch
+    store: Store
+
+    def on_start(self, task: Task) -> None:
+        self.watch.on_start(task)
+
+    def on_progress(self, task: Task, share: float) -> None:
+        self.watch.on_progress(task, share)
+
+    def on_end(self, task: Task, failure: str | None, seconds: float) -> None:
+        if failure is None:
+            self.store.took(task, seconds)
+        self.watch.on_end(task, failure, seconds)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Carries out one task; can be sent to another process."""
+
+    store: Store
+    place: Place
+
+    def __call__(
+        self, task: Task, on_progress: Callable[[float], object], should_stop: Callable[[], bool]
+    ) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.place.threads or before)
+        try:
+            task.carry_out(self.store, How(self.place, on_progress, should_stop))
+        finally:
+            torch.set_num_threads(before)

@@ -1,0 +1,221 @@
+"""Where tasks run: a list of them, a function of one, and what became of each by its name."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, runtime_checkable
+
+from lowland.deep import Interrupted
+from lowland.errors import InputError
+from lowland.figures.tasks.task import Task
+
+Work = Callable[[Task, Callable[[float], object], Callable[[], bool]], None]
+"""Carries out one task; is given what to call with the share that is done, and what says whether to stop."""
+Failures = dict[str, str]
+"""Why each task that failed did, by its name."""
+_POLL = 0.2
+_LOG = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Is told of progress."""
+
+    def on_start(self, task: Task) -> None:
+        """When a task begins."""
+
+    def on_progress(self, task: Task, share: float) -> None:
+        """Now and then."""
+
+    def on_end(self, task: Task, failure: str | None, seconds: float) -> None:
+        """When a task has ended; ``failure`` says why it failed."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Carries out tasks that do not need each other. A back end on many machines has no more to do."""
+
+    def __call__(
+        self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
+    ) -> Failures:
+        """Carries out all, in any order; one that fails does not keep the others from running.
+
+        Raises:
+            Interrupted: If it was asked to stop; what was running can go on later.
+        """
+
+
+@dataclass(frozen=True)
+class Here:
+    """One task after the other, in this process."""
+
+    def __call__(
+        self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
+    ) -> Failures:
+        """See :class:`Engine`."""
+        failures: Failures = {}
+        for task in tasks:
+            if should_stop():
+                raise Interrupted
+            started = time.monotonic()
+            watch.on_start(task)
+            on_progress = functools.partial(watch.on_progress, task)
+            failure = _attempted(work, task, on_progress, should_stop)
+            watch.on_end(task, failure, time.monotonic() - started)
+            if failure is not None:
+                failures[task.name] = failure
+        return failures
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Several tasks at once, each in a process of its own.
+
+    Attributes:
+        jobs: How many at once.
+    """
+
+    jobs: int
+
+    def __call__(
+        self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
+    ) -> Failures:
+        """See :class:`Engine`."""
+        failures: Failures = {}
+        waiting = list(tasks)[::-1]
+        workers = [_Worker(work) for _ in range(min(self.jobs, len(waiting)))]
+        stopping = False
+        try:
+            while waiting or any(worker.task for worker in workers):
+                if should_stop() and not stopping:
+                    stopping = True
+                    waiting.clear()
+                    for worker in workers:
+                        worker.stop()
+                for worker in workers:
+                    if worker.task is None and waiting:
+                        worker.begin(waiting.pop())
+                        watch.on_start(worker.current)
+                busy = [worker for worker in workers if worker.task]
+                ready = wait([worker.connection for worker in busy], _POLL)
+                for worker in (worker for worker in busy if worker.connection in ready):
+                    worker.hear(watch, failures)
+        finally:
+            for worker in workers:
+                worker.close()
+        if stopping:
+            raise Interrupted
+        return failures
+
+
+class _Worker:
+    """A process that carries out one task after the other."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.task: Task | None = None
+        self._spawn()
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    @property
+    def current(self) -> Task:
+        assert self.task is not None
+        return self.task
+
+    def begin(self, task: Task) -> None:
+        self.task, self.started = task, time.monotonic()
+        self.connection.send(task)
+
+    def stop(self) -> None:
+        if self.task is not None:
+            self.connection.send("stop")
+
+    def hear(self, watch: Watch, failures: Failures) -> None:
+        """Takes the next message of the process."""
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            kind, value = "end", f"its process ended with exit code {self.process.exitcode}."
+            self.connection.close()
+            self._spawn()
+        if kind == "progress":
+            watch.on_progress(self.current, value)
+            return
+        if kind == "end":
+            watch.on_end(self.current, value, time.monotonic() - self.started)
+            if value is not None:
+                failures[self.current.name] = value
+        self.task = None
+
+    def close(self) -> None:
+        """Ends the process; what it was doing goes on from its last checkpoint."""
+        self.connection.close()
+        self.process.join(10.0 if self.task is None else 0.0)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+
+
+def _serve(connection: Connection[Any, Any], work: Work) -> None:
+    """Carries out tasks until the other end is closed. Ctrl-C is the other end's business."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        if task == "stop":  # came when there was nothing left to stop
+            continue
+        try:
+            failure = _attempted(work, task, _Throttled(connection), connection.poll)
+            message = ("end", failure)
+        except Interrupted:
+            message = ("stopped", None)
+        try:
+            connection.send(message)
+        except OSError:
+            return
+
+
+class _Throttled:
+    """Sends progress a few times a second."""
+
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self._connection, self._sent = connection, 0.0
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self._sent >= _POLL:
+            self._sent = now
+            self._connection.send(("progress", share))
+
+
+def _attempted(
+    work: Work, task: Task, on_progress: Callable[[float], object], should_stop: Callable[[], bool]
+) -> str | None:
+    """Carries out a task; why it failed, if it did."""
+    try:
+        work(task, on_progress, should_stop)
+    except Interrupted:
+        raise
+    except InputError as error:
+        return str(error)
+    except Exception as error:
+        _LOG.error("%s failed", task.name, exc_info=error)
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,70 @@
+"""Measures of flatness of a trained network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lowland.deep import Interrupted
+from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.measures import measures
+from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.figures.tasks.cost import seconds_of_measures
+from lowland.figures.tasks.task import How, Store, Task
+from lowland.figures.tasks.training import Training
+from lowland.runs import Run, config_hash, describe_environment
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measures of flatness of the weights at the end of a training run.
+
+    Attributes:
+        of: The run.
+        config: Which measures.
+    """
+
+    of: Training
+    config: FlatnessConfig
+
+    @property
+    def name(self) -> str:
+        """Ends in the hash of the run's config and the measures'."""
+        return f"sharpness-{config_hash(self.describe())}"
+
+    @property
+    def needs(self) -> tuple[Task, ...]:
+        """The run."""
+        return (self.of,)
+
+    def describe(self) -> dict[str, Any]:
+        """The measures, and the name of the run."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
+        return {"command": "sharpness", "network": self.of.name, **options}
+
+    def cost(self) -> float:
+        """Estimated seconds on one core."""
+        return seconds_of_measures(self.of.config, self.config)
+
+    def carry_out(self, store: Store, how: How) -> None:
+        """Measures what is not in the run yet."""
+        run = Run.create(store.run(self).path, self.describe(), describe_environment())
+        options = SubjectOptions(data_dir=how.place.data_dir, device=how.place.device)
+        with run.locked():
+            subject = load_subject(str(store.run(self.of).path), options)
+            rows = run.rows()
+            run.keep_rows(len(rows))
+
+            def keep(row: dict[str, Any]) -> None:
+                run.append(row)
+                if how.should_stop():
+                    raise Interrupted
+
+            taken = measures(
+                subject,
+                self.config,
+                known=rows,
+                on_row=keep,
+                on_progress=lambda _, share: how.on_progress(share),
+            )
+            run.finish({"runs": taken.rows})

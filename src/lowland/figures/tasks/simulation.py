@@ -1,0 +1,71 @@
+"""Runs of the small models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lowland.diagonal import experiment as diagonal
+from lowland.diagonal import theorem2
+from lowland.diagonal.experiment import DiagonalConfig
+from lowland.diagonal.theorem2 import Theorem2Config
+from lowland.figures.tasks.cost import seconds_of_simulation
+from lowland.figures.tasks.task import How, Store, Task
+from lowland.relu import experiment as relu
+from lowland.relu.experiment import ReluConfig
+from lowland.runs import Run, config_hash, describe_environment, write_results
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """All runs of one experiment on diagonal networks, ReLU networks or quadratics.
+
+    Attributes:
+        config: The experiment.
+    """
+
+    config: DiagonalConfig | ReluConfig | Theorem2Config
+
+    @property
+    def name(self) -> str:
+        """As the command of the experiment names it."""
+        described = self.describe()
+        return f"{described['command']}-{config_hash(described)}"
+
+    @property
+    def needs(self) -> tuple[Task, ...]:
+        """Nothing."""
+        return ()
+
+    def describe(self) -> dict[str, Any]:
+        """The config, with the command that runs it."""
+        return self.config.to_dict()
+
+    def cost(self) -> float:
+        """Estimated seconds on one core."""
+        return seconds_of_simulation(self.config)
+
+    def carry_out(self, store: Store, how: How) -> None:
+        """Runs the experiment; it is short, and does not stop in between."""
+        run = Run.create(store.run(self).path, self.describe(), describe_environment())
+        with run.locked():
+            write_results(run, self._conducted(how))
+
+    def _conducted(self, how: How) -> list[Any]:
+        config, done = self.config, 0
+
+        def on_done(count: int) -> None:
+            nonlocal done
+            done += 1
+            how.on_progress(min(1.0, done / count))
+
+        outcomes: list[Any]
+        if isinstance(config, DiagonalConfig):
+            count = len(diagonal.planned(config))
+            outcomes = diagonal.conduct(config, threads=how.place.threads, on_done=lambda _: on_done(count))
+        elif isinstance(config, ReluConfig):
+            count = len(relu.planned(config))
+            outcomes = relu.conduct(config, threads=how.place.threads, on_done=lambda _: on_done(count))
+        else:
+            outcomes = theorem2.conduct(config, on_done=lambda _: on_done(2 * len(config.m)))
+        return outcomes

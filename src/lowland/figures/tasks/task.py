@@ -1,0 +1,80 @@
+"""One run that a figure needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lowland.deep import Place
+from lowland.runs import Run, append_line, read_lines
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and how a task is carried out, as opposed to what it is.
+
+    Attributes:
+        place: Device, data and threads.
+        on_progress: Called with the share that is done.
+        should_stop: Asked now and then; a task that can stop does so when it is true, and can go on later.
+    """
+
+    place: Place = field(default_factory=Place)
+    on_progress: Callable[[float], object] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory of runs, one per task.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    def run(self, task: Task) -> Run:
+        """The run of a task, whether it exists or not."""
+        return Run(self.path / task.name)
+
+    def took(self, task: Task, seconds: float) -> None:
+        """Keeps how long a task took."""
+        append_line(self.path / "times.jsonl", {"task": task.name, "seconds": round(seconds, 3)})
+
+    def times(self) -> dict[str, float]:
+        """How long tasks took, by name; of one that stopped in between, its last part."""
+        return {row["task"]: row["seconds"] for row in read_lines(self.path / "times.jsonl")}
+
+    def has(self, task: Task) -> bool:
+        """Whether a task is finished."""
+        return (self.path / task.name / "summary.json").is_file()
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A config, and the function that carries it out."""
+
+    @property
+    def name(self) -> str:
+        """Of its run directory: readable, and ending in the hash of what :meth:`describe` returns."""
+
+    @property
+    def needs(self) -> tuple[Task, ...]:
+        """The tasks whose results this one reads."""
+
+    def describe(self) -> dict[str, Any]:
+        """The config as JSON holds it."""
+
+    def cost(self) -> float:
+        """Estimated seconds on one core, within a factor of about three."""
+
+    def carry_out(self, store: Store, how: How) -> None:
+        """Does it in its run directory, continuing where it stopped; the last thing written is the summary.
+
+        Raises:
+            Interrupted: If it was asked to stop.
+            InputError: If something that it reads is wrong.
+        """

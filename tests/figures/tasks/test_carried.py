@@ -1,0 +1,99 @@
+"""Tasks are carried out once, in the order of what they need, whatever happens to the others."""
+
+import logging
+import time
+
+import pytest
+
+from figures.tasks.counted import Counted, Heard
+from lowland.deep import Interrupted, Place
+from lowland.figures.tasks import Here, Processes, Store, carried_out, in_levels
+
+ENGINES = [Here(), Processes(2)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+def carry(tasks, store, engine, **options):
+    heard = Heard()
+    failures = carried_out(tasks, store, engine, place=Place("cpu", None, 1), watch=heard, **options)
+    return failures, heard
+
+
+def test_levels_hold_each_task_once_and_after_what_it_needs() -> None:
+    a, b = Counted("a"), Counted("b")
+    c = Counted("c", after=(a, b))
+    d = Counted("d", after=(c, a))
+    levels = [[task.label for task in level] for level in in_levels([d, c, Counted("a")])]
+    assert levels == [["a", "b"], ["c"], ["d"]]
+    assert in_levels([]) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_everything_is_done_once_and_kept_with_its_time(engine, store) -> None:
+    a = Counted("a")
+    tasks = [Counted("b", after=(a,)), a, Counted("c")]
+    failures, heard = carry(tasks, store, engine)
+    assert failures == {}
+    assert sorted(heard.started) == sorted(task.name for task in tasks)
+    assert all(store.has(task) for task in tasks)
+    assert [len(store.run(task).rows()) for task in tasks] == [3, 3, 3]
+    assert set(store.times()) == {task.name for task in tasks}
+    assert all(share[-1] <= 1.0 for share in heard.shares.values())
+    again, heard = carry(tasks, store, engine)
+    assert (again, heard.started) == ({}, [])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_failure_is_told_and_costs_only_what_needs_it(engine, store, caplog) -> None:
+    wrong, broken = Counted("wrong", ends="wrong"), Counted("broken", ends="broken")
+    needing, deep = Counted("x", after=(wrong,)), Counted("y", after=(Counted("x", after=(wrong,)),))
+    good = [Counted(f"good{i}") for i in range(3)]
+    with caplog.at_level(logging.CRITICAL, "lowland.figures.tasks.engines"):
+        failures, heard = carry([wrong, *good, broken, deep], store, engine)
+    assert failures == {
+        wrong.name: "steps must be good ones, got bad ones.",
+        broken.name: "ZeroDivisionError: no steps",
+        needing.name: f"it needs {wrong.name}, which failed.",
+        deep.name: f"it needs {needing.name}, which failed.",
+    }
+    assert {name: reason for name, reason in heard.ended.items() if reason} == failures
+    assert all(store.has(task) for task in good)
+    assert set(store.times()) == {task.name for task in good}
+
+
+def test_a_killed_process_is_a_failure_and_another_takes_its_place(store) -> None:
+    killed, good = Counted("killed", ends="killed"), [Counted(f"good{i}") for i in range(4)]
+    failures, _ = carry([killed, *good], store, Processes(1))
+    assert failures == {killed.name: "its process ended with exit code -9."}
+    assert all(store.has(task) for task in good)
+
+
+def test_processes_are_several_and_have_the_threads_they_were_given(store) -> None:
+    tasks = [Counted(f"t{i}", pause=0.3) for i in range(4)]
+    carry(tasks, store, Processes(2))
+    rows = [row for task in tasks for row in store.run(task).rows()]
+    assert len({row["process"] for row in rows}) == 2
+    assert {row["threads"] for row in rows} == {1}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_was_stopped_goes_on_where_it_was(engine, store) -> None:
+    task, never = Counted("long", steps=40, pause=0.05), Counted("never")
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        carry([task], store, engine, should_stop=lambda: len(store.run(task).rows()) >= 2)
+    before = store.run(task).rows()
+    assert 2 <= len(before) < 40
+    assert time.monotonic() - started < 60
+    with pytest.raises(Interrupted):
+        carry([never], store, engine, should_stop=lambda: True)
+    assert not store.has(never)
+    failures, _ = carry([task, never], store, engine)
+    rows = store.run(task).rows()
+    assert failures == {}
+    assert rows[: len(before)] == before
+    assert [row["step"] for row in rows] == list(range(40))
