@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 
 from lowland.deep import TrainConfig
-from lowland.figures.paper import FIGURES, SCALES, fig1, fig12, m_sweep, multi_step, suboptimality, switching
+from lowland.figures.paper import (
+    FIGURES,
+    SCALES,
+    convergence,
+    fig1,
+    fig9,
+    fig9_interpolation,
+    fig12,
+    m_sweep,
+    multi_step,
+    normalization,
+    suboptimality,
+    switching,
+)
 from lowland.figures.paper import networks as networks_module
 from lowland.figures.paper.caption import caption, not_default
 from lowland.figures.paper.networks import SEEDS, method, network, network_label, networks
@@ -252,3 +265,94 @@ def test_a_caption_says_what_is_common_and_what_varies() -> None:
 
 def test_every_scale_has_its_settings() -> None:
     assert set(networks_module._SETTINGS) == set(SCALES)
+
+
+def test_convergence_draws_means_over_seeds_and_judges_the_last_epoch() -> None:
+    rows = [
+        row(name, rho, s, error + 0.1 * s + 0.01 * s * s * rho, epoch=e, train_loss=10.0**-e, train_error=0.0)
+        for name, rho, errors in (("ERM", 0.0, (9.0, 5.0)), ("128-SAM", 0.2, (9.0, 4.0)))
+        for s in SEEDS
+        for e, error in enumerate(errors, start=1)
+    ]
+    loss, _, test = FIGURES["convergence"].plot(rows).axes
+    np.testing.assert_allclose(labels(loss)["ERM"].get_ydata(), [0.1, 0.01])
+    np.testing.assert_allclose(labels(test)["ERM"].get_ydata(), [9.1, 5.1])
+    assert [claim.verdict for claim in convergence.claims(rows)] == ["agrees", "agrees"]
+    for one in rows:
+        one["train_error"] = 1.0
+    assert [claim.verdict for claim in convergence.claims(rows)] == ["disagrees", "agrees"]
+
+
+def test_normalization_has_a_panel_per_noise_and_compares_the_last_epoch() -> None:
+    rows = []
+    for noise, errors in ((0.0, (5.0, 4.0, 4.1)), (0.6, (50.0, 40.0, 12.0))):
+        for name, rho, error in zip(("ERM", "128-SAM", "128-USAM"), (0.0, 0.2, 0.4), errors, strict=True):
+            rows += [
+                row(
+                    name,
+                    rho,
+                    s,
+                    error * (2 - e) + 0.1 * s + 0.01 * s * s * rho,
+                    noise=noise,
+                    epoch=float(e + 1),
+                )
+                for s in SEEDS
+                for e in (0, 1)
+            ]
+    clean, noisy = FIGURES["normalization"].plot(rows).axes
+    assert (clean.get_title(), noisy.get_title()) == ("clean labels", "60 % wrong labels")
+    np.testing.assert_allclose(labels(noisy)["128-USAM, ρ = 0.4"].get_ydata(), [24.1, 12.1], atol=0.02)
+    first, second = normalization.claims(rows)
+    assert (first.verdict, second.verdict) == ("agrees", "agrees")
+    assert first.ours.startswith("128-USAM (ρ = 0.4) 4.21 ")
+    assert second.ours.startswith("128-USAM (ρ = 0.4) 12.1")
+
+
+def test_fine_tuning_is_drawn_through_the_switch() -> None:
+    rows = []
+    for kind, offset, error in (("ERM", 0, 5.0), ("SAM", 0, 4.0), *((k, 10, 4.5) for k in fig9._KINDS)):
+        rows += [
+            row(
+                "x",
+                0.0,
+                s,
+                error - 0.01 * e + 0.001 * s * (offset + e),
+                kind=kind,
+                offset=offset,
+                epoch=offset + e,
+            )
+            for s in SEEDS
+            for e in ((8, 9, 10) if offset == 0 else (0, 1, 2))
+        ]
+    (ax,) = FIGURES["fig9"].plot(rows).axes
+    np.testing.assert_allclose(labels(ax)["ERM → SAM"].get_xdata(), [10, 11, 12])
+    np.testing.assert_allclose(labels(ax)["ERM, before"].get_ydata(), [4.928, 4.919, 4.91], atol=1e-9)
+    assert [claim.verdict for claim in fig9.claims(rows)] == ["cannot be told", "cannot be told"]
+    for one in rows:
+        if one["kind"] in {"ERM → SAM", "SAM → ERM"}:
+            one["test_error"] -= 1.0 + 0.001 * one["seed"]
+    assert [claim.verdict for claim in fig9.claims(rows)] == ["agrees", "agrees"]
+
+
+def test_the_line_between_minima_is_judged_by_its_barrier() -> None:
+    def rows(height):
+        return [
+            {
+                "seed": s,
+                "published": False,
+                "t": t,
+                "train_loss": 0.01 + height * (t == 0.5),
+                "test_loss": 0.2,
+            }
+            | {"train_error": 0.0, "test_error": 5.0 + s}
+            for s in SEEDS
+            for t in (-1.0, 0.0, 0.5, 1.0, 2.0)
+        ]
+
+    for height, verdict in ((0.01, "agrees"), (0.05, "disagrees")):
+        (claim,) = fig9_interpolation.claims(rows(height))
+        assert claim.verdict == verdict
+        assert f"{height:.2g}" in claim.ours
+    loss, error = FIGURES["fig9-interpolation"].plot(rows(0.01)).axes
+    np.testing.assert_allclose(labels(loss)["train"].get_ydata(), [0.01, 0.01, 0.02, 0.01, 0.01])
+    np.testing.assert_allclose(labels(error)["test"].get_ydata(), [6.0] * 5)

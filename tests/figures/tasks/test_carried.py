@@ -1,7 +1,11 @@
 """Tasks are carried out once, in the order of what they need, whatever happens to the others."""
 
 import logging
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +101,41 @@ def test_what_was_stopped_goes_on_where_it_was(engine, store) -> None:
     assert failures == {}
     assert rows[: len(before)] == before
     assert [row["step"] for row in rows] == list(range(40))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from figures.tasks.counted import Counted, Heard
+from lowland.deep import Place
+from lowland.figures.tasks import Processes, Store, carried_out
+
+if __name__ == "__main__":
+    tasks = [Counted(f"t{i}", steps=300, pause=0.05) for i in range(3)]
+    carried_out(tasks, Store(Path(sys.argv[1])), Processes(2), place=Place("cpu", None, 1), watch=Heard())
+"""
+
+
+def test_after_a_kill_no_process_is_left_and_everything_goes_on_where_it_was(store, tmp_path) -> None:
+    tasks = [Counted(f"t{i}", steps=300, pause=0.05) for i in range(3)]
+    script = tmp_path / "figure.py"
+    script.write_text(SCRIPT)
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    command = [sys.executable, str(script), str(store.path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as killed:
+        while not all(store.run(task).rows() for task in tasks[:2]):
+            assert killed.poll() is None
+            time.sleep(0.1)
+        killed.kill()
+    time.sleep(1.0)
+    before = {task.label: store.run(task).rows() for task in tasks}
+    time.sleep(1.0)
+    assert {task.label: store.run(task).rows() for task in tasks} == before
+    assert not any(store.has(task) for task in tasks)
+    quick = [Counted(f"t{i}", steps=300) for i in range(3)]
+    failures, _ = carry(quick, store, Here())
+    assert failures == {}
+    for task in tasks:
+        rows = store.run(task).rows()
+        assert rows[: len(before[task.label])] == before[task.label]
+        assert [row["step"] for row in rows] == list(range(300))
