@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,12 +137,16 @@ class _Worker:
         return self.task
 
     def begin(self, task: Task) -> None:
+        if not self.process.is_alive():
+            self.connection.close()
+            self._spawn()
         self.task, self.started = task, time.monotonic()
         self.connection.send(task)
 
     def stop(self) -> None:
         if self.task is not None:
-            self.connection.send("stop")
+            with contextlib.suppress(OSError):  # it has just died, which is heard next
+                self.connection.send("stop")
 
     def hear(self, watch: Watch, failures: Failures) -> None:
         """Takes the next message of the process."""
@@ -171,8 +177,6 @@ class _Worker:
 
 def _serve(connection: Connection[Any, Any], work: Work) -> None:
     """Carries out tasks until the other end is closed. Ctrl-C is the other end's business."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
@@ -202,7 +206,10 @@ class _Throttled:
         now = time.monotonic()
         if now - self._sent >= _POLL:
             self._sent = now
-            self._connection.send(("progress", share))
+            try:
+                self._connection.send(("progress", share))
+            except OSError:  # nobody is there to hear it any more
+                raise Interrupted from None
 
 
 def _attempted(
