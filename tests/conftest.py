@@ -43,8 +43,7 @@ def tiny_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     tiny = TrainConfig(model="fc", model_width=8, epochs=2, batch_size=64, lr_max=0.05)
     monkeypatch.setitem(networks._SETTINGS, "quick", tiny)
-    for module in (networks, finetuned):
-        monkeypatch.setattr(module, "SEEDS", (0, 1))
+    monkeypatch.setitem(networks.SEEDS, "quick", (0, 1))
     monkeypatch.setitem(finetuned._FURTHER, "quick", {"epochs": 1, "lr_max": 0.01})
     view = dataclasses.replace(fig9_interpolation._VIEW, points=5, n_eval=64)
     monkeypatch.setattr(fig9_interpolation, "_VIEW", view)

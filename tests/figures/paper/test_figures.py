@@ -23,9 +23,11 @@ from lowland.figures.paper import (
 )
 from lowland.figures.paper import networks as networks_module
 from lowland.figures.paper.caption import caption, not_default
-from lowland.figures.paper.networks import SEEDS, method, network, network_label, networks
+from lowland.figures.paper.networks import method, network, network_label, networks
 from lowland.figures.paper.published import CIFAR10, CIFAR100, FIGURE1, SWITCHING
 from lowland.figures.tasks import Measured, Store, Training, in_levels, weights_of
+
+SEEDS = (0, 1, 2)
 
 
 def labels(ax):
@@ -77,7 +79,7 @@ def test_figures_share_runs() -> None:
         name: {t.name for t in FIGURES[name].runs("quick")} for name in ("fig1", "m-sweep", "convergence")
     }
     assert runs["convergence"] <= runs["fig1"]
-    assert len(runs["fig1"] & runs["m-sweep"]) == 3 * (1 + len(fig1.RADII["quick"]))
+    assert len(runs["fig1"] & runs["m-sweep"]) == 5 * (1 + len(fig1.RADII["quick"]))
     every = in_levels([task for figure in FIGURES.values() for task in figure.runs("quick")])
     assert sum(len(level) for level in every) < sum(
         len([t for level in in_levels(figure.runs("quick")) for t in level]) for figure in FIGURES.values()
@@ -248,7 +250,7 @@ def test_fine_tuning_starts_from_its_own_seed_and_ends_in_four_ways() -> None:
         if task.start is not None:
             assert task.start.config.seed == task.config.seed
             assert task.config.lr_schedule == "constant"
-    assert len(FIGURES["fig9"].runs("quick")) == 3 * 6
+    assert len(FIGURES["fig9"].runs("quick")) == 5 * 6
 
 
 def test_a_caption_says_what_is_common_and_what_varies() -> None:

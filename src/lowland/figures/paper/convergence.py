@@ -22,7 +22,7 @@ def runs(scale: Scale) -> list[Task]:
     """ERM and SAM."""
     base = network(scale, **(_EPOCHS if scale == "paper" else {}))
     sam = network(scale, sam_rho=RHO[scale], **(_EPOCHS if scale == "paper" else {}))
-    return [Training(config) for config in with_seeds([base, sam])]
+    return [Training(config) for config in with_seeds([base, sam], scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from lowland.figures.paper.figure import Rows
 from lowland.figures.style import panels
@@ -76,10 +77,18 @@ def against_radius(figure: Figure, axes: dict[str, Axes], rows: Rows, y: str = "
                 level_with_spread(ax, group, y, color=color, label=name)
             else:
                 line_with_spread(ax, group, "rho", y, color=color, label=name)
-        ax.set(xscale="log", xlabel="ρ")
+        over_radii(ax)
         limit_to(ax, [row[y] for row in own if row["published"] or np.isfinite(row[y])])
     axes[next(iter(axes))].set_ylabel("test error (%)")
     shared_legend(figure, list(axes.values()))
+
+
+def over_radii(ax: Axes) -> None:
+    """A logarithmic axis of radii, with ticks that do not run into each other."""
+    ax.set(xscale="log", xlabel="ρ")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def limit_to(ax: Axes, values: Sequence[float]) -> None:

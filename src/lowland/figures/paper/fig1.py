@@ -24,7 +24,7 @@ RADII = {
     "small": (0.05, 0.1, 0.2),
     "paper": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
 }
-N_SAM_RADII = {"quick": (0.05, 0.1, 0.4), "small": (0.05, 0.2), "paper": RADII["paper"]}
+N_SAM_RADII = {"quick": (0.05, 0.1, 0.4, 0.8), "small": (0.05, 0.2), "paper": RADII["paper"]}
 DEVIATIONS = {"quick": (0.001, 0.01), "small": (0.003,), "paper": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 
 
@@ -38,7 +38,7 @@ def runs(scale: Scale) -> list[Task]:
             configs.append(dataclasses.replace(base, sam_rho=rho, sam_use_prev_batch=True))
         for deviation in DEVIATIONS[scale]:
             configs.append(dataclasses.replace(base, add_weight_perturb_scale=deviation))
-    return [Training(config) for config in with_seeds(configs)]
+    return [Training(config) for config in with_seeds(configs, scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:

@@ -32,7 +32,7 @@ def runs(scale: Scale) -> list[Task]:
             for m, radii in METHODS[scale].items()
             for rho in radii
         ]
-    return [Training(config) for config in with_seeds(configs)]
+    return [Training(config) for config in with_seeds(configs, scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:

@@ -31,7 +31,7 @@ class Four:
 def fine_tuned(scale: Scale) -> list[Four]:
     """Each seed's runs by ERM and SAM, and each of them continued by both."""
     found = []
-    for seed in SEEDS:
+    for seed in SEEDS[scale]:
         base = network(scale, seed=seed, **({"epochs": 1000} if scale == "paper" else {}))
         methods = {"ERM": base, "SAM": dataclasses.replace(base, sam_rho=RHO[scale])}
         before = {name: Training(config) for name, config in methods.items()}

@@ -9,7 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import level_with_spread, limit_to, line_with_spread, shared_legend
+from lowland.figures.paper.drawing import (
+    level_with_spread,
+    limit_to,
+    line_with_spread,
+    over_radii,
+    shared_legend,
+)
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import final_rows
@@ -20,9 +26,9 @@ from lowland.figures.tasks import Store, Task, Training
 RADII: dict[Scale, dict[int, tuple[float, ...]]] = {
     "quick": {
         128: (0.05, 0.1, 0.2, 0.4, 0.8),
-        16: (0.05, 0.1, 0.2),
-        4: (0.025, 0.05, 0.1),
-        1: (0.0125, 0.025, 0.05),
+        16: (0.05, 0.1, 0.2, 0.4),
+        4: (0.025, 0.05, 0.1, 0.2),
+        1: (0.025, 0.05, 0.1),
     },
     "small": {128: (0.05, 0.1, 0.2), 4: (0.025, 0.05, 0.1)},
     "paper": {
@@ -44,7 +50,7 @@ def runs(scale: Scale) -> list[Task]:
     for m, radii in RADII[scale].items():
         m_or_all = None if m == base.batch_size else m
         configs += [dataclasses.replace(base, sam_rho=rho, m=m_or_all) for rho in radii]
-    return [Training(config) for config in with_seeds(configs)]
+    return [Training(config) for config in with_seeds(configs, scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:
@@ -66,7 +72,8 @@ def plot(rows: Rows) -> Figure:
     for ax in (left, right):
         level_with_spread(ax, erm, "test_error", color="0.3", label="ERM")
         limit_to(ax, [row["test_error"] for row in rows])
-    left.set(xscale="log", xlabel="ρ", ylabel="test error (%)")
+    over_radii(left)
+    left.set_ylabel("test error (%)")
     right.set(xscale="log", xlabel="m")
     _whole_numbers(right, sizes)
     shared_legend(figure, [left, right])

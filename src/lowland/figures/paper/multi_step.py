@@ -24,7 +24,7 @@ ONE_STEP = {
     "paper": (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3),
 }
 TEN_STEPS = {"quick": (0.1, 0.2), "small": (0.05, 0.1), "paper": ONE_STEP["paper"]}
-SMALL_M = {"quick": (0.025, 0.05, 0.1), "small": (0.025, 0.05, 0.1), "paper": ONE_STEP["paper"][:5]}
+SMALL_M = {"quick": (0.025, 0.05, 0.1, 0.2), "small": (0.025, 0.05, 0.1), "paper": ONE_STEP["paper"][:5]}
 OF_PAPER = {"model": "resnet18_gn", "batch_size": 256}
 
 
@@ -35,7 +35,7 @@ def runs(scale: Scale) -> list[Task]:
     configs = [base, *(dataclasses.replace(base, sam_rho=rho) for rho in ONE_STEP[scale])]
     configs += [dataclasses.replace(base, sam_rho=rho, **ten) for rho in TEN_STEPS[scale]]
     configs += [dataclasses.replace(base, sam_rho=rho, m=4) for rho in SMALL_M[scale]]
-    return [Training(config) for config in with_seeds(configs)]
+    return [Training(config) for config in with_seeds(configs, scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:

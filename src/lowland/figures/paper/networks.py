@@ -8,8 +8,8 @@ from typing import Any
 from lowland.deep import TrainConfig
 from lowland.figures.paper.figure import Scale
 
-SEEDS = (0, 1, 2)
-"""Of every deep network; the original's notebooks have these three."""
+SEEDS: dict[Scale, tuple[int, ...]] = {"quick": (0, 1, 2, 3, 4), "small": (0, 1, 2), "paper": (0, 1, 2)}
+"""Of every deep network; the original's notebooks have the first three."""
 
 _SETTINGS = {
     # 4,000 images without augmentation: interpolated in seconds, and what SAM changes can be seen.
@@ -70,9 +70,9 @@ def networks(scale: Scale, **options: Any) -> list[TrainConfig]:
     return [first, dataclasses.replace(first, dataset="cifar100", model="resnet34")]
 
 
-def with_seeds(configs: list[TrainConfig]) -> list[TrainConfig]:
-    """Each with every seed."""
-    return [dataclasses.replace(config, seed=seed) for config in configs for seed in SEEDS]
+def with_seeds(configs: list[TrainConfig], scale: Scale) -> list[TrainConfig]:
+    """Each with every seed of the scale."""
+    return [dataclasses.replace(config, seed=seed) for config in configs for seed in SEEDS[scale]]
 
 
 def network_label(config: TrainConfig) -> str:

@@ -37,7 +37,7 @@ def runs(scale: Scale) -> list[Task]:
         configs += [
             dataclasses.replace(base, sam_rho=rho, sam_no_grad_norm=True) for rho in RAW[scale][noise]
         ]
-    return [Training(config) for config in with_seeds(configs)]
+    return [Training(config) for config in with_seeds(configs, scale)]
 
 
 def _noise(task: Training) -> Row:

@@ -33,7 +33,7 @@ def runs(scale: Scale) -> list[Task]:
         n_eval=EXAMPLES[scale],
         steps=STEPS[scale],
     )
-    return [Measured(Training(config), asked) for config in with_seeds(networks)]
+    return [Measured(Training(config), asked) for config in with_seeds(networks, scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:

@@ -33,7 +33,7 @@ def runs(scale: Scale) -> list[Task]:
         configs += [base, sam]
         configs += [dataclasses.replace(sam, sam_epoch_frac_end=f) for f in FRACTIONS[scale]]
         configs += [dataclasses.replace(sam, sam_epoch_frac_start=f) for f in FRACTIONS[scale]]
-    return [Training(config) for config in with_seeds(configs)]
+    return [Training(config) for config in with_seeds(configs, scale)]
 
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:

@@ -51,11 +51,12 @@ def final_rows(
 def curve_rows(
     tasks: Sequence[Task], store: Store, *, more: Callable[[Training], Row] = lambda _: {}
 ) -> Rows:
-    """A row per training run and epoch."""
+    """A row per training run and epoch that was evaluated on whole splits."""
     return [
         identity(task.config) | more(task) | {"epoch": row["epoch"]} | _numbers(row) | {"run": task.name}
         for task in finished(tasks, store)
         for row in store.run(task).rows()
+        if row["full"]
     ]
 
 
