@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lowland.deep import TrainConfig
 from lowland.errors import InputError
+from lowland.figures.paper.networks import method
 from lowland.runs import Run, read_lines
 
 Row = dict[str, Any]
@@ -80,7 +82,8 @@ def gathered(directories: Sequence[Path], order: Sequence[str] = ()) -> Gathered
             if "numbers" in run_:
                 row = _run_row(run_["name"], run_["config"], run_["numbers"] | {"seconds": run_["seconds"]})
                 runs.setdefault(run_["name"], row)
-        sharpness += [row for row in figure.rows if "sharpness" in row or "factor" in row]
+        ours = [row for row in figure.rows if not row.get("published")]
+        sharpness += [row for row in ours if "sharpness" in row or "factor" in row]
     return Gathered(figures, list(runs.values()), [_measure_row(row) for row in sharpness])
 
 
@@ -108,18 +111,18 @@ def _figure(path: Path) -> FigureFiles:
     return FigureFiles(about, svg, [{k: v for k, v in row.items() if v is not None} for row in rows])
 
 
-def _run_row(name: str, config: Mapping[str, Any], last: Mapping[str, Any]) -> Row:
-    rho = config.get("sam_rho", 0.0)
-    m = config.get("m") or config.get("batch_size", 128)
+def _run_row(name: str, stored: Mapping[str, Any], last: Mapping[str, Any]) -> Row:
+    """A training run, from its config or from what of it is not the default."""
+    config = TrainConfig.from_dict(stored)
     return {
         "run": name,
-        "data": config.get("dataset", "digits"),
-        "noise": config.get("p_label_noise", 0.0),
-        "model": config.get("model", "resnet_tiny_gn"),
-        "method": f"{m}-SAM" if rho else "ERM",
-        "ρ": rho,
-        "seed": config.get("seed", 0),
-        "epochs": config.get("epochs", 100),
+        "data": config.dataset,
+        "wrong labels": config.p_label_noise,
+        "model": config.model,
+        "method": method(config),
+        "ρ": config.sam_rho,
+        "epochs": config.epochs,
+        "seed": config.seed,
         "test error (%)": _per_cent(last.get("test_error")),
         "validation (%)": _per_cent(last.get("validation_error")),
         "training loss": last.get("train_loss"),

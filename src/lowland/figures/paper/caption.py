@@ -12,12 +12,12 @@ from lowland.figures.tasks import Task, in_levels
 from lowland.relu.experiment import ReluConfig
 
 _KINDS = {
-    "train": "training runs",
-    "diagonal": "experiments on diagonal networks",
-    "relu": "experiments on ReLU networks",
-    "theorem2": "experiments on quadratics",
-    "sharpness": "measured networks",
-    "landscape": "lines between networks",
+    "train": ("training run", "training runs"),
+    "diagonal": ("experiment on diagonal networks", "experiments on diagonal networks"),
+    "relu": ("experiment on ReLU networks", "experiments on ReLU networks"),
+    "theorem2": ("experiment on quadratics", "experiments on quadratics"),
+    "sharpness": ("measured network", "measured networks"),
+    "landscape": ("line between networks", "lines between networks"),
 }
 _MANY = 12
 
@@ -52,7 +52,8 @@ def _sentence(kind: str, configs: Sequence[Mapping[str, Any]]) -> str:
         elif values[0] != defaults.get(name):
             common.append(f"{name} {_text(values[0])}")
     seeds = _distinct([config["seed"] for config in configs if "seed" in config])
-    parts = [f"{len(configs)} {_KINDS[kind]}"]
+    one, many = _KINDS[kind]
+    parts = [f"1 {one}" if len(configs) == 1 else f"{len(configs)} {many}"]
     parts += [", ".join(common)] if common else []
     parts += [f"varied: {', '.join(varied)}"] if varied else []
     parts += [f"seeds {_listed(seeds)}"] if len(seeds) > 1 else []
