@@ -74,6 +74,7 @@ def test_a_failed_run_is_told_with_exit_code_1_and_the_others_are_drawn(run, mon
         (("figure", "fig1", "--jobs", "0"), "jobs must be positive, got 0."),
         (("figure", "fig1", "--engine", "here", "--jobs", "2"), "jobs must be left out for engine here"),
         (("figure", "fig1", "--device", "abacus"), "device must be one of this machine's, got 'abacus'"),
+        (("figure", "fig1", "--data_dir", "nowhere"), "data_dir must be an existing folder"),
         (("report", "nowhere"), "a directory is needed, but there is no directory nowhere."),
         (("report", "."), "there must be a figure or a finished run to report, got none in .."),
         (("report",), "directories must come before the options"),

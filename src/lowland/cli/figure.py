@@ -17,7 +17,7 @@ from lowland.cli.arguments import parse
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.sources import sources_and_options
 from lowland.cli.sweeps import print_wide, require_positive
-from lowland.deep import Interrupted, Place
+from lowland.deep import Interrupted, Place, load_data
 from lowland.errors import InputError, one_of
 from lowland.figures.paper import FIGURES, Claim, PaperFigure, Scale
 from lowland.figures.paper.files import drawn, estimated
@@ -28,6 +28,7 @@ from lowland.figures.tasks import (
     Processes,
     Store,
     Task,
+    Training,
     Watch,
     carried_out,
     in_levels,
@@ -82,6 +83,7 @@ def run(argv: Sequence[str]) -> int:
         return _announced(figures, command, store, console)
     Place(command.device).torch_device()
     tasks = [task for figure in figures for task in figure.runs(command.scale)]
+    _require_data(tasks, store, command.data_dir)
     failures: Failures = {}
     with stop_on_signals() as should_stop, _watching(tasks, store, console) as watch:
         try:
@@ -93,6 +95,9 @@ def run(argv: Sequence[str]) -> int:
             return 130
     for figure in figures:
         result = drawn(figure, command.scale, command.out, failures=failures)
+        if result is None:
+            console.print(f"not drawn: {figure.name}, none of its runs is there.", highlight=False)
+            continue
         _print_claims(figure, result.claims, console)
         without = f", drawn without {len(result.missing)} of its runs" if result.missing else ""
         console.print(f"picture: {result.picture}.png{without}", highlight=False, soft_wrap=True)
@@ -107,6 +112,14 @@ def _asked(names: Sequence[str]) -> list[PaperFigure]:
     for name in names:
         one_of("figure", name, [*FIGURES, "all"])
     return [FIGURES[name] for name in dict.fromkeys(names)]
+
+
+def _require_data(tasks: Sequence[Task], store: Store, data_dir: Path | None) -> None:
+    """Reads each data set that is needed, so that one that cannot be had is told before anything runs."""
+    todo = [task for level in in_levels(tasks) for task in level if not store.has(task)]
+    configs = {task.config.dataset: task.config for task in todo if isinstance(task, Training)}
+    for config in configs.values():
+        load_data(config, data_dir)
 
 
 def _listed(console: Console) -> int:

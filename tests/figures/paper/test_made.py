@@ -1,6 +1,7 @@
 """Figures made from runs, small ones: at the command line, continued, with their files."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -70,11 +71,17 @@ def test_fine_tuning_is_counted_on_through_the_switch(tmp_path) -> None:
 @pytest.mark.usefixtures("tiny_figures")
 def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path) -> None:
     made(tmp_path, "convergence")
-    result = drawn(FIGURES["suboptimality"], "quick", tmp_path, failures={"x": "it broke."})
-    missing = [task.name for task in FIGURES["suboptimality"].runs("quick")]
-    assert sorted(result.missing) == sorted(missing)
-    about = json.loads((tmp_path / "suboptimality-quick" / "figure.json").read_text())
-    assert set(about["missing"].values()) == {"it was not run."}
+    assert drawn(FIGURES["suboptimality"], "quick", tmp_path) is None
+    assert not (tmp_path / "suboptimality-quick").exists()
+    lost, *_, left = FIGURES["convergence"].runs("quick")
+    shutil.rmtree(Store(tmp_path / "runs").run(lost).path)
+    result = drawn(FIGURES["convergence"], "quick", tmp_path, failures={lost.name: "it broke."})
+    assert result.missing == [lost.name]
+    about = json.loads((tmp_path / "convergence-quick" / "figure.json").read_text())
+    assert about["missing"] == {lost.name: "it broke."}
+    assert left.name in {run["name"] for run in about["runs"]}
+    rows = pq.read_table(tmp_path / "convergence-quick" / "data.parquet").to_pylist()
+    assert lost.name not in {row["run"] for row in rows}
 
 
 @pytest.mark.usefixtures("tiny_figures")

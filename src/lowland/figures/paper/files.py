@@ -37,7 +37,7 @@ class Drawn:
 
 def drawn(
     figure: PaperFigure, scale: Scale, out: Path, *, failures: Failures | None = None, command: str = ""
-) -> Drawn:
+) -> Drawn | None:
     """Draws a figure from the runs in ``out`` and writes its files into ``out/NAME-SCALE``.
 
     ``figure.png``, ``.pdf`` and ``.svg``; ``data.parquet``, the rows that were drawn; ``figure.json``: title,
@@ -49,8 +49,13 @@ def drawn(
         out: Where its runs are, and its files will be.
         failures: Why tasks that failed did.
         command: What made it.
+
+    Returns:
+        What was drawn; ``None``, and no file, if none of its runs is there.
     """
     store, tasks = Store(out / "runs"), figure.runs(scale)
+    if not any(store.has(task) for task in tasks):
+        return None
     rows = figure.data(tasks, store)
     claims = figure.claims(rows)
     directory = out / f"{figure.name}-{scale}"
