@@ -25,7 +25,9 @@ from lowland.figures.paper import networks as networks_module
 from lowland.figures.paper.caption import caption, not_default
 from lowland.figures.paper.networks import method, network, network_label, networks
 from lowland.figures.paper.published import CIFAR10, CIFAR100, FIGURE1, SWITCHING
+from lowland.figures.paper.trained import curve_rows, final_rows
 from lowland.figures.tasks import Measured, Store, Training, in_levels, weights_of
+from lowland.runs import Run
 
 SEEDS = (0, 1, 2)
 
@@ -358,3 +360,19 @@ def test_the_line_between_minima_is_judged_by_its_barrier() -> None:
     loss, error = FIGURES["fig9-interpolation"].plot(rows(0.01)).axes
     np.testing.assert_allclose(labels(loss)["train"].get_ydata(), [0.01, 0.01, 0.02, 0.01, 0.01])
     np.testing.assert_allclose(labels(error)["test"].get_ydata(), [6.0] * 5)
+
+
+def test_curves_have_whole_evaluations_only_and_per_cent(tmp_path) -> None:
+    store, task = Store(tmp_path), Training(network("quick", sam_rho=0.1, seed=2))
+    run = Run.create(store.run(task).path, task.describe(), {})
+    for epoch, full, error in ((0, False, 0.9), (5, True, 0.25), (6, False, 0.1), (10, True, None)):
+        run.append(
+            {"epoch": epoch, "full": full, "test_error": error, "train_loss": None if epoch == 10 else 1.0}
+        )
+    assert curve_rows([task], store) == []
+    run.finish({})
+    rows = curve_rows([task], store)
+    assert [(row["epoch"], row.get("test_error")) for row in rows] == [(5, 25.0), (10, None)]
+    assert math.isnan(rows[1]["train_loss"])
+    (last,) = final_rows([task], store, more=lambda task: {"kind": task.config.model})
+    assert (last["method"], last["rho"], last["seed"], last["kind"]) == ("128-SAM", 0.1, 2, "fc")
