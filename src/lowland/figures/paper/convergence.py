@@ -14,7 +14,7 @@ from lowland.figures.paper.verdicts import compared, mean_and_spread, seeds_of
 from lowland.figures.style import in_our_style, panels
 from lowland.figures.tasks import Store, Task, Training
 
-RHO = {"quick": 0.2, "small": 0.1, "paper": 0.1}
+RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 _EPOCHS = {"epochs": 1000}
 
 

@@ -21,10 +21,10 @@ from lowland.figures.tasks import Store, Task, Training, weights_of
 
 RADII = {
     "quick": (0.05, 0.1, 0.2, 0.4, 0.8),
-    "small": (0.05, 0.1),
+    "small": (0.025, 0.05),
     "paper": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
 }
-N_SAM_RADII = {"quick": (0.05, 0.1, 0.4, 0.8), "small": (0.05, 0.1), "paper": RADII["paper"]}
+N_SAM_RADII = {"quick": (0.05, 0.1, 0.4, 0.8), "small": (0.025, 0.05), "paper": RADII["paper"]}
 DEVIATIONS = {"quick": (0.001, 0.01), "small": (0.003,), "paper": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 
 

@@ -10,7 +10,7 @@ from lowland.figures.paper.figure import Scale
 from lowland.figures.paper.networks import SEEDS, network
 from lowland.figures.tasks import Training
 
-RHO = {"quick": 0.2, "small": 0.1, "paper": 0.1}
+RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 # The step size is the last one of the first part; ten times that at the smaller scales, whose few steps would
 # move nothing.
 _FURTHER: dict[Scale, dict[str, Any]] = {

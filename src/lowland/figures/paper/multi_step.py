@@ -20,11 +20,11 @@ from lowland.figures.tasks import Store, Task, Training
 
 ONE_STEP = {
     "quick": (0.05, 0.1, 0.2, 0.4, 0.8),
-    "small": (0.05, 0.1),
+    "small": (0.025, 0.05),
     "paper": (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3),
 }
-TEN_STEPS = {"quick": (0.1, 0.2), "small": (0.05, 0.1), "paper": ONE_STEP["paper"]}
-SMALL_M = {"quick": (0.025, 0.05, 0.1, 0.2), "small": (0.025, 0.05), "paper": ONE_STEP["paper"][:5]}
+TEN_STEPS = {"quick": (0.1, 0.2), "small": (0.025, 0.05), "paper": ONE_STEP["paper"]}
+SMALL_M = {"quick": (0.025, 0.05, 0.1, 0.2), "small": (0.0125, 0.025), "paper": ONE_STEP["paper"][:5]}
 OF_PAPER = {"model": "resnet18_gn", "batch_size": 256}
 
 

@@ -17,7 +17,7 @@ from lowland.figures.tasks import Store, Task, Training
 
 NORMALIZED: dict[Scale, dict[float, tuple[float, ...]]] = {
     "quick": {0.0: (0.2,), 0.6: (0.2,)},
-    "small": {0.0: (0.1,), 0.6: (0.1,)},
+    "small": {0.0: (0.05,), 0.6: (0.1,)},
     "paper": {0.0: (0.1,), 0.6: (0.2,)},
 }
 RAW: dict[Scale, dict[float, tuple[float, ...]]] = {

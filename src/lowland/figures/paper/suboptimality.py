@@ -16,7 +16,7 @@ from lowland.figures.paper.verdicts import Difference, mean_and_spread
 from lowland.figures.style import in_our_style
 from lowland.figures.tasks import Measured, Store, Task, Training
 
-RHO = {"quick": 0.2, "small": 0.1, "paper": 0.1}
+RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 SIZES = {"quick": (4, 16, 64, 256), "small": (4, 16, 64, 256), "paper": (4, 16, 64, 256, 1024)}
 STEPS = {"quick": 50, "small": 50, "paper": 100}
 EXAMPLES = {"quick": 256, "small": 512, "paper": 1024}

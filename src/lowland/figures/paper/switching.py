@@ -16,7 +16,7 @@ from lowland.figures.paper.verdicts import compared, first_network
 from lowland.figures.style import in_our_style
 from lowland.figures.tasks import Store, Task, Training
 
-RHO = {"quick": 0.2, "small": 0.1, "paper": 0.1}
+RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 FRACTIONS = {
     "quick": (0.25, 0.5, 0.75),
     "small": (0.25, 0.5, 0.75),
