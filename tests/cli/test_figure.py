@@ -17,6 +17,12 @@ def test_every_figure_is_listed(run) -> None:
         assert figure.source in out
 
 
+def test_a_list_needs_no_names_whatever_else_is_said(run) -> None:
+    code, out, _ = run("figure", "--scale", "quick", "--list")
+    assert code == 0
+    assert "fig12" in out
+
+
 def test_help_says_what_the_options_are(run) -> None:
     code, out, _ = run("figure", "--help")
     assert code == 0

@@ -10,20 +10,20 @@ from lowland.errors import InputError
 from lowland.runs import in_threads, read_table
 
 
-def test_outcomes_come_in_the_order_of_the_jobs() -> None:
-    second = threading.Event()
+def test_outcomes_come_in_the_order_of_the_jobs_and_are_told_as_they_end() -> None:
+    told: list[int] = []
+    fast_was_told = threading.Event()
 
     def slow() -> str:
-        assert second.wait(10)
+        assert fast_was_told.wait(10)
         return "first"
 
-    def fast() -> str:
-        second.set()
-        return "second"
+    def tell(index: int) -> None:
+        told.append(index)
+        fast_was_told.set()
 
-    done: list[int] = []
-    assert in_threads([slow, fast], threads=2, on_done=done.append) == ["first", "second"]
-    assert done == [1, 0]
+    assert in_threads([slow, lambda: "second"], threads=2, on_done=tell) == ["first", "second"]
+    assert told == [1, 0]
 
 
 def test_an_error_is_raised_and_what_has_not_begun_is_left_out() -> None:

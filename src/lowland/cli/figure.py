@@ -31,7 +31,7 @@ from lowland.figures.tasks import (
     Training,
     Watch,
     carried_out,
-    in_levels,
+    unfinished,
 )
 
 _USAGE = "lowland figure NAME ..."
@@ -45,7 +45,7 @@ class FigureCommand:
 
     Attributes:
         list: Name the figures, and what each shows.
-        scale: quick (minutes on two cores), small (a night of two cores), paper (the paper's own settings).
+        scale: quick (at most half an hour of two cores), small (a night of them), paper (the paper's own).
         out: Directory of the pictures and of the runs, which figures share.
         jobs: Runs at once, which share the cores; by default one per core at scale quick, else one.
         engine: Where runs happen: in processes of their own, or one after the other in this one.
@@ -66,14 +66,10 @@ class FigureCommand:
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0, 1 if a run failed, 130 if it was interrupted."""
-    if set(argv) & {"--list", "-h", "--help"}:
-        command, console = (
-            parse(FigureCommand, [w for w in argv if w.startswith("-")], prog=_USAGE),
-            Console(),
-        )
-        return _listed(console) if command.list else 0
-    names, options = sources_and_options(argv, _USAGE, what="names of figures")
+    names, options = sources_and_options(argv, _USAGE, what="names of figures", alone="--list")
     command, console = parse(FigureCommand, options, prog=_USAGE), Console()
+    if command.list:
+        return _listed(console)
     require_positive("jobs", command.jobs)
     if command.engine == "here" and command.jobs not in (None, 1):
         raise InputError(f"jobs must be left out for engine here, which has one, got {command.jobs}.")
@@ -116,7 +112,7 @@ def _asked(names: Sequence[str]) -> list[PaperFigure]:
 
 def _require_data(tasks: Sequence[Task], store: Store, data_dir: Path | None) -> None:
     """Reads each data set that is needed, so that one that cannot be had is told before anything runs."""
-    todo = [task for level in in_levels(tasks) for task in level if not store.has(task)]
+    todo = unfinished(tasks, store)
     configs = {task.config.dataset: task.config for task in todo if isinstance(task, Training)}
     for config in configs.values():
         load_data(config, data_dir)
@@ -164,7 +160,7 @@ def _print_claims(figure: PaperFigure, claims: Sequence[Claim], console: Console
 @contextmanager
 def _watching(tasks: Sequence[Task], store: Store, console: Console) -> Iterator[Watch]:
     """A bar for each running task on a terminal, else a line for each that has ended."""
-    todo = sum(not store.has(task) for level in in_levels(tasks) for task in level)
+    todo = len(unfinished(tasks, store))
     if not console.is_terminal:
         yield Lines(todo, console)
         return

@@ -24,8 +24,8 @@ from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 from lowland.figures.landscape import plot_contour, plot_line, surface_html
-from lowland.figures.style import save
-from lowland.runs import Run, config_hash, describe_environment, replace_atomically
+from lowland.figures.style import save_all
+from lowland.runs import Run, config_hash, describe_environment, write_text
 from lowland.sharpness import barrier
 
 
@@ -115,8 +115,7 @@ def _table(seen: Scenery) -> Table:
 
 def _draw(seen: Scenery, path: Path, console: Console) -> None:
     for name, figure in _pictures(seen).items():
-        for suffix in (".png", ".pdf"):
-            save(figure, path / f"{name}{suffix}")
+        save_all(figure, path / name)
         console.print(f"picture: {path / name}.png", highlight=False, soft_wrap=True)
     if seen.view != "plane":
         return
@@ -125,7 +124,7 @@ def _draw(seen: Scenery, path: Path, console: Console) -> None:
     except InputError as error:
         console.print(f"no interactive surface: {error}", highlight=False, soft_wrap=True)
         return
-    replace_atomically(path / "surface.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path / "surface.html", page)
     console.print(f"interactive: {path / 'surface.html'}", highlight=False, soft_wrap=True)
 
 

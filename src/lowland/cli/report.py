@@ -13,7 +13,7 @@ from lowland.cli.sources import sources_and_options
 from lowland.errors import InputError
 from lowland.figures.paper import FIGURES
 from lowland.report import gathered, page
-from lowland.runs import replace_atomically
+from lowland.runs import write_text
 
 _USAGE = "lowland report DIR ..."
 
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     text = page(found)
     command.out.mkdir(parents=True, exist_ok=True)
     path = command.out / "index.html"
-    replace_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     counts = f"{len(found.figures)} figures, {len(found.runs)} runs, {len(found.sharpness)} measures"
     console.print(f"{counts}: {path}", highlight=False, soft_wrap=True)
     return 0

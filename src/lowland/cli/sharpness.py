@@ -20,7 +20,7 @@ from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.measures import Row, Taken, measures
 from lowland.deep.subject import Subject, SubjectOptions, load_subject
 from lowland.figures.sharpness import plot_densities, plot_sharpness
-from lowland.figures.style import save
+from lowland.figures.style import save_all
 from lowland.runs import append_line, read_lines
 from lowland.sharpness import SpectralDensity
 
@@ -149,8 +149,7 @@ def _draw(taken: dict[str, Taken], directory: Path | None, console: Console) -> 
         pictures["density"] = plot_densities(densities)
     directory.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
-        for suffix in (".png", ".pdf"):
-            save(figure, directory / f"{name}{suffix}")
+        save_all(figure, directory / name)
         console.print(f"picture: {directory / name}.png", highlight=False, soft_wrap=True)
 
 

@@ -9,7 +9,7 @@ from lowland.errors import InputError
 
 
 def sources_and_options(
-    argv: Sequence[str], usage: str, *, what: str = "networks"
+    argv: Sequence[str], usage: str, *, what: str = "networks", alone: str = "--help"
 ) -> tuple[list[str], list[str]]:
     """The words before the first option, and the rest.
 
@@ -17,13 +17,14 @@ def sources_and_options(
         argv: The command's words.
         usage: How the command is called, for the error.
         what: What the words are.
+        alone: An option that needs none of them, as ``--help`` and ``-h`` do.
 
     Raises:
-        InputError: If there is no word before the options, unless they ask for help.
+        InputError: If there is no word before the options, unless these need none.
     """
     words = list(argv)
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    if first == 0 and not {"-h", "--help"} & set(words):
+    if first == 0 and not {"-h", "--help", alone} & set(words):
         raise InputError(f"{what} must come before the options, {usage}, got none.")
     return words[:first], words[first:]
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lowland.errors import InputError
-from lowland.figures.style import save
+from lowland.figures.style import save_all
 from lowland.runs import Run, config_hash, describe_environment, write_results
 from lowland.runs.results import Outcome
 
@@ -52,8 +52,7 @@ def carried_out(
         with _progress(count, console) as on_done:
             outcomes = conduct(on_done)
         for name, figure in pictures(outcomes).items():
-            for suffix in (".png", ".pdf"):
-                save(figure, path / f"{name}{suffix}")
+            save_all(figure, path / name)
             console.print(f"picture: {path / name}.png", highlight=False, soft_wrap=True)
         write_results(run, outcomes)
     return outcomes

@@ -45,3 +45,9 @@ def drawable(losses: ArrayLike) -> np.ndarray:
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure atomically, in the format of the path's suffix."""
     replace_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
+
+
+def save_all(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> None:
+    """Writes the figure in several formats; ``stem`` is their path without a suffix."""
+    for suffix in suffixes:
+        save(figure, stem.with_name(stem.name + suffix))

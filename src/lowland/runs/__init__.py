@@ -1,6 +1,6 @@
 """A run's directory: config, environment, metrics, checkpoint; tables; many small runs at once."""
 
-from lowland.runs.atomic import replace_atomically, write_json
+from lowland.runs.atomic import replace_atomically, write_json, write_text
 from lowland.runs.directory import Run, config_hash
 from lowland.runs.environment import describe_environment
 from lowland.runs.lines import append_line, read_lines
@@ -18,4 +18,5 @@ __all__ = [
     "replace_atomically",
     "write_json",
     "write_results",
+    "write_text",
 ]

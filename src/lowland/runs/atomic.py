@@ -32,7 +32,11 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text in UTF-8, atomically."""
     replace_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

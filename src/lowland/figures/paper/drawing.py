@@ -11,13 +11,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from lowland.figures.paper.figure import Rows
-from lowland.figures.style import panels
+from lowland.figures.style import in_our_style, panels
 
 
 def methods_of(rows: Rows) -> list[str]:
     """In the order of their first rows, ERM first."""
     found = list(dict.fromkeys(row["method"] for row in rows))
     return sorted(found, key=lambda name: name != "ERM")
+
+
+def kinds_of(rows: Rows) -> dict[str, Rows]:
+    """The rows of each method and radius: ERM first, then falling m and rising radii."""
+    groups: dict[str, Rows] = {}
+    for row in sorted(rows, key=lambda row: (row["method"] != "ERM", -row["m"], row["method"], row["rho"])):
+        label = row["method"] if row["rho"] == 0.0 else f"{row['method']}, ρ = {row['rho']:g}"
+        groups.setdefault(label, []).append(row)
+    return groups
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
@@ -66,21 +75,24 @@ def level_with_spread(ax: Axes, rows: Rows, y: str, *, color: str, label: str) -
             ax.axhspan(mean - spread, mean + spread, color=color, alpha=0.12, linewidth=0)
 
 
-def against_radius(figure: Figure, axes: dict[str, Axes], rows: Rows, y: str = "test_error") -> None:
+@in_our_style
+def plot_over_radius(rows: Rows) -> Figure:
     """Test error over the radius: a line per method, ERM as a level, a panel per network."""
+    figure, axes = panels_of(rows)
     colors = colors_of(methods_of(rows))
     for network, ax in axes.items():
         own = [row for row in rows if row["network"] == network]
         for name, color in colors.items():
             group = [row for row in own if row["method"] == name]
             if name == "ERM":
-                level_with_spread(ax, group, y, color=color, label=name)
+                level_with_spread(ax, group, "test_error", color=color, label=name)
             else:
-                line_with_spread(ax, group, "rho", y, color=color, label=name)
+                line_with_spread(ax, group, "rho", "test_error", color=color, label=name)
         over_radii(ax)
-        limit_to(ax, [row[y] for row in own if row["published"] or np.isfinite(row[y])])
+        limit_to(ax, [row["test_error"] for row in own if np.isfinite(row["test_error"])])
     axes[next(iter(axes))].set_ylabel("test error (%)")
     shared_legend(figure, list(axes.values()))
+    return figure
 
 
 def over_radii(ax: Axes) -> None:

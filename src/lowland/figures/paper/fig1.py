@@ -6,17 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from lowland.deep import TrainConfig
-from lowland.figures.paper.drawing import against_radius, panels_of
+from lowland.figures.paper.drawing import plot_over_radius
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.networks import networks, with_seeds
 from lowland.figures.paper.published import FIGURE1
 from lowland.figures.paper.published import against_radius as published
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import chosen, compared, first_network
-from lowland.figures.style import in_our_style
 from lowland.figures.tasks import Store, Task, Training, weights_of
 
 RADII = {
@@ -50,14 +47,6 @@ def data(tasks: Sequence[Task], store: Store) -> Rows:
 def _radius(task: Training) -> Row:
     deviation = task.config.add_weight_perturb_scale
     return {"rho": deviation * math.sqrt(weights_of(task.config))} if deviation else {}
-
-
-@in_our_style
-def plot(rows: Rows) -> Figure:
-    """Test error over the radius."""
-    figure, axes = panels_of(rows)
-    against_radius(figure, axes, rows)
-    return figure
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -95,7 +84,7 @@ FIGURE = PaperFigure(
     "Figure 1",
     runs,
     data,
-    plot,
+    plot_over_radius,
     claims,
     "n-SAM climbs on the previous batch, as the original code does (--sam_use_prev_batch); that the "
     "figure's n-SAM is this one is inferred. Random perturbations are Gaussian; their radius is σ times "

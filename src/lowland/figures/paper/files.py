@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lowland.figures.paper.caption import caption, not_default
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
-from lowland.figures.style import save
+from lowland.figures.style import save_all
 from lowland.figures.tasks import Failures, Store, Task, in_levels
-from lowland.runs import describe_environment, replace_atomically, write_json
+from lowland.runs import describe_environment, write_json
+from lowland.runs.results import write_table
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -35,9 +33,7 @@ class Drawn:
     missing: list[str]
 
 
-def drawn(
-    figure: PaperFigure, scale: Scale, out: Path, *, failures: Failures | None = None, command: str = ""
-) -> Drawn | None:
+def drawn(figure: PaperFigure, scale: Scale, out: Path, *, failures: Failures | None = None) -> Drawn | None:
     """Draws a figure from the runs in ``out`` and writes its files into ``out/NAME-SCALE``.
 
     ``figure.png``, ``.pdf`` and ``.svg``; ``data.parquet``, the rows that were drawn; ``figure.json``: title,
@@ -48,7 +44,6 @@ def drawn(
         scale: At which scale.
         out: Where its runs are, and its files will be.
         failures: Why tasks that failed did.
-        command: What made it.
 
     Returns:
         What was drawn; ``None``, and no file, if none of its runs is there.
@@ -61,8 +56,7 @@ def drawn(
     directory = out / f"{figure.name}-{scale}"
     directory.mkdir(parents=True, exist_ok=True)
     picture = figure.plot(rows)
-    for suffix in SUFFIXES:
-        save(picture, directory / f"figure{suffix}")
+    save_all(picture, directory / "figure", SUFFIXES)
     write_rows(directory / "data.parquet", rows)
     every = [task for level in in_levels(tasks) for task in level]
     missing = [task.name for task in every if not store.has(task)]
@@ -71,7 +65,7 @@ def drawn(
         "title": figure.title,
         "source": figure.source,
         "scale": scale,
-        "command": command or f"lowland figure {figure.name} --scale {scale}",
+        "command": f"lowland figure {figure.name} --scale {scale}",
         "caption": caption(tasks),
         "note": figure.note,
         "claims": [asdict(claim) for claim in claims],
@@ -109,8 +103,7 @@ def _seconds(task: Task, store: Store) -> float:
 def write_rows(path: Path, rows: Rows) -> None:
     """Writes rows, which need not all have the same names, as a Parquet file."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    replace_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_table(path, {name: [row.get(name) for row in rows] for name in names})
 
 
 def estimated(figures: Sequence[PaperFigure], scale: Scale, store: Store) -> list[dict[str, Any]]:

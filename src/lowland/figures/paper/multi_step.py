@@ -6,16 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from lowland.figures.paper.drawing import against_radius, panels_of
+from lowland.figures.paper.drawing import plot_over_radius
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.networks import network, network_label, with_seeds
 from lowland.figures.paper.published import STEPS
 from lowland.figures.paper.published import against_radius as published
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import chosen, compared, first_network
-from lowland.figures.style import in_our_style
 from lowland.figures.tasks import Store, Task, Training
 
 ONE_STEP = {
@@ -41,14 +38,6 @@ def runs(scale: Scale) -> list[Task]:
 def data(tasks: Sequence[Task], store: Store) -> Rows:
     """Final errors."""
     return final_rows(tasks, store) + published(network_label(network("paper", **OF_PAPER)), STEPS)
-
-
-@in_our_style
-def plot(rows: Rows) -> Figure:
-    """Test error over the radius."""
-    figure, axes = panels_of(rows)
-    against_radius(figure, axes, rows)
-    return figure
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -82,7 +71,7 @@ FIGURE = PaperFigure(
     "section 4.1 (multi-step ascent)",
     runs,
     data,
-    plot,
+    plot_over_radius,
     claims,
     "Ten steps of length 0.2 ρ, projected to the ball. The paper's step length is not known, nor its "
     "network: that it is the one with group norm and batches of 256 is inferred from its error of ERM.",

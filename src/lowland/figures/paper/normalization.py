@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import colors_of, line_with_spread
+from lowland.figures.paper.drawing import colors_of, kinds_of, line_with_spread
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import curve_rows
@@ -57,10 +57,7 @@ def plot(rows: Rows) -> Figure:
     figure, axes = panels(titles, height=3.8)
     for ax, noise in zip(axes, levels, strict=True):
         own = [row for row in rows if row["noise"] == noise and row["epoch"] > 0]
-        kinds: dict[str, Rows] = {}
-        for row in sorted(own, key=lambda row: (row["method"], row["rho"])):
-            label = row["method"] if row["rho"] == 0.0 else f"{row['method']}, ρ = {row['rho']:g}"
-            kinds.setdefault(label, []).append(row)
+        kinds = kinds_of(own)
         for label, color in colors_of(list(kinds)).items():
             line_with_spread(ax, kinds.get(label, []), "epoch", "test_error", color=color, label=label)
         ax.set_xlabel("epoch")
@@ -76,25 +73,23 @@ def claims(rows: Rows) -> list[Claim]:
     end = max((row["epoch"] for row in rows), default=0)
     last = [row for row in rows if row["epoch"] == end]
     found = []
-    for noise, statement, published, lower in (
+    for noise, statement, published in (
         (
             0.0,
             "unnormalized SAM generalizes better than ERM too",
             "about 4.1 % (ρ = 0.3), normalized 3.8 %, ERM 5.03 %",
-            True,
         ),
         (
             0.6,
             "with 60 % wrong labels unnormalized SAM ends below normalized SAM",
             "about 12 % (ρ = 0.4) against more than 40 % (ρ = 0.2)",
-            True,
         ),
     ):
         own = [row for row in last if row["noise"] == noise]
         names = {row["method"] for row in own}
         raw = next((name for name in names if name.endswith("USAM")), "")
         other = "ERM" if noise == 0.0 else raw.replace("USAM", "SAM")
-        found.append(compared(statement, published, chosen(own, raw), chosen(own, other), lower=lower))
+        found.append(compared(statement, published, chosen(own, raw), chosen(own, other), lower=True))
     return found
 
 

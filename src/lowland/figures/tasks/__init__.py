@@ -1,7 +1,7 @@
 """What figures are made of: runs that are carried out once, kept by the hash of their config, and shared."""
 
 from lowland.figures.tasks.between import Between
-from lowland.figures.tasks.carried import carried_out, in_levels
+from lowland.figures.tasks.carried import carried_out, in_levels, unfinished
 from lowland.figures.tasks.cost import weights_of
 from lowland.figures.tasks.engines import Engine, Failures, Here, Processes, Watch
 from lowland.figures.tasks.measured import Measured
@@ -24,5 +24,6 @@ __all__ = [
     "Watch",
     "carried_out",
     "in_levels",
+    "unfinished",
     "weights_of",
 ]

@@ -53,6 +53,11 @@ def carried_out(
     return failures
 
 
+def unfinished(tasks: Sequence[Task], store: Store) -> list[Task]:
+    """The tasks, and what they need, that are not in the store yet, each once."""
+    return [task for level in in_levels(tasks) for task in level if not store.has(task)]
+
+
 def in_levels(tasks: Sequence[Task]) -> list[list[Task]]:
     """The tasks and all that they need, each once, such that a task needs earlier levels only."""
     depth: dict[str, int] = {}
