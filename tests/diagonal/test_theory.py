@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 
 from lowland.diagonal import (
     Phase,
@@ -22,6 +22,7 @@ from lowland.diagonal import (
     sparse_regression,
     train,
 )
+from lowland.diagonal.experiment import DiagonalConfig, conduct
 from lowland.errors import InputError
 
 NOTEBOOK = sparse_regression()
@@ -143,6 +144,23 @@ def test_the_minimizer_interpolates_and_satisfies_its_conditions(n, more, log_al
     beta = minimum_potential(problem, alpha)
     np.testing.assert_allclose(problem.X @ beta, problem.y, rtol=1e-8, atol=1e-10)
     assert kkt_residual(beta, alpha, problem.X) < 1e-7
+
+
+def test_effective_initializations_that_no_number_holds_have_their_minimizer() -> None:
+    config = DiagonalConfig(
+        methods=("1-sam",), rho=(0.9,), rho_convention="original", steps=2_000, theory=True, seeds=2
+    )
+    for outcome in conduct(config):
+        theory = outcome.theory
+        assert theory is not None
+        assert theory.predicted.max() > 1_000.0
+        X, y = outcome.problem.X, outcome.problem.y
+        np.testing.assert_allclose(X @ theory.minimizer, y, atol=1e-10)
+        # In the limit the potential is an l1 norm with weights log(1 / alpha).
+        weights = theory.predicted + np.log(1.0 / 0.1)
+        split = linprog(np.tile(weights, 2), A_eq=np.hstack([X, -X]), b_eq=y).x
+        np.testing.assert_allclose(theory.minimizer, np.subtract(*np.split(split, 2)), atol=1e-9)
+        assert theory.distance == pytest.approx(1.0)  # the run itself collapsed to zero
 
 
 def test_the_minimizer_agrees_with_a_general_solver() -> None:

@@ -11,6 +11,7 @@ from lowland.figures import diagonal, relu
 from lowland.figures.style import drawable
 from lowland.relu.experiment import ReluConfig
 from lowland.relu.experiment import conduct as conduct_relu
+from lowland.runs import as_rows, table_of
 
 
 def line(ax, label):
@@ -27,7 +28,7 @@ def outcomes():
 
 
 def test_losses_show_the_median_every_seed_and_where_a_run_diverged(outcomes) -> None:
-    train, test = diagonal.plot_losses(outcomes).axes
+    train, test = diagonal.plot_losses(as_rows(table_of(outcomes, "result"))).axes
     x, y = line(test, "GD")
     seeds = [o.result.test_loss for o in outcomes if o.label == "GD"]
     np.testing.assert_array_equal(x, outcomes[0].result.iterations + 1)
@@ -59,7 +60,7 @@ def test_the_radius_picture_has_means_ranges_and_crosses_and_names_the_conventio
 
 
 def test_the_theory_picture_has_every_coordinate_of_every_run_that_ended(outcomes) -> None:
-    shrinking, selected = diagonal.plot_theory(outcomes).axes
+    shrinking, selected = diagonal.plot_theory(as_rows(table_of(outcomes, "weights"))).axes
     runs = [o for o in outcomes if o.label == "1-SAM, ρ = 0.01 [2ρ]"]
     x, y = line(shrinking, runs[0].label)
     np.testing.assert_array_equal(x, np.concatenate([o.theory.predicted for o in runs]))
@@ -71,13 +72,13 @@ def test_the_theory_picture_has_every_coordinate_of_every_run_that_ended(outcome
 
 def test_losses_of_phases_mark_where_one_ends() -> None:
     found = conduct_diagonal(DiagonalConfig(phases=("gd:0.1:30+n-sam:0.1:20:0.1",)))
-    ax = diagonal.plot_losses(found).axes[0]
+    ax = diagonal.plot_losses(as_rows(table_of(found, "result")), [30]).axes[0]
     assert [entry.get_xdata()[0] for entry in ax.get_lines() if entry.get_color() == "0.7"] == [30]
 
 
 def test_theorem_2_has_the_measured_under_the_bound() -> None:
     checks = conduct_theorem2(Theorem2Config(m=(1, 4), steps=30, seeds=3))
-    axes = diagonal.plot_convergence(checks).axes
+    axes = diagonal.plot_convergence(as_rows(table_of(checks, "result"))).axes
     for ax, statement in zip(axes, ("loss", "gradient"), strict=True):
         chosen = [check for check in checks if check.statement == statement]
         lines = ax.get_lines()
@@ -90,20 +91,40 @@ def test_theorem_2_has_the_measured_under_the_bound() -> None:
 
 def test_fits_are_a_panel_per_method_with_all_seeds_the_points_and_the_straight_lines() -> None:
     found = conduct_relu(ReluConfig(rho=(0.0, 0.3), steps=200, seeds=3))
-    figure = relu.plot_fits(found)
+    points = found[0].problem
+    rows = relu.fit_rows(points, [(o.label, o.seed, o.result.network) for o in found])
+    figure = relu.plot_fits([*rows, *(o.row() for o in found)])
     assert [ax.get_title() for ax in figure.axes] == ["ERM", "n-SAM, ρ = 0.3"]
     second = figure.axes[1].get_lines()
-    assert len(second) == 3 + 2
+    assert len(second) == 3 + 1
     x, y = second[1].get_data()
-    np.testing.assert_allclose(y, found[4].result.network(x[:, None]))
-    points = found[0].problem
-    np.testing.assert_array_equal(second[3].get_ydata(), points.y)
-    np.testing.assert_array_equal(second[4].get_ydata(), points.y)
+    np.testing.assert_allclose(y, found[4].result.network(np.array(x)[:, None]))
+    order = np.argsort(points.x[:, 0])
+    np.testing.assert_array_equal(second[3].get_data(), [points.x[order, 0], points.y[order]])
+    assert (second[3].get_linestyle(), second[3].get_marker()) == (":", "o")
     variation = np.mean([o.row()["slope_variation"] for o in found[3:]])
-    assert figure.axes[1].get_xlabel() == f"slope varies by {variation:.0f} (straight lines: 70)"
-    losses = relu.plot_losses(found).axes
-    np.testing.assert_array_equal(line(losses[1], "n-SAM, ρ = 0.3")[1], found[3].result.perturbed_loss)
-    assert len(losses[0].get_lines()) == 6
+    assert figure.axes[1].get_xlabel() == f"x; slope varies by {variation:.0f}"
+    assert relu.plot_fits(rows).axes[1].get_xlabel() == "x"
+
+
+def test_losses_of_relu_networks_are_those_of_the_table() -> None:
+    found = conduct_relu(ReluConfig(rho=(0.0, 0.3), steps=200, seeds=3))
+    losses = relu.plot_losses(as_rows(table_of(found, "result"))).axes
+    own = [o.result.perturbed_loss for o in found[3:]]
+    np.testing.assert_array_equal(line(losses[1], "n-SAM, ρ = 0.3")[1], np.median(own, axis=0))
+    assert len(losses[0].get_lines()) == 2 + 6
+
+
+def test_seeds_that_stopped_at_different_times_are_drawn_without_a_median() -> None:
+    rows = [
+        {"run": "SAM", "seed": seed, "iteration": i, "loss": 1.0 / (i + seed + 1), "perturbed_loss": 1.0}
+        for seed in (0, 1)
+        for i in range(3 - seed)
+    ]
+    ax = relu.plot_losses(rows).axes[0]
+    curves = [entry.get_ydata().tolist() for entry in ax.get_lines() if len(entry.get_xdata())]
+    assert curves == [[1.0, 1 / 2, 1 / 3], [1 / 2, 1 / 3]]
+    assert line(ax, "SAM")[0].size == 0
 
 
 def test_what_is_too_large_is_not_drawn() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from lowland.cli.arguments import parse
 from lowland.cli.sweeps import carried_out, print_table, require_positive
 from lowland.diagonal.experiment import DiagonalConfig, Outcome, conduct, planned
 from lowland.figures.diagonal import plot_losses, plot_radius, plot_theory
+from lowland.runs import as_rows, table_of
 
 COLUMNS = {
     "train_loss": "training loss",
@@ -76,9 +78,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _pictures(config: DiagonalConfig, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
-    pictures = {"losses": plot_losses(outcomes)}
+    ends = np.cumsum([phase.steps for phase in outcomes[0].plan.phases])[:-1].tolist()
+    pictures = {"losses": plot_losses(as_rows(table_of(outcomes, "result")), ends)}
     if not config.phases:
         pictures["radius"] = plot_radius(outcomes)
     if config.theory:
-        pictures["theory"] = plot_theory(outcomes)
+        pictures["theory"] = plot_theory(as_rows(table_of(outcomes, "weights")))
     return pictures

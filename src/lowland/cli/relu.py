@@ -11,8 +11,9 @@ from rich.console import Console
 
 from lowland.cli.arguments import parse
 from lowland.cli.sweeps import carried_out, print_table, require_positive
-from lowland.figures.relu import plot_fits, plot_losses
+from lowland.figures.relu import fit_rows, plot_fits, plot_losses
 from lowland.relu.experiment import Outcome, ReluConfig, conduct, planned
+from lowland.runs import as_rows, table_of
 
 COLUMNS = {
     "steps": "steps",
@@ -72,5 +73,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _pictures(config: ReluConfig, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
-    losses = {"losses": plot_losses(outcomes)}
-    return losses if config.has_teacher else losses | {"fits": plot_fits(outcomes)}
+    losses = {"losses": plot_losses(as_rows(table_of(outcomes, "result")))}
+    if config.has_teacher:
+        return losses
+    networks = [(outcome.label, outcome.seed, outcome.result.network) for outcome in outcomes]
+    finals = [outcome.row() for outcome in outcomes]
+    return losses | {"fits": plot_fits(fit_rows(outcomes[0].problem, networks) + finals)}

@@ -13,6 +13,7 @@ from lowland.cli.arguments import parse
 from lowland.cli.sweeps import carried_out, print_wide
 from lowland.diagonal.theorem2 import Check, Theorem2Config, conduct
 from lowland.figures.diagonal import plot_convergence
+from lowland.runs import as_rows, table_of
 
 STATEMENTS = {"loss": "loss above the minimum", "gradient": "mean squared gradient"}
 
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         (config.to_dict(), command.out),
         2 * len(config.m),
         lambda on_done: conduct(config, on_done=on_done),
-        lambda checks: {"theorem2": plot_convergence(checks)},
+        lambda checks: {"theorem2": plot_convergence(as_rows(table_of(checks, "result")))},
         console,
     )
     if checks is not None:

@@ -120,7 +120,8 @@ def minimum_potential(problem: Problem, alpha: ArrayLike) -> Vector:
 
 def _minimizer(problem: Problem, log_alpha: Array) -> Array:
     """Of the potential, from logarithms: effective initializations may be too small for a number."""
-    path = np.arange(max(0.0, -log_alpha.min()), 0.0, -_PATH_STEP)
+    easy = min(-log_alpha.min(), _LARGEST - log_alpha.max())
+    path = np.arange(max(0.0, easy), 0.0, -_PATH_STEP)
     before, dual = np.zeros(problem.n), np.zeros(problem.n)
     for shift in [*path, 0.0]:
         solved = _dual(problem, log_alpha + shift, 2.0 * dual - before, dual)
@@ -130,6 +131,8 @@ def _minimizer(problem: Problem, log_alpha: Array) -> Array:
 
 
 _PATH_STEP = 3.0
+_LARGEST = 100.0
+"""Of log α on the path: the squares of its Hessian's entries are numbers still."""
 
 
 def _times_alpha(function: Callable[[Array], Array], s: Array, log_alpha: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lowland.figures.style import in_our_style, log_scale_if_wide, panels, save
+from lowland.figures.style import in_our_style, log_scale_if_wide, panels, save, shared_legend
 from lowland.runs import Run
 
 Rows = Sequence[Mapping[str, Any]]
@@ -50,8 +50,7 @@ def plot_overlay(runs: Mapping[str, Rows]) -> Figure:
     log_scale_if_wide(loss)
     for ax in (error, loss):
         ax.set_xlabel("epoch")
-    handles, labels = error.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) > 3 else 1)
+    shared_legend(figure, [error, loss])
     return figure
 
 

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lowland.diagonal.experiment import Outcome
-from lowland.diagonal.theorem2 import Check
+from lowland.figures.losses import draw_losses
 from lowland.figures.seeds import by_label
-from lowland.figures.style import drawable, in_our_style, panels
+from lowland.figures.style import drawable, in_our_style, panels, shared_legend
 
+Rows = Sequence[Mapping[str, Any]]
 DOUBLED = "[2ρ]: the original's convention, whose 1-SAM climbs twice as far"
+"""What the mark in labels means."""
+STATEMENTS = {
+    "loss": "loss above the minimum, last iterate",
+    "gradient": "mean squared gradient, all iterates",
+}
+"""What Theorem 2 bounds."""
 
 
 @in_our_style
-def plot_losses(outcomes: Sequence[Outcome]) -> Figure:
-    """Losses over iterations: the median over seeds, and thin each seed; a cross where it diverged."""
-    groups = by_label(outcomes)
-    figure, axes = panels(["training loss", "test loss"], height=3.6 + 0.2 * len(groups))
-    for ax, name in zip(axes, ("train_loss", "test_loss"), strict=True):
-        for number, (label, runs) in enumerate(groups.items()):
-            _curve(
-                ax,
-                label,
-                "-" if number < 8 else "--",
-                [(o.result.iterations + 1, drawable(getattr(o.result, name))) for o in runs],
-            )
-        ax.set(xscale="log", yscale="log", xlabel="iteration")
-        for outcome in outcomes[:1]:
-            _phase_lines(ax, outcome)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    _note_convention(figure, groups)
+def plot_losses(rows: Rows, phase_ends: Sequence[int] = ()) -> Figure:
+    """Losses over iterations.
+
+    Args:
+        rows: ``run``, ``seed``, ``iteration``, ``train_loss`` and ``test_loss``, as in the table ``result``.
+        phase_ends: Iterations at which one method gives way to the next.
+    """
+    figure, axes = panels(["training loss", "test loss"], height=4.2)
+    draw_losses(axes, rows, ("train_loss", "test_loss"))
+    for ax in axes:
+        for end in phase_ends:
+            ax.axvline(end, color="0.7", linewidth=0.8)
+    shared_legend(figure, axes)
+    _note_convention(figure, (row["run"] for row in rows))
     return figure
 
 
@@ -73,68 +76,54 @@ def plot_radius(outcomes: Sequence[Outcome]) -> Figure:
 
 
 @in_our_style
-def plot_theory(outcomes: Sequence[Outcome]) -> Figure:
-    """Theorem 1: how far each coordinate's initialization shrank, and the predictor the potential selects."""
-    groups = by_label([o for o in outcomes if o.theory is not None])
-    titles = ["log(α / effective α), per coordinate", "coefficients"]
-    figure, (shrinking, selected) = panels(titles, height=3.6 + 0.2 * len(groups))
-    for label, runs in groups.items():
-        theories = [o.theory for o in runs if o.theory is not None and np.isfinite(o.theory.distance)]
-        if not theories:
-            continue
-        predicted = np.concatenate([t.predicted for t in theories])
-        shrinking.plot(predicted, np.concatenate([t.shrunk for t in theories]), "o", ms=3, label=label)
-        betas = np.concatenate([o.result.beta for o in runs if np.isfinite(o.result.beta).all()])
-        selected.plot(np.concatenate([t.minimizer for t in theories]), betas, "o", ms=3)
-    for ax in (shrinking, selected):
-        _diagonal(ax)
+def plot_theory(rows: Rows) -> Figure:
+    """Theorem 1: how far each coordinate's initialization shrank, and the predictor the potential selects.
+
+    Args:
+        rows: ``run``, ``predicted``, ``shrunk``, ``minimizer`` and ``beta`` of every coordinate, as in the
+            table ``weights``.
+    """
+    figure, axes = panels(["log(α / effective α), per coordinate", "coefficients"], height=4.2)
+    shrinking, selected = axes
+    for i, label in enumerate(dict.fromkeys(row["run"] for row in rows)):
+        own = [row for row in rows if row["run"] == label and np.isfinite(row["beta"])]
+        for ax, x, y in ((shrinking, "predicted", "shrunk"), (selected, "minimizer", "beta")):
+            if own:
+                ax.plot([r[x] for r in own], [r[y] for r in own], "o", ms=3, color=f"C{i % 8}", label=label)
+    for ax in axes:
+        ax.axline((0.0, 0.0), (1.0, 1.0), color="0.6", linewidth=0.8, zorder=0)
     shrinking.set(xscale="log", yscale="log")
     shrinking.set(xlabel="ρΔ along the trajectory", ylabel="read off the final weights")
     selected.set(xlabel="minimizer of the potential", ylabel="trained")
-    figure.legend(*shrinking.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    _note_convention(figure, groups)
+    shared_legend(figure, axes)
+    _note_convention(figure, (row["run"] for row in rows))
     return figure
 
 
 @in_our_style
-def plot_convergence(checks: Sequence[Check]) -> Figure:
-    """Theorem 2: measured, with three standard errors, under the bound (dashed)."""
-    figure, axes = panels(["loss above the minimum, last iterate", "mean squared gradient, all iterates"])
-    for ax, statement in zip(axes, ("loss", "gradient"), strict=True):
-        for check in (check for check in checks if check.statement == statement):
-            found = check.found
-            (line,) = ax.plot(found.steps, found.measured, label=check.label)
-            ax.plot(found.steps, found.bound, "--", color=line.get_color())
-            low = np.maximum(found.measured - 3 * found.error, 0.1 * found.measured)
-            high = found.measured + 3 * found.error
-            ax.fill_between(found.steps, low, high, color=line.get_color(), alpha=0.2)
+def plot_convergence(rows: Rows) -> Figure:
+    """Theorem 2: measured, with three standard errors, under the bound (dashed).
+
+    Args:
+        rows: ``run``, ``statement``, ``steps``, ``measured``, ``error`` and ``bound``: the table ``result``.
+    """
+    figure, axes = panels(list(STATEMENTS.values()), height=3.8)
+    for ax, statement in zip(axes, STATEMENTS, strict=True):
+        own = [row for row in rows if row["statement"] == statement]
+        for i, label in enumerate(dict.fromkeys(row["run"] for row in own)):
+            steps, measured, error, bound = (
+                np.array([row[name] for row in own if row["run"] == label])
+                for name in ("steps", "measured", "error", "bound")
+            )
+            ax.plot(steps, measured, color=f"C{i % 8}", label=label)
+            ax.plot(steps, bound, "--", color=f"C{i % 8}", label=f"{label}, bound")
+            low = np.maximum(measured - 3 * error, 0.1 * measured)
+            ax.fill_between(steps, low, measured + 3 * error, color=f"C{i % 8}", alpha=0.2)
         ax.set(xscale="log", yscale="log", xlabel="T")
-    axes[0].legend(title="dashed: Theorem 2")
+    shared_legend(figure, axes)
     return figure
 
 
-def _curve(ax: Axes, label: str, style: str, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    values = np.array([losses for _, losses in curves])
-    middle = np.median(values, axis=0)
-    (line,) = ax.plot(curves[0][0], middle, style, label=label)
-    if len(curves) > 1:
-        for iterations, losses in curves:
-            ax.plot(iterations, losses, color=line.get_color(), linewidth=0.5, alpha=0.5)
-    for iterations, losses in curves:
-        finite = np.flatnonzero(np.isfinite(losses))
-        if len(finite) < len(losses) and len(finite) > 0:
-            ax.plot(iterations[finite[-1]], losses[finite[-1]], "x", color=line.get_color())
-
-
-def _phase_lines(ax: Axes, outcome: Outcome) -> None:
-    for end in np.cumsum([phase.steps for phase in outcome.plan.phases])[:-1]:
-        ax.axvline(end, color="0.7", linewidth=0.8)
-
-
-def _diagonal(ax: Axes) -> None:
-    ax.axline((0.0, 0.0), (1.0, 1.0), color="0.6", linewidth=0.8, zorder=0)
-
-
-def _note_convention(figure: Figure, labels: Mapping[str, object]) -> None:
+def _note_convention(figure: Figure, labels: Iterable[str]) -> None:
     if any("[2ρ]" in label for label in labels):
         figure.suptitle(DOUBLED, fontsize="small")

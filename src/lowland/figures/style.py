@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 from lowland.runs import replace_atomically
 
 _TOO_LARGE = 1e30
+_LETTERS_PER_INCH, _HANDLE = 14, 7
 _STYLE = Path(__file__).with_name("lowland.mplstyle")
 
 
@@ -26,6 +28,18 @@ def panels(titles: Sequence[str], *, height: float = 3.4) -> tuple[Figure, list[
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
     return figure, axes
+
+
+def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend of all panels, below, in as many columns as fit."""
+    found: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    longest = max(map(len, found), default=1)
+    columns = int(_LETTERS_PER_INCH * figure.get_figwidth() / (longest + _HANDLE))
+    ncols = max(1, min(4, len(found), columns))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=ncols)
 
 
 def log_scale_if_wide(ax: Axes) -> None:

@@ -37,11 +37,23 @@ def write_results(run: Run, outcomes: Sequence[Outcome]) -> None:
     run.keep_rows(0)
     for row in rows:
         run.append(row)
-    named = [{key: row[key] for key in _NAMES if key in row} for row in rows]
-    parts = [outcome.tables() for outcome in outcomes]
-    for name in parts[0]:
-        write_table(run.path / f"{name}.parquet", _stacked([part[name] for part in parts], named))
+    for name in outcomes[0].tables():
+        write_table(run.path / f"{name}.parquet", table_of(outcomes, name))
     run.finish({"runs": rows})
+
+
+def table_of(outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
+    """The columns of a table of all outcomes, with ``run`` and ``seed`` beside them."""
+    parts = [outcome.tables()[name] for outcome in outcomes]
+    rows = [outcome.row() for outcome in outcomes]
+    lengths = [len(next(iter(part.values()))) for part in parts]
+    about = {key: np.repeat([row[key] for row in rows], lengths) for key in _NAMES if key in rows[0]}
+    return about | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def as_rows(columns: Columns) -> list[dict[str, Any]]:
+    """The rows of a table, each with its columns' names."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def write_table(path: Path, columns: Columns) -> None:
@@ -61,9 +73,3 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     except pa.ArrowInvalid as error:
         raise InputError(f"{path} must be a Parquet file: {error}") from None
     return columns
-
-
-def _stacked(parts: Sequence[Columns], named: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    lengths = [len(next(iter(part.values()))) for part in parts]
-    names = {name: np.repeat([values[name] for values in named], lengths) for name in named[0]}
-    return names | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -148,7 +148,7 @@ def test_theorem_2_is_violated_by_one_point_above_the_bound() -> None:
     assert [claim.verdict for claim in theorem2.claims(rows)] == ["agrees", "agrees"]
     rows[-1]["measured"] = 0.2
     assert [claim.verdict for claim in theorem2.claims(rows)] == ["agrees", "disagrees"]
-    loss, _ = theorem2.plot(rows).axes
+    loss, _ = theorem2.FIGURE.plot(rows).axes
     np.testing.assert_allclose(lines(loss)["m = 1"].get_ydata(), [0.5, 0.05])
     np.testing.assert_allclose(lines(loss)["m = 1, bound"].get_ydata(), [1.0, 0.1])
 
@@ -170,7 +170,7 @@ def test_relu_fits_are_those_of_the_trained_networks(tmp_path, monkeypatch) -> N
         at_points = np.interp(problem.x[:, 0], x, y)
         loss = 0.5 * ((at_points - problem.y) ** 2).sum()
         assert loss == pytest.approx(row["loss"], rel=0.05)
-    assert len(relu.plot(rows).axes) == 2
+    assert len(relu.FIGURE.plot(rows).axes) == 2
     lower = [final("ERM", None, slope_variation=v, active_kinks=40 + v) for v in (600.0, 700.0)]
     sam = [final("n-SAM", None, slope_variation=v, active_kinks=20 + v) for v in (90.0, 100.0)]
     assert [claim.verdict for claim in relu.claims(lower + sam)] == ["agrees", "agrees"]

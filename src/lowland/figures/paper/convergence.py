@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import colors_of, line_with_spread, methods_of, shared_legend
+from lowland.figures.paper.drawing import colors_of, line_with_spread, methods_of
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import compared, mean_and_spread, seeds_of
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Store, Task, Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}

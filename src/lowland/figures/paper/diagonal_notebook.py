@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.diagonal.theory import loss
+from lowland.figures.diagonal import plot_losses
 from lowland.figures.paper.cells import CELLS, SWITCHED, Cell
-from lowland.figures.paper.drawing import shared_legend
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
-from lowland.figures.paper.simulated import draw_losses, final_rows, finished, named, of_kind, table_rows
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.paper.simulated import final_rows, finished, named, of_kind, table_rows
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Simulation, Store, Task
 from lowland.runs import read_table
 
@@ -44,12 +44,8 @@ def _data(cell: Cell, tasks: Sequence[Task], store: Store) -> Rows:
     return finals + table_rows(tasks, store, "result", "curve")
 
 
-@in_our_style
 def _plot_losses(rows: Rows) -> Figure:
-    figure, axes = panels(["training loss", "test loss"], height=4.4)
-    draw_losses(axes, of_kind(rows, "curve"), ("train_loss", "test_loss"))
-    shared_legend(figure, axes)
-    return figure
+    return plot_losses(of_kind(rows, "curve"))
 
 
 @in_our_style

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from lowland.figures.paper.figure import Rows
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 
 
 def methods_of(rows: Rows) -> list[str]:
@@ -109,12 +108,3 @@ def limit_to(ax: Axes, values: Sequence[float]) -> None:
         return
     low, middle = min(values), float(np.median(values))
     ax.set_ylim(low - 0.4 * max(middle - low, 1e-3), middle + 3.0 * max(middle - low, 1e-3))
-
-
-def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend of all panels, below."""
-    found: dict[str, Artist] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(4, max(1, len(found))))

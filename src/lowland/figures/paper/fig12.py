@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import colors_of, kinds_of, line_with_spread, shared_legend
+from lowland.figures.paper.drawing import colors_of, kinds_of, line_with_spread
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.networks import networks, with_seeds
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import compared, first_network
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Store, Task, Training
 
 METHODS: dict[Scale, dict[int | None, tuple[float, ...]]] = {

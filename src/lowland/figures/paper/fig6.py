@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lowland.diagonal.experiment import DiagonalConfig
-from lowland.figures.paper.drawing import shared_legend
+from lowland.figures.losses import draw_losses
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
-from lowland.figures.paper.simulated import draw_losses, table_rows
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.paper.simulated import table_rows
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Simulation, Store, Task
 
 _FOUND = DiagonalConfig(rho=(0.117,), gamma=0.0667, alpha=0.021, steps=1_000_000, kernel="algebraic")

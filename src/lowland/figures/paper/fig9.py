@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import line_with_spread, shared_legend
+from lowland.figures.paper.drawing import line_with_spread
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.finetuned import fine_tuned
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import compared
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Store, Task, Training
 
 _KINDS = ("ERM → ERM", "ERM → SAM", "SAM → ERM", "SAM → SAM")

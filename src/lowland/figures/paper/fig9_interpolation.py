@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lowland.deep.view import SceneryConfig
-from lowland.figures.paper.drawing import line_with_spread, shared_legend
+from lowland.figures.paper.drawing import line_with_spread
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.finetuned import fine_tuned
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Between, Store, Task
 from lowland.sharpness import barrier
 

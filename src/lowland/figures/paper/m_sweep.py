@@ -9,18 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import (
-    level_with_spread,
-    limit_to,
-    line_with_spread,
-    over_radii,
-    shared_legend,
-)
+from lowland.figures.paper.drawing import level_with_spread, limit_to, line_with_spread, over_radii
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import chosen, compared, first_network
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Store, Task, Training
 
 RADII: dict[Scale, dict[int, tuple[float, ...]]] = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import final_rows, finished, of_kind
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.relu import fit_rows, plot_fits
 from lowland.figures.tasks import Simulation, Store, Task
 from lowland.relu import Network, interpolant_variation
 from lowland.relu.experiment import ReluConfig
@@ -25,38 +25,18 @@ def runs(_: Scale) -> list[Task]:
 
 def data(tasks: Sequence[Task], store: Store) -> Rows:
     """Final numbers, the fitted functions on a grid, and the points."""
-    problem = _CONFIG.data()
-    grid = np.linspace(problem.x.min() - 0.15, problem.x.max() + 0.15, 600)
-    points = zip(problem.x[:, 0], problem.y, strict=True)
-    rows = [{"kind": "point", "published": False, "x": float(x), "y": float(y)} for x, y in points]
-    for task in finished(tasks, store):
-        columns = {k: np.array(v) for k, v in read_table(store.run(task).path / "weights.parquet").items()}
-        for run, seed in sorted(set(zip(columns["run"].tolist(), columns["seed"].tolist(), strict=True))):
-            own = (columns["run"] == run) & (columns["seed"] == seed)
-            network = Network(columns["w0"][own][None], columns["b"][own], columns["a"][own])
-            about = {"kind": "fit", "published": False, "run": run, "seed": seed}
-            rows += [
-                about | {"x": float(x), "y": float(y)}
-                for x, y in zip(grid, network(grid[:, None]), strict=True)
-            ]
-    return final_rows(tasks, store) + rows
+    networks = [entry for task in finished(tasks, store) for entry in _networks(store.run(task).path)]
+    fits = fit_rows(_CONFIG.data(), networks)
+    return final_rows(tasks, store) + [{"published": False} | row for row in fits]
 
 
-@in_our_style
-def plot(rows: Rows) -> Figure:
-    """The fits of all seeds, a panel per method, over the points and the lines between them."""
-    fits, points = of_kind(rows, "fit"), sorted((row["x"], row["y"]) for row in of_kind(rows, "point"))
-    names = list(dict.fromkeys(row["run"] for row in fits))
-    figure, axes = panels(names)
-    for ax, name in zip(axes, names, strict=True):
-        for seed in sorted({row["seed"] for row in fits}):
-            own = [(row["x"], row["y"]) for row in fits if (row["run"], row["seed"]) == (name, seed)]
-            ax.plot(*zip(*own, strict=True), linewidth=1.0, alpha=0.8)
-        ax.plot(*zip(*points, strict=True), "o:", color="black", markersize=4, linewidth=1.0)
-        heights = [y for _, y in points]
-        margin = 0.6 * (max(heights) - min(heights))
-        ax.set(xlabel="x", ylim=(min(heights) - margin, max(heights) + margin))
-    return figure
+def _networks(run: Path) -> list[tuple[str, int, Network]]:
+    columns = {name: np.array(values) for name, values in read_table(run / "weights.parquet").items()}
+    found = []
+    for label, seed in dict.fromkeys(zip(columns["run"].tolist(), columns["seed"].tolist(), strict=True)):
+        own = (columns["run"] == label) & (columns["seed"] == seed)
+        found.append((label, seed, Network(columns["w0"][own][None], columns["b"][own], columns["a"][own])))
+    return found
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -103,7 +83,7 @@ FIGURE = PaperFigure(
     "section 3 (ReLU networks)",
     runs,
     data,
-    plot,
+    plot_fits,
     claims,
     "The notebook's protocol: the step size falls and the perturbed loss stops training for SAM only. SAM "
     "does not quite pass through the points.",

@@ -10,11 +10,10 @@ from scipy.stats import kendalltau
 
 from lowland.deep.flatness import FlatnessConfig
 from lowland.figures.paper import fig1, m_sweep
-from lowland.figures.paper.drawing import shared_legend
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.trained import identity
 from lowland.figures.paper.verdicts import seeds_of
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Measured, Store, Task, Training, in_levels
 
 ASKED = {

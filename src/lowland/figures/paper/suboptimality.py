@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from lowland.deep.flatness import FlatnessConfig
-from lowland.figures.paper.drawing import line_with_spread, panels_of, shared_legend
+from lowland.figures.paper.drawing import line_with_spread, panels_of
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.networks import network, network_label, with_seeds
 from lowland.figures.paper.published import CIFAR10, SUBOPTIMALITY
 from lowland.figures.paper.verdicts import Difference, mean_and_spread
-from lowland.figures.style import in_our_style
+from lowland.figures.style import in_our_style, shared_legend
 from lowland.figures.tasks import Measured, Store, Task, Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}

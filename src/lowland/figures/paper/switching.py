@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from lowland.figures.paper.drawing import line_with_spread, panels_of, shared_legend
+from lowland.figures.paper.drawing import line_with_spread, panels_of
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.networks import networks, with_seeds
 from lowland.figures.paper.published import SWITCHING
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import compared, first_network
-from lowland.figures.style import in_our_style
+from lowland.figures.style import in_our_style, shared_legend
 from lowland.figures.tasks import Store, Task, Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}

@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lowland.diagonal.experiment import DiagonalConfig
-from lowland.figures.paper.drawing import shared_legend
+from lowland.figures.diagonal import plot_theory
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import final_rows, named, of_kind, table_rows
-from lowland.figures.style import in_our_style, panels
 from lowland.figures.tasks import Simulation, Store, Task
 
 _CONFIG = DiagonalConfig(theory=True, gamma=0.01, steps=150_000, rho=(0.003, 0.03, 0.3))
@@ -27,24 +26,9 @@ def data(tasks: Sequence[Task], store: Store) -> Rows:
     return final_rows(tasks, store) + table_rows(tasks, store, "weights", "coordinate")
 
 
-@in_our_style
 def plot(rows: Rows) -> Figure:
     """How far each coordinate's initialization shrank, and the predictor that the potential selects."""
-    figure, axes = panels(["log(α / effective α), per coordinate", "coefficients"], height=4.2)
-    shrinking, selected = axes
-    coordinates = of_kind(rows, "coordinate")
-    for i, label in enumerate(dict.fromkeys(row["run"] for row in coordinates)):
-        own = [row for row in coordinates if row["run"] == label]
-        for ax, x, y in ((shrinking, "predicted", "shrunk"), (selected, "minimizer", "beta")):
-            ax.plot([r[x] for r in own], [r[y] for r in own], "o", ms=3, color=f"C{i % 8}", label=label)
-    for ax in axes:
-        ax.axline((0.0, 0.0), (1.0, 1.0), color="0.6", linewidth=0.8, zorder=0)
-    shrinking.set(
-        xscale="log", yscale="log", xlabel="ρΔ along the trajectory", ylabel="read off the final weights"
-    )
-    selected.set(xlabel="minimizer of the potential", ylabel="trained")
-    shared_legend(figure, axes)
-    return figure
+    return plot_theory(of_kind(rows, "coordinate"))
 
 
 def claims(rows: Rows) -> list[Claim]:
