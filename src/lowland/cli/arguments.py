@@ -31,6 +31,11 @@ def parse(command: type[Command], argv: Sequence[str], *, prog: str) -> Command:
     return tyro.cli(command, prog=prog, args=list(argv))
 
 
+def part_of(command: Any, kind: type[Command]) -> Command:
+    """The ``kind`` of which ``command`` has every field: what is to be done, without where and how."""
+    return kind(**{name: getattr(command, name) for name in get_type_hints(kind)})
+
+
 def given_options(command: type[Any], argv: Sequence[str]) -> set[str]:
     """Names of the options that ``argv`` gives."""
     return {name for name, _ in _given(argv, get_type_hints(command))}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from lowland.cli.arguments import parse
+from lowland.cli.arguments import parse, part_of
 from lowland.cli.sweeps import carried_out, print_table, require_positive
 from lowland.diagonal.experiment import DiagonalConfig, Outcome, conduct, planned
 from lowland.figures.diagonal import plot_losses, plot_radius, plot_theory
@@ -48,18 +48,13 @@ class DiagonalCommand(DiagonalConfig):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
-
-    @property
-    def config(self) -> DiagonalConfig:
-        """What to run, without where."""
-        return DiagonalConfig(**{f.name: getattr(self, f.name) for f in fields(DiagonalConfig)})
+        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     command, console = parse(DiagonalCommand, argv, prog="lowland diagonal"), Console()
-    config = command.config
+    config = part_of(command, DiagonalConfig)
     require_positive("threads", command.threads)
     outcomes = carried_out(
         (config.to_dict(), command.out),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lowland.cli.arguments import parse
+from lowland.cli.arguments import parse, part_of
 from lowland.cli.sources import names_of, sources_and_options
 from lowland.cli.sweeps import print_wide, require_positive
 from lowland.deep.scenery import Scenery, scenery
@@ -42,19 +42,14 @@ class LandscapeCommand(SceneryConfig, SubjectOptions):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
-
-    @property
-    def config(self) -> SceneryConfig:
-        """What to look at."""
-        return SceneryConfig(**{f.name: getattr(self, f.name) for f in fields(SceneryConfig)})
+        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     sources, options = sources_and_options(argv, "lowland landscape A [B [C]]")
     command, console = parse(LandscapeCommand, options, prog="lowland landscape A [B [C]]"), Console()
-    config, names = command.config, names_of(sources)
+    config, names = part_of(command, SceneryConfig), names_of(sources)
     require_positive("threads", command.threads)
     if command.threads is not None:
         torch.set_num_threads(command.threads)

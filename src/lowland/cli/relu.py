@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from lowland.cli.arguments import parse
+from lowland.cli.arguments import parse, part_of
 from lowland.cli.sweeps import carried_out, print_table, require_positive
 from lowland.figures.relu import fit_rows, plot_fits, plot_losses
 from lowland.relu.experiment import Outcome, ReluConfig, conduct, planned
@@ -46,18 +46,13 @@ class ReluCommand(ReluConfig):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
-
-    @property
-    def config(self) -> ReluConfig:
-        """What to run, without where."""
-        return ReluConfig(**{f.name: getattr(self, f.name) for f in fields(ReluConfig)})
+        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     command, console = parse(ReluCommand, argv, prog="lowland relu"), Console()
-    config = command.config
+    config = part_of(command, ReluConfig)
     require_positive("threads", command.threads)
     outcomes = carried_out(
         (config.to_dict(), command.out),

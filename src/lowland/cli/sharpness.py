@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lowland.cli.arguments import parse
+from lowland.cli.arguments import parse, part_of
 from lowland.cli.sources import names_of, sources_and_options
 from lowland.cli.sweeps import print_wide, require_positive
 from lowland.deep.flatness import FlatnessConfig
@@ -46,19 +46,14 @@ class SharpnessCommand(FlatnessConfig, SubjectOptions):
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
-
-    @property
-    def config(self) -> FlatnessConfig:
-        """Which measures to take."""
-        return FlatnessConfig(**{f.name: getattr(self, f.name) for f in fields(FlatnessConfig)})
+        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     sources, options = sources_and_options(argv, "lowland sharpness RUN_OR_FILE ...")
     command, console = parse(SharpnessCommand, options, prog="lowland sharpness RUN_OR_FILE ..."), Console()
-    config = command.config
+    config = part_of(command, FlatnessConfig)
     require_positive("threads", command.threads)
     if command.threads is not None:
         torch.set_num_threads(command.threads)

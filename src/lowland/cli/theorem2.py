@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lowland.cli.arguments import parse
+from lowland.cli.arguments import parse, part_of
 from lowland.cli.sweeps import carried_out, print_wide
 from lowland.diagonal.theorem2 import Check, Theorem2Config, conduct
 from lowland.figures.diagonal import plot_convergence
@@ -29,18 +29,13 @@ class Theorem2Command(Theorem2Config):
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
-
-    @property
-    def config(self) -> Theorem2Config:
-        """What to measure, without where."""
-        return Theorem2Config(**{f.name: getattr(self, f.name) for f in fields(Theorem2Config)})
+        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     command, console = parse(Theorem2Command, argv, prog="lowland theorem2"), Console()
-    config = command.config
+    config = part_of(command, Theorem2Config)
     config.losses()
     checks = carried_out(
         (config.to_dict(), command.out),

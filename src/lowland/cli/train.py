@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lowland.cli.arguments import given_options, parse
+from lowland.cli.arguments import given_options, parse, part_of
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.progress import describe, shown
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
@@ -45,18 +45,13 @@ class TrainCommand(TrainConfig):
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Leaves the checks to ``config``, whose sentences the option parser would put in a box."""
-
-    @property
-    def config(self) -> TrainConfig:
-        """What to train, without how to run it."""
-        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
+        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0, or 130 if it was interrupted."""
     command = parse(TrainCommand, argv, prog="lowland train")
-    config, path, place = command.config, _path(command), _place(command)
+    config, path, place = part_of(command, TrainConfig), _path(command), _place(command)
     if command.resume is not None:
         given = given_options(TrainCommand, argv) & {f.name for f in fields(TrainConfig)}
         if given:
@@ -85,7 +80,7 @@ def _path(command: TrainCommand) -> Path | None:
             raise InputError(f"a resumed run stays where it is, got --out {command.out}.")
         return command.resume
     prefix = "" if command.exp_name == "other" else f"{command.exp_name}-"
-    return command.out or Path("runs") / f"{prefix}{run_name(command.config)}"
+    return command.out or Path("runs") / f"{prefix}{run_name(part_of(command, TrainConfig))}"
 
 
 def _place(command: TrainCommand) -> Place:
