@@ -11,10 +11,10 @@ _PACKAGES = ("lowland", "torch", "numpy", "pyarrow", "pillow", "safetensors")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, platform and the git commit of the code, for ``env.json``."""
+    """Versions, kind of machine and the git commit of the code, for ``env.json``."""
     return {
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": platform.processor() or platform.machine(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),

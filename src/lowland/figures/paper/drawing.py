@@ -95,8 +95,13 @@ def plot_over_radius(rows: Rows) -> Figure:
 
 
 def over_radii(ax: Axes) -> None:
-    """A logarithmic axis of radii, with ticks that do not run into each other."""
-    ax.set(xscale="log", xlabel="ρ")
+    """A logarithmic axis of radii."""
+    logarithmic(ax, "ρ")
+
+
+def logarithmic(ax: Axes, label: str) -> None:
+    """A logarithmic axis, with ticks that do not run into each other."""
+    ax.set(xscale="log", xlabel=label)
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.xaxis.set_minor_locator(NullLocator())

@@ -45,7 +45,7 @@ def plot(rows: Rows) -> Figure:
     """Test error, and training error on the wrong labels."""
     networks_ = list(dict.fromkeys(row["network"] for row in rows))
     columns = {"test_error": "test error (%)", "train_error_noisy": "training error on wrong labels (%)"}
-    titles = [f"{name}: {title}" for name in networks_ for title in columns.values()]
+    titles = [f"{name}\n{title}" for name in networks_ for title in columns.values()]
     figure, axes = panels(titles, height=3.8)
     for i, ax in enumerate(axes):
         name, column = networks_[i // 2], list(columns)[i % 2]

@@ -10,6 +10,7 @@ from scipy.stats import kendalltau
 
 from lowland.deep.flatness import FlatnessConfig
 from lowland.figures.paper import fig1, m_sweep
+from lowland.figures.paper.drawing import logarithmic
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.trained import identity
 from lowland.figures.paper.verdicts import seeds_of
@@ -57,7 +58,7 @@ def plot(rows: Rows) -> Figure:
             own = [row for row in rows if row["m"] == m and row["method"] == name]
             x, y = [row["sharpness"] for row in own], [row["test_error"] for row in own]
             ax.plot(x, y, "oshv^D*P"[i % 8], color=f"C{i % 8}", markersize=4, alpha=0.8, label=name)
-        ax.set(xscale="log", xlabel=f"worst-case rise of the training loss, ρ = {rows[0]['rho']:g}")
+        logarithmic(ax, f"worst-case rise of the training loss, ρ = {rows[0]['rho']:g}")
         errors = [row["test_error"] for row in rows]
         ax.set_ylim(0.95 * min(errors), 1.6 * float(np.median(errors)))
     axes[0].set_ylabel("test error (%)")
