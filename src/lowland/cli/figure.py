@@ -45,7 +45,7 @@ class FigureCommand:
 
     Attributes:
         list: Name the figures, and what each shows.
-        scale: quick (at most half an hour of two cores), small (a night of them), paper (the paper's own).
+        scale: quick (minutes, 45 at most, of two cores), small (a night of them), paper (the paper's own).
         out: Directory of the pictures and of the runs, which figures share.
         jobs: Runs at once, which share the cores; by default one per core at scale quick, else one.
         engine: Where runs happen: in processes of their own, or one after the other in this one.

@@ -69,7 +69,7 @@ def drawn(figure: PaperFigure, scale: Scale, out: Path, *, failures: Failures | 
         "caption": caption(tasks),
         "note": figure.note,
         "claims": [asdict(claim) for claim in claims],
-        "seconds": round(sum(_seconds(task, store) for task in every), 1),
+        "seconds": round(sum(seconds_of(task, store) for task in every), 1),
         "missing": {name: (failures or {}).get(name, "it was not run.") for name in missing},
         "drawn": time.strftime("%Y-%m-%d"),
         "environment": describe_environment(),
@@ -82,7 +82,7 @@ def drawn(figure: PaperFigure, scale: Scale, out: Path, *, failures: Failures | 
 def _run(task: Task, store: Store) -> Row:
     """A run as the report lists it."""
     config = task.describe()
-    about: Row = {"name": task.name, "config": not_default(config), "seconds": _seconds(task, store)}
+    about: Row = {"name": task.name, "config": not_default(config), "seconds": seconds_of(task, store)}
     if store.has(task) and "command" not in config:
         last = store.run(task).rows()[-1]
         about["numbers"] = {
@@ -91,7 +91,7 @@ def _run(task: Task, store: Store) -> Row:
     return about
 
 
-def _seconds(task: Task, store: Store) -> float:
+def seconds_of(task: Task, store: Store) -> float:
     """How long a finished task took. A training run counts from its first step, however often it stopped."""
     if not store.has(task):
         return 0.0
