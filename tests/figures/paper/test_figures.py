@@ -127,6 +127,22 @@ def test_figure_1_draws_means_bands_and_the_published_panel() -> None:
     }
 
 
+def test_one_radius_alone_has_its_spread_as_a_bar() -> None:
+    rows = [row("128-SAM", 0.1, s, e) for s, e in enumerate((4.0, 4.4, 4.8))]
+    (ax,) = FIGURES["fig1"].plot(rows).axes
+    (bar,) = ax.containers
+    (segment,) = bar.lines[2][0].get_segments()
+    np.testing.assert_allclose(segment, [[0.1, 4.0], [0.1, 4.8]])
+
+
+@pytest.mark.parametrize(
+    ("errors", "limits"), [((4.0, 5.0, 5.5), (3.6, 6.5)), ((4.0, 5.0, 90.0), (3.6, 8.0))]
+)
+def test_the_best_errors_fill_the_picture_and_the_worst_leave_it(errors, limits) -> None:
+    (ax,) = FIGURES["fig1"].plot([row("128-SAM", 0.1, s, e) for s, e in enumerate(errors)]).axes
+    np.testing.assert_allclose(ax.get_ylim(), limits)
+
+
 def test_published_values_are_in_the_same_panel_where_the_setting_is_the_papers() -> None:
     rows = [row("128-SAM", 0.1, s, e, network=CIFAR10) for s, e in enumerate((4.0, 4.4, 4.8))]
     rows += [{"network": CIFAR10, "method": "128-SAM", "rho": 0.1, "test_error": 4.3, "published": True}]

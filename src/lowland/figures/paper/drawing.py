@@ -44,7 +44,10 @@ def panels_of(rows: Rows, key: str = "network") -> tuple[Figure, dict[str, Axes]
 
 
 def line_with_spread(ax: Axes, rows: Rows, x: str, y: str, *, color: str, label: str) -> None:
-    """The mean over seeds, and a band of one standard deviation to both sides; published values dotted."""
+    """The mean over seeds, and a band of one standard deviation to both sides; published values dotted.
+
+    A single point has a bar in place of the band.
+    """
     for published in (False, True):
         own = [row for row in rows if row["published"] == published and row.get(y) is not None]
         if not own:
@@ -58,7 +61,10 @@ def line_with_spread(ax: Axes, rows: Rows, x: str, y: str, *, color: str, label:
         ax.plot(at, mean, "o-" if len(at) < 20 else "-", color=color, markersize=4, label=label)
         if any(len(v) > 1 for v in values):
             spread = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
-            ax.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+            if len(at) == 1:
+                ax.errorbar(at, mean, yerr=spread, color=color, capsize=3)
+            else:
+                ax.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
 
 
 def level_with_spread(ax: Axes, rows: Rows, y: str, *, color: str, label: str) -> None:
@@ -112,4 +118,5 @@ def limit_to(ax: Axes, values: Sequence[float]) -> None:
     if not values:
         return
     low, middle = min(values), float(np.median(values))
-    ax.set_ylim(low - 0.4 * max(middle - low, 1e-3), middle + 3.0 * max(middle - low, 1e-3))
+    step = max(middle - low, 1e-3)
+    ax.set_ylim(low - 0.4 * step, min(middle + 3.0 * step, max(values) + step))
