@@ -61,9 +61,8 @@ def plot_fits(rows: Rows) -> Figure:
 
 
 def _below(rows: Rows, name: str) -> str:
-    variations = [
-        row["slope_variation"] for row in rows if row.get("run") == name and "slope_variation" in row
-    ]
+    found = [row.get("slope_variation") for row in rows if row.get("run") == name]
+    variations = [value for value in found if value is not None]
     return f"x; slope varies by {np.mean(variations):.0f}" if variations else "x"
 
 

@@ -1,27 +1,44 @@
 """The results in ``docs/results`` are those of the figures as they are."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from lowland.figures.paper import FIGURES
 from lowland.figures.tasks import in_levels
+from lowland.runs import as_rows, read_table
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
+PUBLISHED = [*((name, "quick") for name in FIGURES), ("m-sweep", "small")]
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_what_is_published_is_what_the_command_would_run(name) -> None:
-    about = json.loads((RESULTS / "figures" / f"{name}-quick" / "figure.json").read_text(encoding="utf-8"))
-    tasks = {task.name for level in in_levels(FIGURES[name].runs("quick")) for task in level}
+@pytest.mark.parametrize(("name", "scale"), PUBLISHED)
+def test_what_is_published_is_what_the_command_would_run(name, scale) -> None:
+    about = json.loads((RESULTS / "figures" / f"{name}-{scale}" / "figure.json").read_text(encoding="utf-8"))
+    tasks = {task.name for level in in_levels(FIGURES[name].runs(scale)) for task in level}
     assert {run["name"] for run in about["runs"]} == tasks
     assert about["missing"] == {}
     assert (about["title"], about["note"]) == (FIGURES[name].title, FIGURES[name].note)
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_discussed_and_shown(name) -> None:
+@pytest.mark.parametrize(("name", "scale"), PUBLISHED)
+def test_what_is_published_can_be_drawn_and_judged_from_its_data(name, scale) -> None:
+    folder = RESULTS / "figures" / f"{name}-{scale}"
+    rows = as_rows(read_table(folder / "data.parquet"))
+    about = json.loads((folder / "figure.json").read_text(encoding="utf-8"))
+    assert [asdict(claim) for claim in FIGURES[name].claims(rows)] == about["claims"]
+    assert all(ax.has_data() for ax in FIGURES[name].plot(rows).axes)
+
+
+@pytest.mark.parametrize(("name", "scale"), PUBLISHED)
+def test_every_figure_is_discussed_and_shown(name, scale) -> None:
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    assert f"(figures/{name}-quick/figure.svg)" in text
-    assert f'id="{name}-quick"' in (RESULTS / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"(figures/{name}-{scale}/figure.svg)" in text
+    assert f'id="{name}-{scale}"' in (RESULTS / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_nothing_else_is_published() -> None:
+    found = {folder.name for folder in (RESULTS / "figures").iterdir()}
+    assert found == {f"{name}-{scale}" for name, scale in PUBLISHED}

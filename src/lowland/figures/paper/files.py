@@ -101,7 +101,7 @@ def seconds_of(task: Task, store: Store) -> float:
 
 
 def write_rows(path: Path, rows: Rows) -> None:
-    """Writes rows, which need not all have the same names, as a Parquet file."""
+    """Writes rows, which need not all have the same names, as a Parquet file; what a row lacks is null."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_table(path, {name: [row.get(name) for row in rows] for name in names})
 
