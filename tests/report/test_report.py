@@ -171,6 +171,16 @@ def test_a_run_of_a_figure_is_known_without_its_directory(out, tmp_path) -> None
     assert len(both.runs) == 2
 
 
+def test_a_figure_at_two_scales_is_told_apart(out) -> None:
+    drawn(FIGURE, "small", out)
+    found = gathered([out])
+    shutil.rmtree(out / "made-up-small")
+    text = page(found)
+    labels = ["made-up (quick)", "made-up (small)"]
+    assert re.findall(r'<li><a href="#made-up-\w+">(.*?)</a></li>', text) == labels
+    assert [row[0] for row in Parsed(text).rows if "ERM rises" in row] == labels
+
+
 def test_curves_are_means_over_seeds_and_not_too_long() -> None:
     class Figure:
         rows = [

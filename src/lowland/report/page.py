@@ -35,15 +35,14 @@ def page(found: Gathered) -> str:
     )
     environment.filters |= {"number": number, "inline_svg": _inline_svg}
     resources = importlib.resources.files("lowland.report")
-    figures = [_figure(figure) for figure in found.figures]
+    names = [figure.about["name"] for figure in found.figures]
+    figures = [_figure(figure, alone=names.count(figure.about["name"]) == 1) for figure in found.figures]
     return environment.get_template("page.html.j2").render(
         style=Markup(resources.joinpath("page.css").read_text(encoding="utf-8")),
         script=Markup(resources.joinpath("page.js").read_text(encoding="utf-8")),
         figures=figures,
         claims=[
-            claim | {"figure": one["about"]["name"], "id": one["id"]}
-            for one in figures
-            for claim in one["claims"]
+            claim | {"figure": one["label"], "id": one["id"]} for one in figures for claim in one["claims"]
         ],
         verdicts=VERDICTS,
         runs=_without_empty(found.runs),
@@ -53,10 +52,12 @@ def page(found: Gathered) -> str:
     )
 
 
-def _figure(figure: FigureFiles) -> dict[str, Any]:
+def _figure(figure: FigureFiles, *, alone: bool) -> dict[str, Any]:
+    """What the page shows of a figure; ``alone`` says that the page has it at one scale only."""
     about = figure.about
     return {
         "id": f"{about['name']}-{about['scale']}",
+        "label": about["name"] if alone else f"{about['name']} ({about['scale']})",
         "about": about,
         "svg": figure.svg,
         "claims": about["claims"],
