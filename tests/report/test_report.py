@@ -169,6 +169,24 @@ def test_a_run_of_a_figure_is_known_without_its_directory(out, tmp_path) -> None
     assert {row["run"] for row in alone.runs} == {row["run"] for row in together.runs}
     both = gathered([out, out / "made-up-quick", tmp_path / "made-up-quick"])
     assert len(both.runs) == 2
+    assert len(both.figures) == 1, "a copy is not a second figure"
+
+
+def test_a_figure_made_twice_is_told_apart_by_its_directory(out, tmp_path) -> None:
+    other = tmp_path / "made-up-quick"
+    shutil.copytree(out / "made-up-quick", other)
+    about = json.loads((other / "figure.json").read_text())
+    about["claims"][1]["ours"] = "they fall"
+    (other / "figure.json").write_text(json.dumps(about))
+    text = page(gathered([out, tmp_path]))
+    parsed = Parsed(text)
+    ids = [a["id"] for _, a in parsed.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    label = f"made-up (quick, {other})"
+    assert [row[0] for row in parsed.rows if "they fall" in row] == [label]
+    assert f'<a href="#made-up-quick-2">{label}</a>' in text
+    assert {"made-up-quick", "made-up-quick-2"} <= set(ids)
+    assert set(json.loads(re.search(r'id="chart-data">(.*?)</script>', text).group(1))) <= set(ids)
 
 
 def test_a_figure_at_two_scales_is_told_apart(out) -> None:

@@ -26,11 +26,13 @@ class FigureFiles:
     """A figure that ``lowland figure`` wrote.
 
     Attributes:
+        path: The directory of its files.
         about: Its ``figure.json``.
         svg: The picture.
         rows: The data that were drawn.
     """
 
+    path: Path
     about: Mapping[str, Any]
     svg: bytes
     rows: list[Row]
@@ -52,7 +54,7 @@ class Gathered:
 
 
 def gathered(directories: Sequence[Path], order: Sequence[str] = ()) -> Gathered:
-    """Figures and runs in directories, up to three levels deep.
+    """Figures and runs in directories, up to three levels deep; of copies of a figure only the first.
 
     Args:
         directories: Where to look.
@@ -66,7 +68,9 @@ def gathered(directories: Sequence[Path], order: Sequence[str] = ()) -> Gathered
     sharpness: list[Row] = []
     for path in _below(directories):
         if (path / "figure.json").is_file():
-            figures.append(_figure(path))
+            figure = _figure(path)
+            if not any((figure.about, figure.rows) == (other.about, other.rows) for other in figures):
+                figures.append(figure)
         elif (path / "config.json").is_file() and (path / "summary.json").is_file():
             run = Run(path)
             if "command" not in run.config:
@@ -108,7 +112,7 @@ def _figure(path: Path) -> FigureFiles:
         svg = (path / "figure.svg").read_bytes()
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise InputError(f"{path} must hold what lowland figure wrote: {error}.") from None
-    return FigureFiles(about, svg, [{k: v for k, v in row.items() if v is not None} for row in rows])
+    return FigureFiles(path, about, svg, [{k: v for k, v in row.items() if v is not None} for row in rows])
 
 
 def _run_row(name: str, stored: Mapping[str, Any], last: Mapping[str, Any]) -> Row:

@@ -6,6 +6,7 @@ import base64
 import importlib.resources
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,9 @@ def page(found: Gathered) -> str:
     )
     environment.filters |= {"number": number, "inline_svg": _inline_svg}
     resources = importlib.resources.files("lowland.report")
-    names = [figure.about["name"] for figure in found.figures]
-    figures = [_figure(figure, alone=names.count(figure.about["name"]) == 1) for figure in found.figures]
+    figures = [
+        _figure(figure, *named) for figure, named in zip(found.figures, _named(found.figures), strict=True)
+    ]
     return environment.get_template("page.html.j2").render(
         style=Markup(resources.joinpath("page.css").read_text(encoding="utf-8")),
         script=Markup(resources.joinpath("page.js").read_text(encoding="utf-8")),
@@ -52,12 +54,27 @@ def page(found: Gathered) -> str:
     )
 
 
-def _figure(figure: FigureFiles, *, alone: bool) -> dict[str, Any]:
-    """What the page shows of a figure; ``alone`` says that the page has it at one scale only."""
+def _named(figures: Sequence[FigureFiles]) -> list[tuple[str, str]]:
+    """An id and a label for each: its name, with the scale and the directory where it takes them to tell."""
+    names = Counter(figure.about["name"] for figure in figures)
+    kinds = Counter((figure.about["name"], figure.about["scale"]) for figure in figures)
+    seen: Counter[tuple[str, str]] = Counter()
+    found = []
+    for figure in figures:
+        name, scale = kind = figure.about["name"], figure.about["scale"]
+        seen[kind] += 1
+        again = "" if seen[kind] == 1 else f"-{seen[kind]}"
+        told = [scale] * (names[name] > 1) + [str(figure.path)] * (kinds[kind] > 1)
+        found.append((f"{name}-{scale}{again}", f"{name} ({', '.join(told)})" if told else name))
+    return found
+
+
+def _figure(figure: FigureFiles, name: str, label: str) -> dict[str, Any]:
+    """What the page shows of a figure, by the id ``name``."""
     about = figure.about
     return {
-        "id": f"{about['name']}-{about['scale']}",
-        "label": about["name"] if alone else f"{about['name']} ({about['scale']})",
+        "id": name,
+        "label": label,
         "about": about,
         "svg": figure.svg,
         "claims": about["claims"],
