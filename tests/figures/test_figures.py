@@ -144,6 +144,15 @@ def test_a_figure_is_written_in_the_format_of_its_suffix(tmp_path: Path, suffix:
     assert [p.name for p in tmp_path.iterdir()] == [f"a.{suffix}"]
 
 
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_what_is_drawn_twice_is_the_same_file(tmp_path: Path, suffix: str) -> None:
+    for name, hour in (("a", "1000000000"), ("b", "2000000000")):
+        with pytest.MonkeyPatch.context() as clock:
+            clock.setenv("SOURCE_DATE_EPOCH", hour)
+            save(plot_run(ROWS, "x"), tmp_path / f"{name}.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
 def test_panels_stand_side_by_side_in_our_style() -> None:
     figure, axes = panels(["one", "two"], height=2.0)
     assert isinstance(figure, Figure)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -14,6 +15,7 @@ from lowland.runs import replace_atomically
 
 _TOO_LARGE = 1e30
 _LETTERS_PER_INCH, _HANDLE = 14, 7
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _STYLE = Path(__file__).with_name("lowland.mplstyle")
 
 
@@ -57,8 +59,9 @@ def drawable(losses: ArrayLike) -> np.ndarray:
 
 @in_our_style
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure atomically, in the format of the path's suffix."""
-    replace_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
+    """Writes the figure atomically, in the format of the path's suffix; drawn again, it is the same bytes."""
+    how: dict[str, Any] = {"format": path.suffix[1:], "metadata": _UNDATED.get(path.suffix)}
+    replace_atomically(path, lambda temporary: figure.savefig(temporary, **how))
 
 
 def save_all(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> None:
