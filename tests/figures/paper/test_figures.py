@@ -322,6 +322,14 @@ def test_normalization_has_a_panel_per_noise_and_compares_the_last_epoch() -> No
     clean, noisy = FIGURES["normalization"].plot(rows).axes
     assert (clean.get_title(), noisy.get_title()) == ("clean labels", "60 % wrong labels")
     np.testing.assert_allclose(labels(noisy)["128-USAM, ρ = 0.4"].get_ydata(), [24.1, 12.1], atol=0.02)
+    only_noisy = [one for one in rows if one["noise"] == 0.6 or one["method"] != "128-SAM"]
+    clean, noisy = FIGURES["normalization"].plot(only_noisy).axes
+    name = "128-USAM, ρ = 0.4"
+    assert (
+        labels(clean)[name].get_color()
+        == labels(noisy)[name].get_color()
+        != labels(noisy)["128-SAM, ρ = 0.2"].get_color()
+    )
     first, second = normalization.claims(rows)
     assert (first.verdict, second.verdict) == ("agrees", "agrees")
     assert first.ours.startswith("128-USAM (ρ = 0.4) 4.21 ")

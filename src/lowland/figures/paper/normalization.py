@@ -12,7 +12,7 @@ from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import chosen, compared
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.figures.tasks import Store, Task, Training
 
 NORMALIZED: dict[Scale, dict[float, tuple[float, ...]]] = {
@@ -55,16 +55,17 @@ def plot(rows: Rows) -> Figure:
     levels = sorted({row["noise"] for row in rows})
     titles = ["clean labels" if noise == 0.0 else f"{100 * noise:g} % wrong labels" for noise in levels]
     figure, axes = panels(titles, height=3.8)
+    colors = colors_of(list(kinds_of(rows)))
     for ax, noise in zip(axes, levels, strict=True):
         own = [row for row in rows if row["noise"] == noise and row["epoch"] > 0]
         kinds = kinds_of(own)
-        for label, color in colors_of(list(kinds)).items():
+        for label, color in colors.items():
             line_with_spread(ax, kinds.get(label, []), "epoch", "test_error", color=color, label=label)
         ax.set_xlabel("epoch")
         late = [row["test_error"] for row in own if row["epoch"] > 0.15 * max(r["epoch"] for r in own)]
         ax.set_ylim(0.8 * min(late), 1.05 * max(late))
-        ax.legend()
     axes[0].set_ylabel("test error (%)")
+    shared_legend(figure, axes)
     return figure
 
 
