@@ -11,3 +11,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """``auto`` runs groups at once wherever it can: what is faster is a matter of the machine."""
+    monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.batched.engine.seconds", lambda *_, **__: (2.0, 1.0))

@@ -4,6 +4,7 @@ Every pass runs a deep copy of the module whose weights are new tensors ``w + e`
 to put back; the l2 term is differentiated as written.
 """
 
+from array import array
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -23,6 +24,22 @@ class Naive:
     perturbed_losses: list = field(default_factory=list)
     gradient_norms: list = field(default_factory=list)
     perturbations: list = field(default_factory=list)
+
+
+class Count:
+    """How often something ran, also where state is put back: a trial of a loss leaves none of it."""
+
+    def __init__(self):
+        self._n = array("q", [0])
+
+    def add(self):
+        self._n[0] += 1
+
+    def __len__(self):
+        return self._n[0]
+
+    def clear(self):
+        self._n[0] = 0
 
 
 def naive_sam(

@@ -206,17 +206,6 @@ def test_overflow_is_over_with_the_next_step():
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("rho", [0.0, 0.1])
-def test_loss_that_uses_none_of_the_parameters_climbs_nowhere_at_any_scale(scale, rho):
-    a, b, other = (nn.Parameter(torch.ones(n)) for n in (1, 2, 3))
-    found = sam_gradient(
-        lambda x: other.sum() * x.mean(), [a, b], (torch.ones(2),), rho=rho, scale=scale, diagnostics=True
-    )
-    assert found.gradients == [None, None]
-    assert found.diagnostics.skipped == 1
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_loss_that_uses_nothing_with_a_radius_keeps_its_gradient_at_any_scale(scale):
     used, idle = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.ones(3))
     found = sam_gradient(

@@ -273,15 +273,28 @@ def test_error_of_the_parts_of_the_climb_leaves_everything_as_before_the_call(er
     assert session.progress() == progress
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
 @pytest.mark.parametrize("name", PRESETS)
-def test_aux_that_cannot_be_joined_leaves_everything_as_before_the_call(name):
-    """It fails last: after all passes, and after the rule."""
+def test_hook_that_fails_while_gradients_are_added_leaves_everything_as_before_the_call(name, register):
+    """It fails last: after all passes, after the rule, and after some of the gradients were added."""
     for steps_done in (0, 1):
         session = Session(name, steps_done=steps_done)
+        trained = [p for p in session.sam.params if p.requires_grad]
+        for p in trained[1:]:
+            p.grad = torch.zeros_like(p)
         before, progress = session.everything(), session.progress()
-        loss = session.loss()
-        with pytest.raises(TypeError, match=r"^aux must be tensors"):
-            session.sam.backward(lambda x, y, loss=loss: (loss(x, y), "text"), *BATCH)
+        grads = [(p.grad, None if p.grad is None else p.grad.clone()) for p in trained]
+
+        def fails(*_):
+            raise ValueError("stop")
+
+        handle = getattr(trained[0], register)(fails)
+        with pytest.raises(ValueError, match="stop"):
+            session.sam.backward(session.loss(), *BATCH)
+        handle.remove()
+        for p, (grad, value) in zip(trained, grads, strict=True):
+            assert p.grad is grad
+            assert grad is None or torch.equal(grad, value)
         assert [k for k, v in session.everything().items() if v != before[k]] == []
         assert session.progress() == progress, f"after {steps_done} steps"
 

@@ -552,14 +552,20 @@ def test_losses_of_the_wrong_kind_are_refused():
         sam_gradient(lambda _: params[0], params, (X,), rho=0.1)
     with pytest.raises(ValueError, match=r"^loss must depend on the params, got a value .* no gradient\.$"):
         sam_gradient(lambda x: x.sum(), params, (X,), rho=0.1)
-    with pytest.raises(TypeError, match=r"^aux must be tensors or nested dicts, .* of tensors, got str\.$"):
-        sam_gradient(lambda _: (params[0].sum(), "text"), params, (X,), rho=0.1)
+
+
+def test_anything_may_stand_beside_the_loss():
+    params = weights()
+    aux = sam_gradient(lambda x: (params[0].sum(), {"text": "a", "n": 3, "x": x}), params, (X,), rho=0.1).aux
+    assert aux["text"] == ["a"]
+    assert aux["n"] == [3]
+    assert torch.equal(aux["x"], X)
 
 
 def test_refusals_leave_the_weights_alone():
     params = weights()
     before = identity(params)
-    for loss in (lambda _: params[0], lambda _: 1.0, lambda _: (params[0].sum(), "text")):
+    for loss in (lambda _: params[0], lambda _: 1.0, lambda _: (params[0].sum(), "text", 1)):
         with pytest.raises((TypeError, ValueError)):
             sam_gradient(loss, params, (X,), rho=0.1)
     assert identity(params) == before

@@ -168,16 +168,25 @@ def test_frozen_parameters_are_neither_perturbed_nor_in_the_norm():
     assert seen == [(0.0, True), (pytest.approx(0.4, rel=1e-12), True)]
 
 
-def test_loss_that_uses_none_of_the_parameters_leaves_grad_none():
+@pytest.mark.filterwarnings("ignore:the loss depends on tensors")
+@pytest.mark.parametrize("rho", [0.0, 0.4])
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+@pytest.mark.parametrize("m", [None, 1])
+@pytest.mark.parametrize("engine", ["auto", "loop", "batched"])
+def test_loss_that_uses_none_of_the_parameters_is_refused_and_leaves_grad_none(rho, l2, m, engine):
     a, b, other = (nn.Parameter(t) for t in tensors(0, (3,), (3,), (2,)))
-    value = SAM([a, b], rho=0.4).backward(lambda x: other.sum() * x.mean(), torch.ones(2))
-    assert value == other.sum()
+    sam = SAM([a, b], rho=rho, l2=l2, m=m, engine=engine)
+    with pytest.raises(ValueError, match=r"^loss must depend on the params, got a gradient for none of them"):
+        sam.backward(lambda x: other.sum() * x.mean(), torch.ones(2))
     assert [a.grad, b.grad, other.grad] == [None, None, None]
 
 
-def test_parameters_outside_sam_are_neither_moved_nor_trained():
+def test_parameters_outside_sam_are_neither_moved_nor_trained_and_named_once():
     module, batch = mlp(), regression()
-    SAM(module[2], rho=0.4).backward(loss_of(module), *batch)
+    sam = SAM(module[2], rho=0.4)
+    with pytest.warns(UserWarning, match=r"not among the params and get none: .*weight of Linear"):
+        sam.backward(loss_of(module), *batch)
+    sam.backward(loss_of(module), *batch)  # a warning would be an error
     assert module[0].weight.grad is None
     assert module[2].weight.grad is not None
 

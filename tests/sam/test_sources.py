@@ -99,6 +99,7 @@ def test_value_is_that_of_the_calls_own_batch_at_the_unperturbed_weights():
     assert value.item() == pytest.approx(squared(module, *batch).item(), rel=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:the loss depends on tensors")
 def test_previous_batch_holds_no_graph_and_nested_batches_are_kept():
     module, (x, y) = mlp(), regression(0)
     x.requires_grad_()

@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from lowland.sam.ascent import Ascent, BlindAscent, StartingAscent
 from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.combine import Combine
+from lowland.sam.passes import Reduction
 
 Engine = Literal["auto", "loop", "batched"]
 """``loop``: one group after the other; ``batched``: all at once; ``auto``: whichever is faster."""
@@ -19,11 +22,21 @@ Engine = Literal["auto", "loop", "batched"]
 
 def check_params(params: Sequence[Tensor]) -> None:
     """Refuses params that cannot be climbed."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "SAM needs gradients: it must be called outside torch.inference_mode, got it inside."
+        )
     if not params:
         raise ValueError("params must hold at least one tensor that requires a gradient, got none.")
     for p in params:
         if not isinstance(p, Tensor):
             raise TypeError(f"params must be tensors, got {type(p).__name__}.")
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(
+                "params must be initialized, got one of a lazy module: give it a batch before the first step."
+            )
+        if p.device.type == "meta":
+            raise ValueError("params must have memory, got one on the device meta.")
         if not p.is_floating_point():
             raise TypeError(f"params must be real floating-point tensors, got {p.dtype}.")
         if not (p.is_leaf and p.requires_grad):
@@ -54,6 +67,19 @@ def check_engine(engine: str, max_memory: int | None) -> None:
     whole = isinstance(max_memory, int) and not isinstance(max_memory, bool)
     if max_memory is not None and not (whole and max_memory > 0):
         raise ValueError(f"max_memory must be a positive number of bytes or None, got {max_memory!r}.")
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuses reductions that there are not."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}.")
+
+
+def names_of(option: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of entries of a batch, if they are such."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{option} must be a list of names of entries, got {names!r}.")
+    return tuple(names)
 
 
 def check_rho(rho: float | Sequence[float], num_params: int) -> None:

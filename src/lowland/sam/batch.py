@@ -1,10 +1,16 @@
-"""Batches: nested containers of tensors, sliced along their first dimension."""
+"""Batches: what is a row of them, how groups are cut, and how what groups return is joined again."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lowland.sam.containers import is_container, items, like, mapped, name_of
 
 
 class MicroBatches:
@@ -31,40 +37,89 @@ class MicroBatches:
             yield tuple(part) if isinstance(part, (tuple, list)) else (part,)
 
 
-Group = Iterable[tuple[Any, ...]]
-"""The parts of a group, each a tuple of the loss's arguments."""
+@dataclass(frozen=True)
+class Entries:
+    """Entries of a batch that the user has named, where what they are cannot be told from them.
+
+    A name is an entry's path, such as ``"1.boxes"`` for the key ``boxes`` of the second argument, or the end
+    of one (``"boxes"``); it stands for everything inside the entry as well.
+
+    Attributes:
+        shared: Entries that every group is given whole.
+        rows: Entries whose elements are examples: cut along their first dimension, or as sequences.
+    """
+
+    shared: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    def kind(self, path: str) -> str | None:
+        """``"shared"``, ``"rows"``, or ``None`` for an entry that is not named."""
+        for kind, names in (("shared", self.shared), ("rows", self.rows)):
+            if any(path == name or path.endswith(f".{name}") for name in names):
+                return kind
+        return None
 
 
-def cut(parts: list[tuple[Any, ...]], sizes: list[int], rows: slice) -> list[tuple[Any, ...]]:
-    """The examples ``rows``, counted across the parts."""
-    found, begin = [], 0
-    for part, size in zip(parts, sizes, strict=True):
-        first, last = max(rows.start - begin, 0), min(rows.stop - begin, size)
-        if first < last:
-            found.append(take(part, slice(first, last)))
-        begin += size
-    return found
+UNNAMED = Entries()
 
 
-def batch_size(batch: Sequence[Any]) -> int:
-    """Number of examples B in ``batch``.
+def rows_of(element: Any, entries: Entries = UNNAMED, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries that are cut into groups, with their paths, in order.
+
+    Tensors and arrays are; numbers, strings and other single things are not; sequences and things of
+    other kinds are if they are named.
+
+    Raises:
+        ValueError: If an entry that is not named may be either.
+    """
+    kind = entries.kind(path) if entries is not UNNAMED else None
+    if kind == "rows" or (kind is None and isinstance(element, (Tensor, np.ndarray))):
+        yield path, element
+    elif kind is None and is_container(element) and (path == "" or _holds_tensors(element)):
+        for key, value in items(element):
+            yield from rows_of(value, entries, f"{path}.{key}" if path else str(key))
+    elif kind is None and not _is_single(element):
+        raise ValueError(
+            f"a batch that is cut into groups must have its sequences and other objects named in rows= or "
+            f"shared=, got {name_of(element)} for {path!r}."
+        )
+
+
+def num_examples(batch: Sequence[Any], entries: Entries = UNNAMED) -> int:
+    """Number of examples B in ``batch``, which can be cut.
 
     Args:
         batch: The loss's arguments: tensors whose first dimension is B, or nested dicts, lists and tuples
-            of such tensors; ``None`` stands for an absent argument.
+            of such tensors, beside single things such as numbers, strings and ``None``.
+        entries: Entries that were named.
 
     Raises:
-        TypeError: If an element is neither a tensor nor such a container.
-        ValueError: If there is no example, or the first dimensions differ.
+        ValueError: If there is no example, or the numbers of rows differ, or cannot be told.
     """
-    sizes = sorted({_first_dimension(t) for t in _tensors(batch)})
+    sizes = {path: _length(path, value) for path, value in rows_of(batch, entries)}
     if not sizes:
-        raise ValueError("batch must hold at least one tensor, got none.")
-    if len(sizes) > 1:
-        raise ValueError(f"all tensors of a batch must have the same first dimension, got {sizes}.")
-    if sizes[0] == 0:
+        raise ValueError("batch must hold at least one tensor whose rows are examples, got none.")
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{size} in {path!r}" for path, size in sizes.items())
+        raise ValueError(
+            "all tensors of a batch that is cut into groups must have the same first dimension, or be named "
+            f"in shared=, got {shown}."
+        )
+    size = next(iter(sizes.values()))
+    if size == 0:
         raise ValueError("batch must hold at least one example, got 0.")
-    return sizes[0]
+    return size
+
+
+def batch_size(batch: Sequence[Any], entries: Entries = UNNAMED) -> int | None:
+    """Number of examples B in ``batch``; ``None`` where its entries do not tell it."""
+    try:
+        sizes = {_length(path, value) for path, value in rows_of(batch, entries)}
+    except ValueError:
+        return None
+    if sizes == {0}:
+        raise ValueError("batch must hold at least one example, got 0.")
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def group_slices(num_examples: int, m: int | None) -> list[slice]:
@@ -78,80 +133,92 @@ def group_slices(num_examples: int, m: int | None) -> list[slice]:
     return [slice(i, min(i + step, num_examples)) for i in range(0, num_examples, step)]
 
 
-def take(batch: Sequence[Any], rows: slice) -> tuple[Any, ...]:
-    """The examples ``rows`` of every tensor of ``batch``."""
-    return tuple(mapped_tensors(lambda t: t[rows], element) for element in batch)
+def take(batch: Sequence[Any], rows: slice, entries: Entries = UNNAMED) -> tuple[Any, ...]:
+    """The examples ``rows`` of every entry of ``batch`` that is cut; the others as they are."""
+    found: tuple[Any, ...] = with_rows(tuple(batch), lambda value: _cut(value, rows), entries)
+    return found
+
+
+def with_rows(element: Any, function: Callable[[Any], Any], entries: Entries, path: str = "") -> Any:
+    """``element`` with ``function`` of every entry that is cut, in containers of its own."""
+    kind = entries.kind(path) if entries is not UNNAMED else None
+    if kind == "rows" or (kind is None and isinstance(element, (Tensor, np.ndarray))):
+        return function(element)
+    if kind == "shared" or not is_container(element):
+        return element
+    pairs = items(element)
+    return like(
+        element, [with_rows(v, function, entries, f"{path}.{k}" if path else str(k)) for k, v in pairs]
+    )
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """Joins what the groups returned: tensors along their first dimension, scalars into a vector.
+    """Joins what the groups returned beside their losses.
+
+    Tensors are joined along their first dimension, or stay a list where their shapes do not allow it;
+    scalars become a vector; anything else a list with one entry per part.
 
     Args:
-        parts: One nested container of tensors per group, all of the same structure.
-
-    Raises:
-        TypeError: If a leaf is not a tensor.
+        parts: What each group returned, in order.
     """
     first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.stack(list(parts)) if first.dim() == 0 else torch.cat(list(parts))
-    if isinstance(first, Mapping):
-        return {key: join([part[key] for part in parts]) for key in first}
-    if isinstance(first, (list, tuple)):
-        return _like(first, [join(column) for column in zip(*parts, strict=True)])
-    if first is None:
+    if all(isinstance(part, Tensor) for part in parts):
+        return _joined(list(parts))
+    if all(part is None for part in parts):
         return None
-    raise TypeError(f"aux must be tensors or nested dicts, lists and tuples of tensors, got {_name(first)}.")
+    alike = all(type(part) is type(first) for part in parts)
+    if alike and isinstance(first, Mapping) and all(part.keys() == first.keys() for part in parts):
+        return {key: join([part[key] for part in parts]) for key in first}
+    if alike and isinstance(first, (list, tuple)) and len({len(part) for part in parts}) == 1:
+        return like(first, [join(column) for column in zip(*parts, strict=True)])
+    return list(parts)
 
 
 def detach(element: Any) -> Any:
     """``element`` with every tensor detached."""
-    return mapped_tensors(lambda t: t.detach(), element)
+    return mapped(lambda t: t.detach(), element)
 
 
-def copied(element: Any) -> Any:
-    """``element`` with every tensor copied."""
-    return mapped_tensors(lambda t: t.detach().clone(), element)
+def _joined(tensors: list[Tensor]) -> Tensor | list[Tensor]:
+    if all(t.dim() == 0 for t in tensors):
+        return torch.stack(tensors)
+    shapes = {t.shape[1:] if t.dim() else None for t in tensors}
+    return torch.cat(tensors) if len(shapes) == 1 else tensors
 
 
-def mapped_tensors(function: Callable[[Tensor], Tensor], element: Any) -> Any:
-    """``element`` with ``function`` of every tensor of its nested dicts, lists and tuples."""
-    if isinstance(element, Tensor):
-        return function(element)
-    if isinstance(element, Mapping):
-        return {key: mapped_tensors(function, value) for key, value in element.items()}
-    if isinstance(element, (list, tuple)):
-        return _like(element, [mapped_tensors(function, value) for value in element])
-    return element
+def _holds_tensors(element: Any) -> bool:
+    """Whether a container has tensors in it, at any depth; a mapping is one in any case."""
+    if isinstance(element, (Tensor, np.ndarray, Mapping)):
+        return True
+    return is_container(element) and any(_holds_tensors(value) for _, value in items(element))
 
 
-def _like(container: Any, values: list[Any]) -> Any:
-    if hasattr(container, "_fields"):  # a named tuple takes its fields one by one
-        return type(container)(*values)
-    return type(container)(values)
+def _is_single(element: Any) -> bool:
+    """Whether every group can only be given the whole."""
+    if element is None or isinstance(element, (str, bytes, int, float, complex, torch.dtype, torch.device)):
+        return True
+    return callable(element) or (is_container(element) and not items(element))
 
 
-def _tensors(element: Any) -> Iterator[Tensor]:
-    if isinstance(element, Tensor):
-        yield element
-    elif isinstance(element, Mapping):
-        for value in element.values():
-            yield from _tensors(value)
-    elif isinstance(element, (list, tuple)):
-        for value in element:
-            yield from _tensors(value)
-    elif element is not None:
-        raise TypeError(
-            "batch elements must be tensors or nested dicts, lists and tuples of tensors, "
-            f"got {_name(element)}."
+def _length(path: str, value: Any) -> int:
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        raise ValueError(
+            "every tensor of a batch that is cut into groups must have a first dimension of examples, or be "
+            f"named in shared=, got a scalar for {path!r}."
         )
+    if not hasattr(value, "__len__"):
+        raise ValueError(
+            f"entries in rows= must have a length and be cut by slices, got {name_of(value)} for {path!r}."
+        )
+    return len(value) if not isinstance(value, Tensor) else int(value.shape[0])
 
 
-def _first_dimension(tensor: Tensor) -> int:
-    if tensor.dim() == 0:
-        raise ValueError("every tensor of a batch must have a first dimension of examples, got a scalar.")
-    return tensor.shape[0]
-
-
-def _name(value: object) -> str:
-    return type(value).__name__
+def _cut(value: Any, rows: slice) -> Any:
+    """Consecutive rows; of strided tensors a view."""
+    if not isinstance(value, Tensor) or value.layout == torch.strided:
+        return value[rows]
+    if value.layout == torch.jagged:
+        return torch.nested.as_nested_tensor(list(value.unbind())[rows], layout=torch.jagged)
+    if value.layout == torch.sparse_coo:
+        return value.index_select(0, torch.arange(rows.start, rows.stop, device=value.device))
+    raise ValueError(f"tensors that are cut into groups must be strided, jagged or COO, got {value.layout}.")

@@ -1,124 +1,268 @@
-"""Which passes move the running statistics of batch norm, and any other buffer of a module."""
+"""What modules hold beside the weights that are trained: which passes move it, and what puts it back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from lowland.sam.containers import version_of
+from lowland.sam.frozen import Writes
+
 BatchNormStats = Literal["first", "both", "frozen"]
 """``first``: only the unperturbed pass moves running statistics; ``both``: every pass; ``frozen``: none."""
 
 
+Mark = tuple[dict[str, Tensor | None], str, Tensor | None, int]
+
+
 class Buffers:
-    """The buffers of a module, or of whatever modules run, kept or put back around a pass.
+    """The buffers of all modules that run in a call, and their parameters that the call does not train.
 
     A layer is not asked for its type: every buffer is put back, so that custom batch norms, spectral
-    norms and counters follow the policy like ``torch.nn.BatchNorm2d``.
+    norms and counters follow the policy like ``torch.nn.BatchNorm2d``. Parameters are watched, since
+    momentum encoders move some in their forward pass, and copied only when they are about to be written to.
 
     Args:
-        module: The module whose buffers these are; ``None`` finds the modules as they run.
+        module: The module whose buffers these are; others are found as they run.
+        known: Other modules that may run, where they are known beforehand.
+        trained: The parameters of the call.
+
+    Attributes:
+        num_writes: How often a parameter that is not trained was written to.
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
-        self._module = module
-        self._discover = module is None
-        self._modules = {} if module is None else {id(m): m for m in module.modules() if m._buffers}
+    def __init__(
+        self, module: nn.Module | None, known: Iterable[nn.Module] = (), trained: Iterable[Tensor] = ()
+    ) -> None:
+        self.module = module
+        self._modules: dict[int, nn.Module] = {}
+        self._trained = {id(p) for p in trained}
+        self._snapshots: list[Snapshot] = []
+        self._start: Snapshot | None = None
+        self._writes: Writes | None = None
+        self._handle: Any = None
+        self._thread = 0
+        self.num_writes = 0
+        for root in (*(() if module is None else (module,)), *known):
+            self._know(root)
 
     @contextmanager
-    def kept(self) -> Iterator[Snapshot]:
-        """Whatever the block does to buffers is undone at its end, also on an exception."""
-        saved = Snapshot(self._modules.values())
-        with self._watched(saved):
-            try:
-                yield saved
-            finally:
-                saved.restore()
+    def watched(self) -> Iterator[Snapshot]:
+        """Modules that run in the block are found; what all held before it is in the snapshot."""
+        saved = self._begun(training=True)
+        outermost = self._handle is None
+        if outermost:
+            self._handle = register_module_forward_pre_hook(self._see)
+            self._thread = threading.get_ident()
+        try:
+            yield saved
+        finally:
+            self._end(saved)
+            if outermost:
+                self.stop_watching()
 
     @contextmanager
-    def kept_on_error(self) -> Iterator[None]:
+    def undone_on_error(self) -> Iterator[None]:
         """If the block raises, buffers and training modes are what they were before it."""
-        saved = Snapshot(self._modules.values())
-        training = {m: m.training for m in (() if self._module is None else self._module.modules())}
-        with self._watched(saved):
+        with self.watched() as saved:
             try:
                 yield
             except BaseException:
                 saved.restore()
-                for module, mode in training.items():
-                    module.training = mode
                 raise
 
-    def modules(self) -> Iterable[nn.Module]:
-        """All modules of the module; those with buffers that ran so far if there was none to name."""
-        return self._modules.values() if self._module is None else self._module.modules()
-
-    def ids(self) -> set[int]:
-        """The buffers of the module, or of the modules that ran so far."""
-        return {id(b) for m in self._modules.values() for b in m._buffers.values() if b is not None}
-
     @contextmanager
-    def _watched(self, saved: Snapshot) -> Iterator[None]:
-        """Modules that run in the block are added to ``saved`` just before they run."""
-        if not self._discover:
-            yield
-            return
-
-        def see(module: nn.Module, _: Any) -> None:
-            if module._buffers:
-                self._modules[id(module)] = module
-                saved.add(module)
-
-        handle = register_module_forward_pre_hook(see)
+    def same_start(self) -> Iterator[None]:
+        """Passes that are :meth:`kept` in the block see what stands at its beginning."""
+        before, self._start = self._start, self._begun()
         try:
             yield
         finally:
+            self._end(self._start)
+            self._start = before
+
+    @contextmanager
+    def kept(self) -> Iterator[Snapshot]:
+        """A pass that sees what the first pass over its group saw, and leaves nothing of what it does."""
+        with nullcontext() if self._handle is not None else self.watched():
+            saved = self._begun(() if self._start is None else self._start.written())
+            try:
+                if self._start is not None:
+                    self._start.restore()
+                yield saved
+            finally:
+                self._end(saved)
+                saved.restore()
+
+    def writes_noticed(self) -> AbstractContextManager[object]:
+        """A block in which parameters that are not trained are copied before they are written to."""
+        untrained = list(self.untrained())
+        compiled = any(is_compiled(m) for m in self._modules.values())
+        self._writes = Writes(untrained, self._write) if untrained and not compiled else None
+        return nullcontext() if self._writes is None else self._writes
+
+    def modules(self) -> Collection[nn.Module]:
+        """The modules of the module, and those that ran so far."""
+        return self._modules.values()
+
+    def ids(self) -> set[int]:
+        """The buffers of these modules."""
+        return {id(b) for m in self._modules.values() for b in m._buffers.values() if b is not None}
+
+    def untrained(self) -> Iterator[Tensor]:
+        """Their parameters that the call does not train."""
+        for module in self._modules.values():
+            for p in module._parameters.values():
+                if p is not None and id(p) not in self._trained:
+                    yield p
+
+    def marks(self) -> list[Mark]:
+        """What tells whether a buffer is written to by its own name, or another put in its place."""
+        return [
+            (module._buffers, name, buffer, version_of(buffer))
+            for module in self._modules.values()
+            for name, buffer in module._buffers.items()
+        ]
+
+    @staticmethod
+    def moved_since(marks: list[Mark]) -> list[tuple[str, Tensor | None]]:
+        """Names of the buffers that were, and the buffers."""
+        return [
+            (name, buffer)
+            for owner, name, buffer, version in marks
+            if owner.get(name) is not buffer or version_of(buffer) != version
+        ]
+
+    def give_up_after(self, snapshot: Snapshot) -> None:
+        """Snapshots that are younger put nothing back any more: an interrupt may have left them open."""
+        index = next(i for i, s in enumerate(self._snapshots) if s is snapshot)
+        for younger in self._snapshots[index + 1 :]:
+            younger.give_up()
+        self._snapshots, self._start = self._snapshots[: index + 1], None
+
+    def stop_watching(self) -> None:
+        """Takes the hook away, also one that an interrupt left behind."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
             handle.remove()
+
+    def _see(self, module: nn.Module, _: Any) -> None:
+        if id(module) not in self._modules and threading.get_ident() == self._thread:
+            self._found(module)
+
+    def _know(self, root: nn.Module) -> list[nn.Module]:
+        """Takes a module and those inside it, before anything of them has run."""
+        found = [m for m in root.modules() if id(m) not in self._modules]
+        self._modules.update((id(m), m) for m in found)
+        return found
+
+    def _found(self, root: nn.Module) -> None:
+        for module in self._know(root):
+            for saved in self._snapshots:
+                saved.add(module)
+        if self._writes is not None:
+            self._writes.add(self.untrained())
+
+    def _write(self, param: Tensor) -> None:
+        self.num_writes += 1
+        for saved in self._snapshots:
+            saved.write(param)
+
+    def _begun(self, written: Iterable[Tensor] = (), *, training: bool = False) -> Snapshot:
+        saved = Snapshot(self._modules.values(), training=training)
+        for p in written:  # it moved in the first pass, and is about to be put back for this one
+            saved.write(p)
+        self._snapshots.append(saved)
+        return saved
+
+    def _end(self, saved: Snapshot | None) -> None:
+        self._snapshots = [s for s in self._snapshots if s is not saved]
 
 
 class Snapshot:
-    """Copies of the buffers of some modules, each as it was when its module was added.
+    """What some modules held, each as it was when it was added.
 
     Args:
         modules: The modules.
+        training: Whether their modes are taken too.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], *, training: bool = False) -> None:
         self._seen: set[int] = set()
-        self._saved: list[tuple[dict[str, Tensor | None], str, Tensor | None, Tensor | None]] = []
+        self._buffers: list[tuple[dict[str, Tensor | None], str, Tensor | None, Tensor | None]] = []
+        self._names: list[tuple[dict[str, Tensor | None], set[str]]] = []
+        self._written: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._training: dict[nn.Module, bool] | None = {} if training else None
         for module in modules:
             self.add(module)
+
+    def give_up(self) -> None:
+        """Forgets everything: there is nothing to put back."""
+        self._buffers, self._names, self._written, self._training = [], [], {}, None
 
     def add(self, module: nn.Module) -> None:
         """Takes the buffers of ``module`` as they are now, unless they were taken before."""
         if id(module) in self._seen:
             return
         self._seen.add(id(module))
+        if self._training is not None:
+            self._training[module] = module.training
+        if isinstance(module._buffers, dict):  # that of a scripted module cannot grow
+            self._names.append((module._buffers, set(module._buffers)))
+        if not len(module._buffers):
+            return
         with torch._C.DisableTorchFunction():  # a mode that watches the loss need not see this
             for name, buffer in module._buffers.items():
                 value = None if buffer is None else buffer.detach().clone()
-                self._saved.append((module._buffers, name, buffer, value))
+                self._buffers.append((module._buffers, name, buffer, value))
+
+    @torch.no_grad()
+    def write(self, param: Tensor) -> None:
+        """Takes a parameter, which is about to be written to."""
+        if id(param) not in self._written:
+            memory = param.data
+            self._written[id(param)] = param, memory, memory.clone()
+
+    def written(self) -> list[Tensor]:
+        """The parameters that were written to."""
+        return [param for param, _, _ in self._written.values()]
 
     def changed(self) -> list[tuple[str, Tensor | None]]:
         """Names of buffers that are not what they were, and the buffers that they were."""
         return [
             (name, buffer)
-            for owner, name, buffer, value in self._saved
+            for owner, name, buffer, value in self._buffers
             if owner.get(name) is not buffer
             or (buffer is not None and value is not None and not _same(buffer, value))
         ]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts everything back."""
-        for owner, name, buffer, value in self._saved:
-            if buffer is not None and value is not None:
-                buffer.copy_(value)
-            owner[name] = buffer  # a layer may have put another tensor in its place
+        """Puts everything back; once more is as good."""
+        for owner, names in self._names:
+            for name in owner.keys() - names:
+                del owner[name]
+        with torch._C.DisableTorchFunction():
+            for owner, name, buffer, value in self._buffers:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+                owner[name] = buffer  # a layer may have put another tensor in its place
+            for param, memory, value in self._written.values():
+                param.data = memory
+                memory.copy_(value)
+        for module, mode in (self._training or {}).items():
+            module.training = mode
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has made something of a module."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -15,13 +15,14 @@ def fresh_caches() -> Iterator[None]:
     casts and the parametrized weights of the first: SAM would silently be ERM, or run into a graph that
     is already freed.
     """
-    _clear()
+    forget_caches()
     try:
         yield
     finally:
-        _clear()
+        forget_caches()
 
 
-def _clear() -> None:
+def forget_caches() -> None:
+    """Forgets what was computed from the weights, in the caches of autocast and of parametrizations."""
     torch.clear_autocast_cache()
     parametrize._cache.clear()

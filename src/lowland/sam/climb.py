@@ -20,7 +20,7 @@ from lowland.sam.ascent import (
     Weights,
 )
 from lowland.sam.average import Gradients
-from lowland.sam.batch import Group
+from lowland.sam.examples import Examples
 from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
 from lowland.sam.passes import Move, Pass, Passes, unscaled
@@ -138,11 +138,10 @@ class Climber:
         seen = _Seen.weights(passes.params, self.names, self.radii)
         return seen.move(self.starting.start(Weights(seen.w, self.radii.rho, seen.names, passes.noise)))
 
-    def climb(self, passes: Passes, start: Pass, group: Group, draws: RandomState) -> Climb:
+    def climb(self, passes: Passes, start: Pass, group: Examples, draws: RandomState) -> Climb:
         """The perturbation of a group from its pass at the unperturbed weights."""
         if self.radii.rho == 0.0:
-            present = [g for g in start.gradients if g is not None]
-            return Climb(None, _norm(unscaled(present, passes.scale)) if self.measure else math.nan)
+            return self.nowhere(passes, start)
         here, e, first, move = start, None, None, None
         for step in range(self.steps):
             if step > 0:
@@ -158,6 +157,13 @@ class Climber:
                 break
         assert first is not None
         return self._ended(move, first.norm, first.g if self.remembers else None)
+
+    def nowhere(self, passes: Passes, start: Pass) -> Climb:
+        """The climb without a radius."""
+        if self.blind is not None or not self.measure:
+            return Climb(None)
+        present = [g for g in start.gradients if g is not None]
+        return Climb(None, _norm(unscaled(present, passes.scale)))
 
     def _of_all_ranks(self, passes: Passes, here: Pass) -> Gradients:
         if self.process_group is None:

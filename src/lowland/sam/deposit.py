@@ -12,16 +12,62 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from lowland.sam.containers import version_of
+
+
+class Deposit:
+    """Adds a result's gradients to ``.grad``, all of them or none.
+
+    Args:
+        params: The parameters.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        hooked = any(_has_hooks(p) for p in params)
+        self._grads = [(p, p.grad, version_of(p.grad), _copy(p.grad) if hooked else None) for p in params]
+        self._hooked = hooked
+
+    def add(self, gradients: list[Tensor | None]) -> None:
+        """Adds ``gradients`` in one backward call, so that every hook fires, once.
+
+        The list is emptied: where ``.grad`` is ``None``, the gradient itself becomes it, without a copy.
+        If a hook raises, every ``.grad`` is what it was.
+        """
+        params = [p for p, *_ in self._grads]
+        try:
+            with torch.enable_grad():
+                value = as_loss(torch.zeros((), device=params[0].device), params, gradients)
+                if value.requires_grad:
+                    torch.autograd.backward(value)
+        except BaseException:
+            if self._hooked:
+                self._put_back()
+            raise
+
+    def done(self) -> bool:
+        """Whether the gradients were added: no code of Python runs between the first and the last of them."""
+        return any(p.grad is not g or version_of(g) != version for p, g, version, _ in self._grads)
+
+    def _put_back(self) -> None:
+        for i, (p, g, _, copy) in enumerate(self._grads):
+            if g is not None and copy is not None:
+                with torch.no_grad():
+                    g.copy_(copy)
+            p.grad = g
+            self._grads[i] = p, g, version_of(g), copy
+
 
 def deposit(params: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
-    """Adds ``gradients`` to ``.grad`` in one backward call, so that every hook fires, once.
+    """Adds ``gradients`` to ``.grad``; see :class:`Deposit`."""
+    Deposit(params).add(gradients)
 
-    ``gradients`` is emptied: where ``.grad`` is ``None``, the gradient itself becomes it, without a copy.
-    """
-    with torch.enable_grad():
-        value = as_loss(torch.zeros(()), params, gradients)
-        if value.requires_grad:
-            torch.autograd.backward(value)
+
+def _has_hooks(p: Tensor) -> bool:
+    return bool(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None))
+
+
+def _copy(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.detach().clone()
 
 
 def as_loss(value: Tensor, params: Sequence[Tensor], gradients: list[Tensor | None]) -> Tensor:

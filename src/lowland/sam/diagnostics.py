@@ -94,7 +94,7 @@ def together(rows: Sequence[GroupDiagnostics]) -> Diagnostics:
     loss = working(torch.stack([row.loss for row in rows]))
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(loss)
+        return torch.tensor(values, dtype=torch.float64, device="cpu").to(loss)
 
     return Diagnostics(
         group_size=column([row.group_size for row in rows]),

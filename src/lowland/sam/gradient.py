@@ -10,28 +10,35 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from lowland.sam.alone import Alone
 from lowland.sam.arguments import (
     Engine,
     check_choices,
     check_engine,
     check_numbers,
     check_params,
+    check_reduction,
     check_rho,
     loss_arguments,
+    names_of,
 )
 from lowland.sam.ascent import L2, Ascent, BlindAscent
-from lowland.sam.batch import MicroBatches
+from lowland.sam.batch import UNNAMED, Entries, MicroBatches
 from lowland.sam.batched.engine import Engines
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.climb import Climber, Radii
 from lowland.sam.combine import Combine
+from lowland.sam.containers import tensors_of
 from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
+from lowland.sam.leaves import OtherLeaves
+from lowland.sam.named import modules_named_by
 from lowland.sam.noise import Noise
-from lowland.sam.passes import Loss, Passes, Weight
+from lowland.sam.passes import Loss, Passes, Reduction, Weight
 from lowland.sam.precision import is_half
+from lowland.sam.randomness import advance_generators
 from lowland.sam.ranks import require_equal_groups
-from lowland.sam.total import SAMGradient, Total
+from lowland.sam.total import SAMGradient, Then, Total
 from lowland.sam.workspace import Workspace
 
 
@@ -52,11 +59,15 @@ def sam_gradient(
     scale: float = 1.0,
     weight: Weight | None = None,
     module: nn.Module | None = None,
+    reduction: Reduction = "mean",
+    shared: Sequence[str] = (),
+    rows: Sequence[str] = (),
     process_group: ProcessGroup | None = None,
     engine: Engine = "auto",
     max_memory: int | None = None,
     workspace: Workspace | None = None,
     diagnostics: bool = False,
+    then: Then | None = None,
 ) -> SAMGradient:
     r"""Gradient of the m-SAM objective.
 
@@ -71,13 +82,16 @@ def sam_gradient(
     climbed: that gradient is returned as it is, so that the caller can see it and skip the step.
 
     Args:
-        loss: ``loss(*group)`` is the loss of the examples it is given, at the current ``params``: a
-            scalar, or one value per example (the mean is taken), or either with an ``aux`` beside it,
-            ``(loss, aux)``.
+        loss: ``loss(*group)`` is the mean loss of the examples it is given, at the current ``params``: a
+            scalar (their sum, with ``reduction="sum"``), or one value per example, or either with an ``aux``
+            beside it, ``(loss, aux)``.
         params: The weights :math:`w`, leaf tensors that require gradients, or a mapping from their names;
             unchanged, bit for bit, on return and on error.
-        batch: The loss's arguments: tensors of first dimension B, or nested dicts, lists and tuples of
-            them; or :class:`~lowland.sam.MicroBatches` of such.
+        batch: The loss's arguments: with ``m``, tensors of first dimension B, or nested dicts, lists and
+            tuples of them, beside single things (numbers, strings, ``None``), which every group is given as
+            they are; without ``m``, anything. Or :class:`~lowland.sam.MicroBatches` of such. A loss may
+            change its arguments: each pass sees them as they were, and they are left as one plain pass
+            leaves them.
         rho: Radius :math:`\rho` of the ascent, in the ascent's norm; 0 gives the plain gradient. Or one
             radius per parameter: those with 0 are not perturbed, and the ascent sees the others only, so
             that its norm is theirs; different radii :math:`\rho_i` scale the parts of the ascent's
@@ -101,8 +115,12 @@ def sam_gradient(
             are scaled, the climb and the returned loss are not.
         weight: ``weight(*group)`` is the group's weight in the mean over groups, in place of its number of
             examples: its number of tokens, say. A group of weight 0 is left out.
-        module: The module that ``loss`` runs, if there is one to name; otherwise the modules are found
-            as they run.
+        reduction: ``"sum"`` for a loss that adds up its examples: the gradient and the loss are then those
+            of the sum over the batch, and a climb is along the mean over its group, whatever m.
+        shared: Names of entries of the batch that every group is given whole: ``"1"`` for the second
+            argument, ``"0.mask"`` or ``"mask"`` for an entry of a dict.
+        rows: Names of entries whose elements are examples, where that cannot be seen: sequences.
+        module: The module that ``loss`` runs, if there is one to name; any other is found as it runs.
         process_group: Processes whose i-th groups climb together, along the mean of their gradients, so that
             m spans them; ``None`` for climbs of each process by itself. All must call at the same time,
             with the same number of groups.
@@ -113,10 +131,14 @@ def sam_gradient(
             needs. ``None`` for twice what one perturbation for the whole batch would take.
         workspace: Memory to be reused from call to call; allocated if not given.
         diagnostics: Whether to return :class:`Diagnostics`.
+        then: Is given the result before the call ends: if it fails, everything is put back as if there had
+            been no call.
 
     Raises:
         TypeError: If ``params``, ``batch`` or what ``loss`` returns is of the wrong kind.
-        ValueError: If a number is out of its range or shapes do not match.
+        ValueError: If a number is out of its range, shapes do not match, ``loss`` depends on none of the
+            ``params``, or touches none of its arguments although ``m`` cuts them.
+        RuntimeError: If another thread is at work on the same ``params``.
 
     Example:
         >>> A = torch.diag(torch.tensor([1.0, 3.0]))
@@ -136,39 +158,66 @@ def sam_gradient(
     check_rho(rho, len(params))
     check_engine(engine, max_memory)
     check_choices(ascent, bn_stats, steps, ascent_batch, combine)
+    check_reduction(reduction)
     radii = Radii.of(rho, len(params))
     climber = Climber(ascent, radii, steps, step_size, names, diagnostics, process_group)
-    groups = Grouped(loss_arguments("batch", batch), m)
+    entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
+    groups = Grouped(loss_arguments("batch", batch), m, entries)
     sources: Grouped | MicroBatches | None = None
     if ascent_batch is not None:
         found = loss_arguments("ascent_batch", ascent_batch)
-        sources = found if isinstance(found, MicroBatches) else Grouped(found, m)
+        sources = found if isinstance(found, MicroBatches) else Grouped(found, m, entries)
     refuse_unreducible(module, params, len(groups))
     if process_group is not None:
         if weight is not None:
             raise ValueError("weight must be None with process_group, got a function.")
         require_equal_groups(process_group, len(groups), params[0].device)
-    gradient_at_weights = combine is not None or diagnostics
     total = Total(keep_unperturbed=combine is not None, measure=diagnostics)
-    with torch.enable_grad(), tensor_hooks_held(params):
-        passes = Passes(
-            loss,
-            params,
-            l2,
-            scale,
-            bn_stats,
-            Buffers(module),
-            weight,
-            None,
-            workspace or Workspace(),
-            diagnostics,
-        )
-        with passes.undone_on_error():
-            passes = replace(passes, noise=_noise(ascent, radii, params))
-            if isinstance(ascent_batch, MicroBatches) and radii.rho > 0.0:
-                Noise.draw()  # passes are replayed, but a loader is to shuffle and augment anew in each call
-            Engines(passes, climber, total, groups, sources, engine, max_memory, gradient_at_weights).run()
-            return total.result(params, combine)
+    buffers, others = Buffers(module, modules_named_by(loss), params), OtherLeaves(params, loss)
+    passes = Passes(
+        loss,
+        params,
+        l2,
+        scale,
+        bn_stats,
+        buffers,
+        weight,
+        None,
+        workspace or Workspace(),
+        diagnostics,
+        reduction,
+        others=others,
+    )
+    engines = Engines(
+        passes, climber, total, groups, sources, engine, max_memory, combine is not None or diagnostics
+    )
+    refusal = "params must be at work in one thread at a time, got a call in another."
+    with Alone(params, refusal, nested=True):
+        try:
+            result = _gradient(engines, combine, then)
+        except BaseException:
+            buffers.stop_watching()
+            raise
+    others.say(tensors_of([*groups.parts]), buffers.modules())
+    return result
+
+
+def _gradient(engines: Engines, combine: Combine | None, then: Then | None) -> SAMGradient:
+    """Runs the groups; everything is put back if that fails."""
+    passes, climber = engines.passes, engines.climber
+    with passes.undone_on_error(unless=None if then is None else then.done):
+        with torch.enable_grad(), tensor_hooks_held(passes.params):
+            times = engines.mass if passes.reduction == "sum" else 1.0
+            noise = _noise(climber.ascent, climber.radii, passes.params)
+            if isinstance(engines.sources, MicroBatches) and climber.radii.rho > 0.0:
+                advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
+            passes = replace(passes, noise=noise, l2=passes.l2 / times)
+            replace(engines, passes=passes).run()
+            result = engines.total.result(passes.params, combine, times=times)
+        if then is not None:
+            then(result)
+    engines.groups.carry_over()
+    return result
 
 
 def _noise(ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor]) -> Noise | None:

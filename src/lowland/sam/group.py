@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lowland.sam.batch import Group
 from lowland.sam.climb import Climb, Climber
+from lowland.sam.examples import Examples
 from lowland.sam.passes import Pass, Passes
 from lowland.sam.randomness import RandomState
 
@@ -20,17 +20,37 @@ class GroupPasses:
 
 
 def run_group(
-    passes: Passes, climber: Climber, group: Group, source: Source | None, *, gradient_at_weights: bool
+    passes: Passes, climber: Climber, group: Examples, source: Source | None, *, gradient_at_weights: bool
 ) -> GroupPasses:
     """Runs one group: the climb on ``source`` (``None``: on the group itself), then the perturbed pass.
 
     All passes start from the same random draws; afterwards the generators stand where the first pass
     left them.
     """
+    if climber.radii.rho == 0.0:
+        start = passes.at_weights(group, again=False)
+        return GroupPasses(start, start, climber.nowhere(passes, start))
     draws = RandomState.capture(passes.devices)
-    if climber.blind is not None:
-        return _run_blind(passes, climber, group, draws, gradient_at_weights=gradient_at_weights)
-    if source is None or climber.radii.rho == 0.0:
+    if climber.blind is not None and not gradient_at_weights:
+        climb = climber.without_gradient(passes)
+        only = passes.elsewhere(group, climb.move, first=True, again=False, last=True)
+        return GroupPasses(only, only, climb)
+    with passes.buffers.same_start():
+        if climber.blind is not None:
+            return _run_blind(passes, climber, group, draws)
+        return _run_climb(passes, climber, group, source, draws, gradient_at_weights=gradient_at_weights)
+
+
+def _run_climb(
+    passes: Passes,
+    climber: Climber,
+    group: Examples,
+    source: Source | None,
+    draws: RandomState,
+    *,
+    gradient_at_weights: bool,
+) -> GroupPasses:
+    if source is None:
         wanted = None if gradient_at_weights else climber.wanted
         start = passes.elsewhere(group, climber.start(passes), wanted, first=True, last=True)
         after = RandomState.capture(passes.devices)
@@ -60,7 +80,7 @@ class Source:
         shared: Whether several groups climb on them: once, for all.
     """
 
-    def __init__(self, group: Group, *, shared: bool) -> None:
+    def __init__(self, group: Examples, *, shared: bool) -> None:
         self.group = group
         self.shared = shared
         self._climb: Climb | None = None
@@ -76,14 +96,9 @@ class Source:
         return climb
 
 
-def _run_blind(
-    passes: Passes, climber: Climber, group: Group, draws: RandomState, *, gradient_at_weights: bool
-) -> GroupPasses:
-    """One pass, at the perturbed weights; two if the gradient at the weights is needed as well."""
+def _run_blind(passes: Passes, climber: Climber, group: Examples, draws: RandomState) -> GroupPasses:
+    """Both passes of an ascent that needs no gradient, where the one at the weights is asked for as well."""
     climb = climber.without_gradient(passes)
-    if not gradient_at_weights:
-        only = passes.elsewhere(group, climb.move, first=True, last=True)
-        return GroupPasses(only, only, climb)
     start = passes.at_weights(group)
     if climb.move is None:
         return GroupPasses(start, start, climb)

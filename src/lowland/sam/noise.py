@@ -22,7 +22,7 @@ class Noise:
     @classmethod
     def draw(cls) -> Noise:
         """Noise with a seed from the CPU's default generator."""
-        return cls(int(torch.randint(2**62, ()).item()))
+        return cls(int(torch.randint(2**62, (), device="cpu").item()))
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator for tensors on ``device``; each call continues where the last one stopped."""

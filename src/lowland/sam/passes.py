@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lowland.sam.average import Average, Gradients
-from lowland.sam.batch import Group, batch_size, detach
+from lowland.sam.batch import detach
+from lowland.sam.before import Before, devices_of
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.caches import fresh_caches
+from lowland.sam.examples import Examples, Part
+from lowland.sam.leaves import OtherLeaves
 from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
 from lowland.sam.perturb import Moved, perturbed
 from lowland.sam.precision import working
 from lowland.sam.randomness import RandomState
 from lowland.sam.scaled import Scaled
+from lowland.sam.touched import require_touched
 from lowland.sam.workspace import Workspace
 
 Loss = Callable[..., Any]
 Weight = Callable[..., Any]
+Reduction = Literal["mean", "sum"]
+"""What a loss does with the losses of its examples."""
 
 
 @dataclass
@@ -68,6 +74,7 @@ class Pass:
         realised: The l2 norm of the perturbation after rounding, and the share of the weights that it
             moved; ``None`` unless measured.
         mass: Number of examples, or their weight.
+        connected: Whether any parameter got a gradient from the loss itself.
     """
 
     loss: Tensor
@@ -75,11 +82,16 @@ class Pass:
     gradients: Gradients
     realised: tuple[float, float] | None = None
     mass: float = 0.0
+    connected: bool = True
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The objective ``loss + l2/2 ||w||^2``, evaluated under one policy for buffers and randomness."""
+    """The objective ``loss + l2/2 ||w||^2``, evaluated under one policy for buffers and randomness.
+
+    With the reduction ``"sum"`` the loss is divided by the number of examples, or by their ``weight``;
+    ``cuts`` asks whether it touches its arguments, ``others`` what else it depends on.
+    """
 
     loss: Loss
     params: list[Tensor]
@@ -91,73 +103,88 @@ class Passes:
     noise: Noise | None
     workspace: Workspace
     measure: bool
+    reduction: Reduction = "mean"
+    cuts: bool = False
+    others: OtherLeaves | None = None
 
     @property
     def devices(self) -> list[torch.device]:
         """Devices of the parameters."""
-        return sorted({p.device for p in self.params}, key=str)
+        return devices_of(self.params)
 
-    def at_weights(self, group: Group, wanted: Sequence[int] | None = None) -> Pass:
+    def at_weights(self, group: Examples, wanted: Sequence[int] | None = None, *, again: bool = True) -> Pass:
         """The pass at the unperturbed weights; gradients of the parameters ``wanted``, all by default."""
-        return self._run(group, wanted, first=True)
+        return self._run(group, wanted, first=True, again=again)
 
-    def value_at_weights(self, group: Group) -> Pass:
+    def value_at_weights(self, group: Examples) -> Pass:
         """The same without a gradient."""
         with torch.no_grad():
             return self._run(group, (), first=True)
 
     def elsewhere(
         self,
-        group: Group,
+        group: Examples,
         move: Move | None,
         wanted: Sequence[int] | None = None,
         *,
         first: bool = False,
+        again: bool = True,
         last: bool = False,
     ) -> Pass:
         """The pass at perturbed weights, or for the climb alone (``None``: not perturbed).
 
-        ``first`` marks the only pass over the group, which moves running statistics as the unperturbed
-        pass does elsewhere; ``last`` the last pass with this ``move``, whose memory is then free.
+        ``first`` marks the pass that stands for plain training: it is given the user's own examples and
+        moves running statistics, and ``again`` tells whether others follow. ``last`` marks the last pass
+        with this ``move``, whose memory is then free.
         """
         if move is None:
-            return self._run(group, wanted, first=first)
+            return self._run(group, wanted, first=first, again=again)
         with move.made(self.noise, self.workspace, last=last) as moved:
-            found = self._run(group, wanted, first=first)
+            found = self._run(group, wanted, first=first, again=again)
             return (
                 replace(found, realised=(moved.norm(), moved.count() / move.total)) if self.measure else found
             )
 
-    def mass(self, part: tuple[Any, ...]) -> float:
+    @contextmanager
+    def undone_on_error(self, unless: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Everything that passes touch is put back if the block raises.
+
+        Where it raises after all was done, as ``unless`` tells, only what must not stay in any case.
+        """
+        with self.buffers.watched() as held:
+            before = Before(self.params, self.buffers, held, self.workspace)
+            try:
+                yield
+            except BaseException:
+                if unless is not None and unless():
+                    before.restore_modes()
+                else:
+                    before.restore()
+                raise
+
+    def mass(self, part: Part, examples: int | None) -> float:
         """Weight of ``part`` in means: its number of examples, or what the user's ``weight`` says."""
         if self.weight is None:
-            return float(batch_size(part))
+            return 1.0 if examples is None else float(examples)
         mass = float(self.weight(*part))
         if not 0.0 <= mass < float("inf"):
             raise ValueError(f"weight must return a non-negative, finite number, got {mass}.")
         return mass
 
-    @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """Buffers, training modes and generators are put back if the block raises."""
-        generators = RandomState.capture(self.devices)
-        with self.buffers.kept_on_error():
-            try:
-                yield
-            except BaseException:
-                generators.restore()
-                raise
-
-    def _run(self, group: Group, wanted: Sequence[int] | None, *, first: bool) -> Pass:
+    def _run(self, group: Examples, wanted: Sequence[int] | None, *, first: bool, again: bool = True) -> Pass:
         gradients, losses = Average(), Average()
         aux: list[Any] = []
-        with self._buffer_policy(first):
-            for part in group:
-                mass = self.mass(part)
+        with self._buffer_policy(first), self.buffers.writes_noticed():
+            for part in group.own(again=again) if first else group.copies():
+                examples = group.size(part)
+                mass = self.mass(part, examples)
                 if mass == 0.0:
                     continue
                 with fresh_caches():
-                    value, extra = self.evaluate(part)
+                    with (
+                        require_touched(part, self.loss, self.asked) if self.cuts and first else nullcontext()
+                    ):
+                        value, extra = self.evaluate(part, examples, mass)
                     if torch.is_grad_enabled():
                         gradients.add(self._differentiate(value, wanted), mass)
                 losses.add([value.detach()], mass)
@@ -166,29 +193,46 @@ class Passes:
         if loss is None:
             raise ValueError("a group must hold at least one example of positive weight, got none.")
         with torch.no_grad():
-            found = self._with_l2(gradients.result(), wanted)
-            return Pass(self._with_penalty(loss), aux, found, mass=losses.weight)
+            plain = gradients.result()
+            connected = any(g is not None for g in plain)
+            found = self._with_l2(plain, wanted)
+            return Pass(self._with_penalty(loss), aux, found, mass=losses.weight, connected=connected)
 
-    def evaluate(self, part: tuple[Any, ...]) -> tuple[Tensor, Any]:
+    def evaluate(self, part: Part, examples: int | None, mass: float) -> tuple[Tensor, Any]:
         """Value and aux of one part, checked; the mean of one value per example."""
         returned = self.loss(*part)
         value, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
         if not isinstance(value, Tensor):
             raise TypeError(f"loss must return a tensor or (tensor, aux), got {type(value).__name__}.")
         if value.dim() == 0:
+            if self.reduction == "sum":
+                require_number(examples, self.weight)
+                value = value / mass
             return value, detach(aux)
-        examples = batch_size(part)
-        if value.shape != (examples,):
+        if value.dim() > 1 or examples not in (None, len(value)):
             raise ValueError(
-                f"loss must return a scalar or one value per example, shape ({examples},), "
+                f"loss must return a scalar or one value per example, shape ({examples or 'examples'},), "
                 f"got shape {tuple(value.shape)}."
             )
         return value.mean(), detach(aux)
+
+    def _touching(self, part: Part) -> AbstractContextManager[object]:
+        return require_touched(part, self.loss, self.asked) if self.cuts else nullcontext()
+
+    def asked(self, *part: Any) -> Any:
+        """The loss, run once more: generators and buffers are as if it had not."""
+        draws = RandomState.capture(self.devices)
+        with self.buffers.kept():
+            returned = self.loss(*part)
+        draws.restore()
+        return returned
 
     def _differentiate(self, value: Tensor, wanted: Sequence[int] | None) -> Gradients:
         """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
         if not value.requires_grad:
             raise ValueError("loss must depend on the params, got a value that requires no gradient.")
+        if self.others is not None:
+            self.others.note(value)
         scaled = value if self.scale == 1.0 else value * self.scale
         if wanted is None:
             found = torch.autograd.grad(scaled, self.params, allow_unused=True)
@@ -217,6 +261,15 @@ class Passes:
 
     def _buffer_policy(self, first: bool) -> AbstractContextManager[object]:
         return nullcontext() if self.moves_buffers(first) else self.buffers.kept()
+
+
+def require_number(examples: int | None, weight: Weight | None) -> None:
+    """Refuses a sum over examples whose number nobody knows."""
+    if examples is None and weight is None:
+        raise ValueError(
+            "reduction='sum' must be given a batch whose tensors have one row per example, or weight=, "
+            "got neither."
+        )
 
 
 def unscaled(gradients: Sequence[Tensor], scale: float) -> list[Tensor]:

@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowland.sam.caches import fresh_caches
+from lowland.sam.caches import forget_caches
 from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import is_half, stochastically_rounded, working
 from lowland.sam.scaled import Scaled
 from lowland.sam.workspace import Workspace
 
-_blocks_open = 0
+
+class _Thread(threading.local):
+    """What is so in this thread."""
+
+    blocks_open = 0
+
+
+_thread = _Thread()
 
 
 def weights_are_perturbed() -> bool:
-    """Whether a :func:`perturbed` block is open: a loss that logs may want to know."""
-    return _blocks_open > 0
+    """Whether a :func:`perturbed` block is open in this thread: a loss that logs may want to know."""
+    return _thread.blocks_open > 0
+
+
+def blocks_open() -> int:
+    """How many such blocks are open."""
+    return _thread.blocks_open
+
+
+def close_blocks(to: int) -> None:
+    """Counts only ``to`` blocks as open: those inside were left by an exception."""
+    _thread.blocks_open = to
 
 
 @contextmanager
 def seen_as_perturbed() -> Iterator[None]:
     """Inside the block the weights count as perturbed, although none of them moves."""
-    global _blocks_open
-    _blocks_open += 1
+    _thread.blocks_open += 1
     try:
         yield
     finally:
-        _blocks_open -= 1
+        _thread.blocks_open -= 1
 
 
-@contextmanager
 def perturbed(
     params: Iterable[Tensor],
     perturbation: Sequence[Tensor],
     *,
     noise: Noise | None = None,
     workspace: Workspace | None = None,
-) -> Iterator[Moved]:
+) -> AbstractContextManager[Moved]:
     r"""The weights :math:`w + e` inside the block, :math:`w` again after it, also on an exception.
 
     The weights are copied before they move and copied back afterwards, since ``w + e - e`` is not ``w``
@@ -57,8 +74,8 @@ def perturbed(
         noise: Randomness of the rounding; drawn from the default generator if needed and not given.
         workspace: Memory for the copies, used by no other block at the same time; allocated if not given.
 
-    Yields:
-        What is known of the move.
+    Returns:
+        A context manager, whose target is what is known of the move.
 
     Raises:
         ValueError: If ``perturbation`` does not match ``params`` in number and shapes.
@@ -73,15 +90,44 @@ def perturbed(
     """
     params = list(params)
     _check_shapes(params, perturbation)
-    moved = Moved(workspace or Workspace())
-    with fresh_caches(), seen_as_perturbed():
+    return _Perturbed(params, perturbation, noise, workspace or Workspace())
+
+
+class _Perturbed(AbstractContextManager[Any]):
+    """The block. A generator would not do: an interrupt on the way into its end leaves it half-way."""
+
+    def __init__(
+        self, params: list[Tensor], e: Sequence[Tensor], noise: Noise | None, workspace: Workspace
+    ) -> None:
+        self._params, self._e, self._noise = params, e, noise
+        self._moved = Moved(workspace)
+
+    def __enter__(self) -> Moved:
+        e = self._e
+        del self._e  # the caller may have given it up: half the memory of a step
+        self._outside = blocks_open()
+        self._moved.workspace.open.append(self._moved)
         try:
+            forget_caches()
+            close_blocks(self._outside + 1)
             with torch.no_grad():
-                moved.move(params, perturbation, noise)
-            del perturbation  # the caller may have given it up: half the memory of a step
-            yield moved
-        finally:
-            moved.undo()
+                self._moved.move(self._params, e, self._noise)
+        except BaseException:
+            self._leave()
+            raise
+        return self._moved
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._moved.undo()
+        close_blocks(self._outside)
+        forget_caches()
 
 
 @dataclass
@@ -126,11 +172,13 @@ class Moved:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Puts the weights back."""
+        """Puts the weights back; once more is as good."""
         for params, originals in self._dense:
             torch._foreach_copy_(params, originals)
         for p, rows, original in self._rows:
             p.index_copy_(0, rows, original)
+        self._dense, self._rows = [], []
+        self.workspace.open = [moved for moved in self.workspace.open if moved is not self]
 
     def _move_plain(self, params: list[Tensor], directions: list[Tensor], factor: float) -> None:
         self._dense.append((params, self.workspace.copies(params)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from lowland.sam.alone import Alone
 from lowland.sam.arguments import Engine
 from lowland.sam.ascent import Ascent, BlindAscent, RememberingAscent
 from lowland.sam.average import dense
@@ -16,10 +17,12 @@ from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.choose import Chosen, Params
 from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
-from lowland.sam.deposit import as_loss, deposit
+from lowland.sam.containers import copied
+from lowland.sam.deposit import Deposit, as_loss
 from lowland.sam.diagnostics import Diagnostics
 from lowland.sam.gradient import sam_gradient
-from lowland.sam.passes import Loss, Weight
+from lowland.sam.kept import kept_attributes
+from lowland.sam.passes import Loss, Reduction, Weight
 from lowland.sam.precision import working
 from lowland.sam.schedule import Schedule, radius
 from lowland.sam.source import AscentSource
@@ -34,9 +37,10 @@ class SAM:
     without SAM. Frozen parameters (``requires_grad=False``) are neither perturbed nor trained.
 
     Args:
-        params: A module (best: its buffers and names are then known), parameters, named parameters, or
-            parameter groups as an optimizer takes them; a group's own ``rho`` is the radius of its
-            parameters, unless a schedule is at 0, and 0 leaves them unperturbed.
+        params: A module (best: its names are then known, and its parameters are those that it has in each
+            call), parameters, named parameters, or parameter groups as an optimizer takes them; a group's
+            own ``rho`` is the radius of its parameters, unless a schedule is at 0, and 0 leaves them
+            unperturbed.
         rho: Radius of the ascent, or a schedule: a function of the number of steps done. May be assigned at
             any time, as may the other attributes.
         m: Examples that share one perturbation; ``None`` means the whole batch.
@@ -50,6 +54,9 @@ class SAM:
         l2: Weight of :math:`\frac\lambda2 \|w\|_2^2` inside the objective and the climb.
         bn_stats: Which passes move running statistics: ``"first"``, ``"both"`` or ``"frozen"``.
         weight: Weight of a group in the mean over groups, in place of its number of examples.
+        reduction: ``"sum"`` for a loss that adds up its examples; by default it is their mean.
+        shared: Names of entries of the batch that every group is given whole.
+        rows: Names of entries of the batch whose elements are examples.
         process_group: Processes that climb together; ``None`` for climbs of each process by itself.
         engine: ``"auto"``, ``"loop"`` or ``"batched"``: whether groups run one after the other or at once.
         max_memory: Bytes that running groups at once may take.
@@ -101,6 +108,9 @@ class SAM:
         l2: float = 0.0,
         bn_stats: BatchNormStats = "first",
         weight: Weight | None = None,
+        reduction: Reduction = "mean",
+        shared: Sequence[str] = (),
+        rows: Sequence[str] = (),
         process_group: ProcessGroup | None = None,
         engine: Engine = "auto",
         max_memory: int | None = None,
@@ -114,6 +124,7 @@ class SAM:
         self.module = params if isinstance(params, nn.Module) else None
         self._chosen = Chosen(params)
         self._workspace = Workspace()
+        self._perturb = perturb
         self._perturbed = None if perturb is None else self._chosen.matching(perturb)
         self.rho = rho
         self.m = m
@@ -125,6 +136,9 @@ class SAM:
         self.l2 = l2
         self.bn_stats: BatchNormStats = bn_stats
         self.weight = weight
+        self.reduction: Reduction = reduction
+        self.shared = shared
+        self.rows = rows
         self.process_group = process_group
         self.engine: Engine = engine
         self.max_memory = max_memory
@@ -134,7 +148,12 @@ class SAM:
 
     @property
     def params(self) -> list[Tensor]:
-        """The parameters, each once, in order; frozen ones included."""
+        """The parameters, each once, in order; frozen ones included. Those of a module are looked up anew."""
+        if self.module is not None:
+            found = Chosen(self.module)
+            if list(map(id, found.tensors)) != list(map(id, self._chosen.tensors)):
+                self._chosen = found
+                self._perturbed = None if self._perturb is None else found.matching(self._perturb)
         return self._chosen.tensors
 
     def backward(
@@ -161,8 +180,9 @@ class SAM:
             The loss, a detached scalar (with ``l2``, including it), or ``(loss, aux)`` if ``loss``
             returns an ``aux``.
         """
-        trainable, result = self._gradient(loss, batch, scale, ascent_batch, new_step)
-        deposit(trainable, result.gradients)
+        trainable, rows = self._trainable()
+        then = _Finish(self, trainable, deposit=True)
+        result = self._gradient(then, rows, loss, batch, scale, ascent_batch, new_step)
         return result.loss if result.aux is None else (result.loss, result.aux)
 
     def objective(
@@ -188,7 +208,9 @@ class SAM:
         """
         if isinstance(self.combine, DecoupledWeighted):
             raise ValueError("DecoupledWeighted must be used with backward, got objective.")
-        trainable, result = self._gradient(loss, batch, scale, ascent_batch, new_step)
+        trainable, rows = self._trainable()
+        then = _Finish(self, trainable, deposit=False)
+        result = self._gradient(then, rows, loss, batch, scale, ascent_batch, new_step)
         factor = _factor(scale, trainable)
         if factor != 1.0:
             result.gradients[:] = [None if g is None else working(g) / factor for g in result.gradients]
@@ -217,32 +239,67 @@ class SAM:
         parts = {"rho": self.rho, "ascent": self.ascent, "source": self.source, "combine": self.combine}
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
+    def _trainable(self) -> tuple[list[Tensor], list[int]]:
+        params = self.params
+        rows = [i for i, p in enumerate(params) if _is_trained(p)]
+        return [params[i] for i in rows], rows
+
     def _gradient(
         self,
+        then: _Finish,
+        rows: list[int],
         loss: Loss,
         batch: tuple[Any, ...],
         scale: float | Tensor | torch.amp.GradScaler,
         ascent_batch: tuple[Any, ...] | MicroBatches | None,
         new_step: bool | None,
-    ) -> tuple[list[Tensor], SAMGradient]:
-        rows = [i for i, p in enumerate(self.params) if not isinstance(p, Tensor) or p.requires_grad]
-        trainable = [self.params[i] for i in rows]
+    ) -> SAMGradient:
+        refusal = (
+            "a SAM must make one gradient at a time, got a call inside its own loss or in another thread."
+        )
+        alone = Alone([self], refusal, nested=False)
+        try:
+            with alone:
+                return self._gradient_alone(then, rows, loss, batch, scale, ascent_batch, new_step)
+        except BaseException:
+            then.undo()
+            alone.end()
+            raise
+
+    def _gradient_alone(
+        self,
+        then: _Finish,
+        rows: list[int],
+        loss: Loss,
+        batch: tuple[Any, ...],
+        scale: float | Tensor | torch.amp.GradScaler,
+        ascent_batch: tuple[Any, ...] | MicroBatches | None,
+        new_step: bool | None,
+    ) -> SAMGradient:
+        trainable = then.trainable
         if new_step is None:
             new_step = not _has_gradient(trainable)
         step = self.step if new_step else max(self.step - 1, 0)
         radii = self._radii(rows, step)
-        reuses = isinstance(self.combine, ReusingCombine) and any(radii) and not self.combine.climbs(step)
+        then.reuses = (
+            isinstance(self.combine, ReusingCombine) and any(radii) and not self.combine.climbs(step)
+        )
         parts = batch[0] if len(batch) == 1 and isinstance(batch[0], MicroBatches) else batch
         source = self.source if ascent_batch is None else None
-        if source is not None and any(radii) and not reuses:
+        if source is not None and any(radii) and not then.reuses:
             ascent_batch = _from_source(source, parts)
         names = self._chosen.names
         factor = _factor(scale, trainable)
-        result = sam_gradient(
+        then.step, then.new_step = step, new_step
+        then.unscale = 1.0 / factor if isinstance(scale, torch.amp.GradScaler) else 1.0
+        then.source = source if hasattr(source, "done") else None
+        if then.source is not None:
+            then.batch = copied(batch, lambda t: t.detach().clone())  # a loss may change it
+        return sam_gradient(
             loss,
-            trainable if names is None else {names[i]: self.params[i] for i in rows},
+            trainable if names is None else {names[i]: self._chosen.tensors[i] for i in rows},
             parts,
-            rho=[0.0] * len(rows) if reuses else radii,
+            rho=[0.0] * len(rows) if then.reuses else radii,
             m=self.m,
             ascent=self.ascent,
             steps=self.steps,
@@ -253,25 +310,17 @@ class SAM:
             bn_stats=self.bn_stats,
             scale=factor,
             weight=self.weight,
+            reduction=self.reduction,
+            shared=self.shared,
+            rows=self.rows,
             module=self.module,
             process_group=self.process_group,
             engine=self.engine,
             max_memory=self.max_memory,
             workspace=self._workspace,
             diagnostics=self.measure,
+            then=then,
         )
-        if reuses:
-            self._reuse(trainable, result)
-        if isinstance(self.ascent, RememberingAscent) and result.climb_gradients is not None:
-            self.ascent.remember(result.climb_gradients)
-        if isinstance(self.combine, DecoupledWeighted):
-            unscale = 1.0 / factor if isinstance(scale, torch.amp.GradScaler) else 1.0
-            self.combine.collect(trainable, unscale, new_step=new_step)
-        if source is not None and hasattr(source, "done"):
-            source.done(batch)
-        self.step = step + 1
-        self.diagnostics = result.diagnostics
-        return trainable, result
 
     def _radii(self, rows: list[int], step: int) -> list[float]:
         rho = radius(self.rho, step)
@@ -280,13 +329,63 @@ class SAM:
         chosen = self._perturbed or [True] * len(own)
         return [own[i] if chosen[i] else 0.0 for i in rows]
 
-    def _reuse(self, trainable: list[Tensor], result: SAMGradient) -> None:
-        assert isinstance(self.combine, ReusingCombine)
-        reused = self.combine.reuse(
-            dense([None if g is None else working(g) for g in result.gradients], trainable)
+
+class _Finish:
+    """What a call of SAM does with its gradient: parts take note, a step is counted, ``.grad`` is added to.
+
+    Args:
+        sam: The SAM.
+        trainable: The parameters.
+        deposit: Whether gradients are added to ``.grad``.
+    """
+
+    def __init__(self, sam: SAM, trainable: list[Tensor], *, deposit: bool) -> None:
+        self.trainable = trainable
+        self.reuses, self.new_step, self.step, self.unscale = False, True, 0, 1.0
+        self.source: Any = None
+        self.batch: tuple[Any, ...] = ()
+        self._sam = sam
+        self._deposit = Deposit(trainable) if deposit else None
+        self._counted = sam.step, sam.diagnostics
+        self._parts = kept_attributes([sam.rho, sam.ascent, sam.source, sam.combine])
+
+    def __call__(self, result: SAMGradient) -> None:
+        sam = self._sam
+        if self.reuses:
+            self._reuse(result)
+        if isinstance(sam.ascent, RememberingAscent) and result.climb_gradients is not None:
+            sam.ascent.remember(result.climb_gradients)
+        if isinstance(sam.combine, DecoupledWeighted):
+            sam.combine.collect(self.trainable, self.unscale, new_step=self.new_step)
+        if self.source is not None:
+            self.source.done(self.batch)
+        sam.step, sam.diagnostics = self.step + 1, result.diagnostics
+        if self._deposit is not None:
+            self._deposit.add(result.gradients)
+
+    def done(self) -> bool:
+        """Whether ``.grad`` has the gradients."""
+        return self._deposit is not None and self._deposit.done()
+
+    def undo(self) -> None:
+        """Parts and counters as they were, unless all was done."""
+        if not self.done():
+            self._sam.step, self._sam.diagnostics = self._counted
+            self._parts()
+
+    def _reuse(self, result: SAMGradient) -> None:
+        combine = self._sam.combine
+        assert isinstance(combine, ReusingCombine)
+        reused = combine.reuse(
+            dense([None if g is None else working(g) for g in result.gradients], self.trainable)
         )
         pairs = zip(reused, result.gradients, strict=True)
         result.gradients[:] = [None if g is None else r.to(g.dtype) for r, g in pairs]
+
+
+def _is_trained(p: Tensor) -> bool:
+    """Whether a parameter is not frozen, and has memory. What is no tensor is refused later, by its type."""
+    return not isinstance(p, Tensor) or (p.requires_grad and p.device.type != "meta")
 
 
 def _from_source(source: AscentSource, batch: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from lowland.sam.batch import MicroBatches, copied
+from lowland.sam.batch import MicroBatches
 
 Batch = tuple[Any, ...]
 
@@ -17,7 +17,7 @@ Batch = tuple[Any, ...]
 class AscentSource(Protocol):
     """Examples for the climb of each call, beside those of the call itself.
 
-    A source that keeps batches may have a method ``done(batch)``, called when the call went well.
+    A source that keeps batches may have a method ``done(batch)``, given a copy when the call went well.
     """
 
     def ascent_batch(self, batch: Batch) -> Batch | MicroBatches | None:
@@ -40,7 +40,7 @@ class PreviousBatch:
 
     def done(self, batch: Batch) -> None:
         """Keeps ``batch`` for the next call."""
-        self._previous = tuple(copied(element) for element in batch)
+        self._previous = batch
 
     def state_dict(self) -> dict[str, Any]:
         """The batch that is kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,19 @@ class SAMGradient:
     climb_gradients: list[Tensor] | None = None
 
 
+@runtime_checkable
+class Then(Protocol):
+    """What is to be done with a result, as part of the call."""
+
+    def __call__(self, result: SAMGradient) -> None:
+        """Does it, or fails and leaves nothing done."""
+        ...
+
+    def done(self) -> bool:
+        """Whether it was done: an interrupt that comes afterwards undoes nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class GroupsFound:
     """What several groups contribute to a call's result; gradients are weighted means over them.
@@ -54,6 +67,7 @@ class GroupsFound:
         climb_gradients: Gradients that the climbs started from; empty unless remembered.
         rows: Diagnostics of each group; empty unless measured.
         climbed: Whether any group moved.
+        connected: Whether any parameter got a gradient from the loss itself.
     """
 
     weight: float
@@ -65,6 +79,7 @@ class GroupsFound:
     climb_gradients: Gradients
     rows: list[GroupDiagnostics]
     climbed: bool
+    connected: bool
 
 
 class Total:
@@ -78,6 +93,7 @@ class Total:
         self._aux: list[Any] = []
         self._rows: list[GroupDiagnostics] = []
         self._climbed = False
+        self._connected = False
         self._all_finite = True
 
     def add(self, size: float, group: GroupPasses) -> None:
@@ -90,6 +106,7 @@ class Total:
         self._losses.add([group.at_weights.loss], size)
         self._aux.extend(group.at_weights.aux)
         self._climbed = self._climbed or group.climb.move is not None
+        self._connected = self._connected or group.at_weights.connected or group.perturbed.connected
         self._all_finite = self._all_finite and group.climb.not_finite is None
         if self._measure:
             self._rows.append(GroupDiagnostics.of(size, group))
@@ -101,27 +118,33 @@ class Total:
             self._unperturbed.add(found.unperturbed, found.weight)
         if found.climb_gradients:
             self._climb_gradients.add(found.climb_gradients, found.weight)
-        share = torch.tensor(found.masses, dtype=torch.float64).to(found.losses) / found.weight
+        share = torch.tensor(found.masses, dtype=torch.float64, device="cpu").to(found.losses) / found.weight
         self._losses.add([(found.losses * share).sum()], found.weight)
         self._aux.extend(found.aux)
         self._climbed = self._climbed or found.climbed
+        self._connected = self._connected or found.connected
         self._rows.extend(found.rows)
 
-    def result(self, params: list[Tensor], combine: Combine | None) -> SAMGradient:
-        """What the call returns, by the rule ``combine``."""
+    def result(self, params: list[Tensor], combine: Combine | None, *, times: float = 1.0) -> SAMGradient:
+        """What the call returns, by the rule ``combine``, as the objective of ``times`` as much."""
         if self._losses.weight == 0.0:
             raise ValueError("batch must hold at least one example of positive weight, got none.")
+        if not self._connected:
+            raise ValueError(
+                "loss must depend on the params, got a gradient for none of them "
+                "(it may be the loss of another model)."
+            )
         (loss,) = self._losses.result()
         assert loss is not None
         aux = join(self._aux)
         gradients = [
-            None if g is None else g.to(p.dtype)
+            None if g is None else (g if times == 1.0 else g * times).to(p.dtype)
             for g, p in zip(self._combined(params, combine), params, strict=True)
         ]
         remembered = [g for g in self._climb_gradients.result() if g is not None]
         return SAMGradient(
             gradients,
-            loss,
+            loss * times,
             aux,
             together(self._rows) if self._measure else None,
             remembered if remembered and self._all_finite else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,19 @@ class Workspace:
 
     On a CPU, memory that was just allocated costs several times as much to write to as memory that is
     there: the system hands it out page by page. Devices with an allocator of their own get fresh copies.
+
+    Attributes:
+        open: The moves whose weights are not back yet.
     """
 
     def __init__(self) -> None:
+        self.open: list[Any] = []
         self._buffers: list[Tensor] = []
+
+    def undo(self) -> None:
+        """Puts back all weights that are still moved, the last ones first."""
+        for moved in reversed(self.open):
+            moved.undo()
 
     def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copies of ``tensors``, valid until the next call."""

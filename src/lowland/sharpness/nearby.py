@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.batch import batch_size
 from lowland.sam.batched.passes import GroupsPass, GroupsPasses
 from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.stacked import Stacked
+from lowland.sam.examples import Examples
 from lowland.sam.passes import Move, Pass, Passes
 from lowland.sam.randomness import RandomState
 
@@ -53,12 +53,12 @@ class OneGroup:
 
     Attributes:
         passes: The loss.
-        group: Its examples, in parts.
+        group: Its examples.
         draws: The random state that every evaluation begins with.
     """
 
     passes: Passes
-    group: list[tuple[Any, ...]]
+    group: Examples
     draws: RandomState
 
     @torch.enable_grad()
@@ -86,7 +86,7 @@ class OneGroup:
         return self.passes.elsewhere(self.group, Move(moving, tensors, len(params)))
 
     def _visit(self, found: Pass, gradient: list[PerGroup]) -> Visit:
-        sizes = torch.tensor([batch_size(part) for part in self.group], dtype=torch.float64)
+        sizes = torch.tensor([self.group.size(part) or 1 for part in self.group], dtype=torch.float64)
         rows = [_named(aux) for aux in found.aux]
         extras = {
             name: ((torch.stack([r[name] for r in rows]) * sizes).sum() / sizes.sum())[None]

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowland.errors import InputError
 from lowland.sam.arguments import check_params, loss_arguments
-from lowland.sam.batch import MicroBatches, batch_size
+from lowland.sam.batch import MicroBatches, num_examples
 from lowland.sam.buffers import Buffers
 from lowland.sam.randomness import RandomState
 
@@ -54,9 +54,9 @@ class Objective:
         value = returned[0] if isinstance(returned, tuple) and len(returned) == 2 else returned
         if not isinstance(value, Tensor):
             raise TypeError(f"loss must return a tensor or (tensor, aux), got {type(value).__name__}.")
-        if value.dim() > 0 and value.shape != (batch_size(part),):
+        if value.dim() > 0 and value.shape != (num_examples(part),):
             raise ValueError(
-                f"loss must return a scalar or one value per example, shape ({batch_size(part)},), "
+                f"loss must return a scalar or one value per example, shape ({num_examples(part)},), "
                 f"got shape {tuple(value.shape)}."
             )
         if torch.is_grad_enabled() and not value.requires_grad:
@@ -84,7 +84,7 @@ def objective(loss: Loss, params: Params, batch: Batch, module: nn.Module | None
     check_params(listed)
     batch = loss_arguments("batch", batch)
     parts = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
-    sizes = [batch_size(part) for part in parts]
+    sizes = [num_examples(part) for part in parts]
     if not sizes:
         raise InputError("batch must hold at least one example, got none.")
     devices = sorted({p.device for p in listed}, key=str)

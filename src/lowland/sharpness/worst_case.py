@@ -252,7 +252,7 @@ def _report(on_progress: Callable[[float], object], done: int, all_: int, share:
 
 
 def _sizes(groups: Grouped) -> list[int]:
-    return [groups.size(i) for i in range(len(groups))]
+    return [groups.size(i) or 1 for i in range(len(groups))]
 
 
 def _best(group: int, rho: float, found: dict[Trial, Found]) -> Found:

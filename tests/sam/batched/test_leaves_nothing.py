@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from lowland import SAM, sam_gradient
 from lowland.sam.batched.refused import Unbatchable
 
-from ..naive import bits, buffers_of, seeded, tensors
+from ..naive import Count, bits, buffers_of, seeded, tensors
 
 B = 6
 
@@ -37,12 +37,12 @@ class Failing:
     """A loss that raises in its n-th call, after the forward pass."""
 
     def __init__(self, module, call=None, error=Mistake):
-        self.module, self.call, self.error, self.calls = module, call, error, 0
+        self.module, self.call, self.error, self.calls = module, call, error, Count()
 
     def __call__(self, x, y):
-        self.calls += 1
+        self.calls.add()
         value = (self.module(F.dropout(x, 0.1)) - y).square().mean()
-        if self.calls == self.call:
+        if len(self.calls) == self.call:
             raise self.error("the user's own words")
         return value
 
@@ -320,10 +320,10 @@ def test_no_memory_is_held_after_calls():
 
 
 def test_verdict_is_settled_in_the_first_call_of_a_loss_and_its_shapes():
-    module, calls = network(), []
+    module, calls = network(), Count()
 
     def loss(x, y):
-        calls.append(1)
+        calls.add()
         return (module(x) - y).square().mean()
 
     counts = []
@@ -337,10 +337,10 @@ def test_verdict_is_settled_in_the_first_call_of_a_loss_and_its_shapes():
 
 @pytest.mark.parametrize("kind", ["function", "lambda", "partial", "object", "method"])
 def test_loss_that_is_made_anew_in_every_step_is_not_tried_again(kind):
-    module, calls = network(), []
+    module, calls = network(), Count()
 
     def value(module, x, y):
-        calls.append(1)
+        calls.add()
         return (module(x) - y).square().mean()
 
     class Criterion:
@@ -372,10 +372,10 @@ def test_loss_that_is_made_anew_in_every_step_is_not_tried_again(kind):
 
 
 def test_sam_runs_the_loss_twice_in_later_steps_and_leaves_the_optimizer_alone():
-    module, calls = network(), []
+    module, calls = network(), Count()
 
     def loss(x, y):
-        calls.append(1)
+        calls.add()
         return (module(x) - y).square().mean()
 
     sam = SAM(module, rho=0.1, m=2, engine="batched", max_memory=2**40)

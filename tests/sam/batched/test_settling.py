@@ -12,7 +12,7 @@ from lowland import SAM, sam_gradient
 from lowland.sam import MicroBatches, PreviousBatch
 from lowland.sam.batched.refused import Unbatchable
 
-from ..naive import mlp, regression, relative_error, seeded, squared, tensors
+from ..naive import Count, mlp, regression, relative_error, seeded, squared, tensors
 
 B = 6
 ALL_AT_ONCE = 2**40
@@ -29,10 +29,14 @@ class Counted:
 
     def __init__(self, module=None):
         self.module = mlp() if module is None else module
-        self.calls = 0
+        self._count = Count()
+
+    @property
+    def calls(self):
+        return len(self._count)
 
     def loss(self, x, y):
-        self.calls += 1
+        self._count.add()
         return squared(self.module, x, y)
 
     def gradient(self, batch=None, *, loss=None, **options):
@@ -409,11 +413,11 @@ def test_sam_runs_the_loss_twice_per_chunk_from_its_second_step_on(max_memory, c
     counted = Counted()
     sam = SAM(counted.module, rho=0.3, m=2, engine="batched", max_memory=max_memory)
     for step in range(3):
-        counted.calls = 0
+        before = counted.calls
         for p in counted.module.parameters():
             p.grad = None
         sam.backward(lambda *b: counted.loss(*b), *regression(examples=B))
-        assert step == 0 or counted.calls == calls
+        assert step == 0 or counted.calls - before == calls
 
 
 def test_engine_of_sam_may_be_assigned_at_any_time():
@@ -448,3 +452,134 @@ def test_sam_climbs_on_the_previous_batch_at_once():
             sam.backward(counted.loss, *regression(step, examples=B))
         results.append([p.grad for p in counted.module.parameters()])
     assert_same(results[1], results[0])
+
+
+# What may have changed is asked again
+
+
+def auto(counted, loss=None, batch=None, **options):
+    return counted.gradient(batch, loss=loss, engine="auto", **options)
+
+
+CHANGED = {
+    "hook": lambda module: module[0].register_forward_hook(lambda _, __, h: h * 1.0),
+    "mode": lambda module: module.eval(),
+    "layer": lambda module: module.__setitem__(1, nn.ReLU()),
+    "frozen": lambda module: module[0].requires_grad_(False),
+    "pruned": lambda module: nn.utils.prune.l1_unstructured(module[0], "weight", amount=0.4),
+    "parametrized": lambda module: nn.utils.parametrizations.weight_norm(module[0]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the groups were run one after the other")
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("name", CHANGED)
+def test_module_that_has_changed_is_tried_again_and_has_the_result_of_the_loop(name):
+    counted, twin = Counted(), Counted()
+    assert [auto(counted)[1] for _ in range(2)] == [3, 2]
+    for module in (counted.module, twin.module):
+        CHANGED[name](module)
+    trainable = [p for p in counted.module.parameters() if p.requires_grad]
+    expected = sam_gradient(
+        twin.loss,
+        [p for p in twin.module.parameters() if p.requires_grad],
+        regression(examples=B),
+        rho=0.3,
+        m=2,
+        engine="loop",
+    ).gradients
+    calls = []
+    for _ in range(2):
+        before = counted.calls
+        found = sam_gradient(
+            counted.loss,
+            trainable,
+            regression(examples=B),
+            rho=0.3,
+            m=2,
+            module=counted.module,
+            max_memory=ALL_AT_ONCE,
+        )
+        assert_same(found.gradients, expected)
+        calls.append(counted.calls - before)
+    assert calls[0] > 2
+
+
+class Observed(nn.Module):
+    """Statistics of activations that are switched on after a while, as in quantization-aware training."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.on = nn.Linear(4, 4), nn.Linear(4, 3), False
+        self.register_buffer("ema", torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, x):
+        h = self.a(x).tanh()
+        if self.on:
+            self.ema = 0.9 * self.ema + 0.1 * h.detach().mean(0)
+        return self.b(h)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_buffer_that_begins_to_move_is_moved_as_the_loop_moves_it():
+    found = []
+    for engine in ("loop", "auto"):
+        counted = Counted(seeded(Observed()))
+        gradients = []
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            for step in range(4):
+                counted.module.on = step > 0
+                gradients.append(counted.gradient(engine=engine)[0])
+        assert ["a change of the buffer ema" in str(w.message) for w in heard] == [True] * (engine == "auto")
+        found.append((gradients, counted.module.ema))
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        assert_same(b, a)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_one_odd_batch_does_not_turn_the_batched_engine_off():
+    counted = Counted()
+
+    def loss(x, y):
+        return counted.loss(x, y) if (x.abs() < 100.0).all() else 2.0 * counted.loss(x, y)
+
+    x, y = regression(examples=B)
+    odd = x.clone()
+    odd[0] = 1000.0  # its group takes the other branch
+    assert [auto(counted, loss)[1] for _ in range(2)] == [3, 2]
+    with pytest.warns(UserWarning, match="control flow that differs between groups"):
+        found, _ = auto(counted, loss, (odd, y))
+    assert_same(found, _looped(counted, loss, (odd, y)))
+    assert [auto(counted, loss)[1] for _ in range(2)] == [2, 2]
+
+
+def _looped(counted, loss, batch):
+    return counted.gradient(batch, loss=loss, engine="loop", max_memory=None)[0]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_loss_that_never_runs_at_once_is_tried_ever_less_often_and_named_once():
+    counted = Counted()
+
+    def loss(x, y):
+        value = counted.loss(x, y)
+        return value * (1.0 + 0.0 * value.item())
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        calls = [auto(counted, loss)[1] for _ in range(40)]
+    assert len(heard) == 1
+    assert set(calls) == {6, 7}
+    assert calls.count(7) < 10
+    assert 7 in calls[10:]
+
+
+def test_verdicts_of_one_model_are_bounded_in_number():
+    from lowland.sam.batched.settled import MOST, verdicts_of
+
+    counted = Counted(seeded(nn.Linear(4, 3)))
+    for length in range(MOST + 10):
+        counted.gradient(tuple(tensors(1, (2, 1 + length, 4), (2, 1 + length, 3))), m=1)
+    assert len(verdicts_of(list(counted.module.parameters()))._found) == MOST

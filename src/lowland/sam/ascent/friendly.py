@@ -61,7 +61,7 @@ class Friendly:
             self._average = [g.clone() for g in gradients]
             return
         self._require_shapes(gradients)
-        torch._foreach_lerp_(self._average, list(gradients), 1.0 - self.lam)
+        self._average = list(torch._foreach_lerp(self._average, list(gradients), 1.0 - self.lam))
 
     def state_dict(self) -> dict[str, Any]:
         """The average, one tensor per perturbed parameter; ``None`` before the first step."""

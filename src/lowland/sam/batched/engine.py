@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -22,12 +20,15 @@ from lowland.sam.batched.gradient import BatchedGradient
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.batched.memory import groups_at_once
 from lowland.sam.batched.probe import probe
+from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.refused import Unbatchable
-from lowland.sam.batched.settled import Verdict, loss_key, verdicts_of
+from lowland.sam.batched.settled import Fingerprint, Verdict, verdicts_of
 from lowland.sam.climb import Climber
+from lowland.sam.examples import Examples
 from lowland.sam.group import Source, run_group
 from lowland.sam.passes import Passes
 from lowland.sam.precision import is_half
+from lowland.sam.said import loss_key, warn_caller
 from lowland.sam.total import Total
 
 
@@ -64,13 +65,13 @@ class Engines:
             return
         reason = self._reason_against()
         if reason is not None:
-            self._fall_back(weighed, Unbatchable(reason), ("option", reason))
+            self._fall_back(weighed, Unbatchable(reason))
             return
         runs = [list(run) for _, run in groupby(weighed, key=self._alike)]
         for run in runs:
             ragged = len(run) == 1 and len(runs) > 1
             if self._alike(run[0]) is None:
-                self._fall_back(run, Unbatchable("a group in several MicroBatches"), ("parts",))
+                self._fall_back(run, Unbatchable("a group in several MicroBatches"))
             elif ragged:
                 self._loop(run)
             else:
@@ -82,18 +83,27 @@ class Engines:
 
     def _mass(self, i: int) -> float:
         """Weight of a group in the mean."""
-        if self.passes.weight is None:
-            return float(self.groups.size(i))
         if i not in self._masses:
-            self._masses[i] = sum(self.passes.mass(part) for part in self.groups.group(i))
+            group = self.groups.group(i)
+            self._masses[i] = sum(self.passes.mass(part, group.size(part)) for part in group)
         return self._masses[i]
+
+    @property
+    def mass(self) -> float:
+        """Weight of all groups together."""
+        return sum(self._mass(i) for i in range(len(self.groups)))
+
+    @property
+    def cuts(self) -> bool:
+        """Whether m cuts the batch."""
+        return len(self.groups) > 1
 
     @cached_property
     def _loop_sources(self) -> list[Source]:
         if self.sources is None:
             return []
         if isinstance(self.sources, MicroBatches):
-            return [Source(self.sources, shared=True)]
+            return [Source(Examples(self.sources), shared=True)]
         shared = len(self.sources) < len(self.groups)
         used = range(min(len(self.sources), len(self.groups)))
         return [Source(self.sources.group(i), shared=shared) for i in used]
@@ -117,7 +127,8 @@ class Engines:
             return "an ascent_batch that several groups climb on"
         if any(is_half(p) for p in self.passes.params):
             return "weights of half precision, whose perturbation is rounded at random"
-        return None
+        grouped = [self.groups, *([self.sources] if isinstance(self.sources, Grouped) else [])]
+        return next((reason for g in grouped if (reason := g.reason_against()) is not None), None)
 
     def _alike(self, i: int) -> Any:
         """What groups must have in common to be stacked, those that they climb on included."""
@@ -128,62 +139,80 @@ class Engines:
         return None if source is None else (found, source)
 
     def _loop(self, indices: Sequence[int]) -> None:
+        sources = self._loop_sources
         for i in indices:
-            sources = self._loop_sources
-            found = run_group(
-                self.passes,
-                self.climber,
-                self.groups.group(i),
-                sources[i % len(sources)] if sources else None,
-                gradient_at_weights=self.gradient_at_weights,
-            )
+            with self.groups.lent(i) as group:
+                found = run_group(
+                    replace(self.passes, cuts=True) if i == 0 and self.cuts else self.passes,
+                    self.climber,
+                    group,
+                    sources[i % len(sources)] if sources else None,
+                    gradient_at_weights=self.gradient_at_weights,
+                )
             self.total.add(self._mass(i), found)
 
     def _batched(self, indices: list[int]) -> None:
         key, done = self._key(indices), 0
         verdicts = verdicts_of(self.passes.params)
+        verdict = verdicts.get(key)
+        if verdict is not None and verdict.waits > 0 and self.engine == "auto":
+            verdict.waits -= 1
+            self._loop(indices)
+            return
         try:
-            if key not in verdicts:
-                verdicts[key] = self._settle(indices)
-            chunk = verdicts[key].chunk
-            while chunk > 0 and done < len(indices):
-                self._chunk(indices[done : done + chunk])
-                done += chunk
+            if verdict is None or not verdict.tried:
+                verdict = self._settle(indices, key, verdict)
+            while verdict.chunk > 0 and done < len(indices):
+                self._chunk(indices[done : done + verdict.chunk])
+                done += verdict.chunk
+            verdict.held()
         except Unbatchable as error:
-            self._fall_back(indices[done:], error, key)
+            if verdict is not None:
+                verdict.failed()
+            self._fall_back(indices[done:], error)
             return
         self._loop(indices[done:])
 
     def _chunk(self, indices: list[int]) -> None:
         batch = self.groups.stacked(indices)
         source = self.sources.stacked(indices) if isinstance(self.sources, Grouped) else None
-        run = BatchedGradient(self.passes, self.climber, gradient_at_weights=self.gradient_at_weights)
+        run = BatchedGradient(
+            self.passes, self.climber, gradient_at_weights=self.gradient_at_weights, cuts=self.cuts
+        )
+        put_back = Reachable(self.passes.loss, self.passes.buffers.modules()).taken()
         try:
             with self.passes.undone_on_error():
                 found = run.of(batch, [self._mass(i) for i in indices], source)
         except NotFinite:
+            put_back()
             self._loop(indices)
+        except BaseException:
+            put_back()
+            raise
         else:
             self.total.add_groups(found)
 
-    def _fall_back(self, indices: Sequence[int], error: Unbatchable, key: Hashable) -> None:
+    def _fall_back(self, indices: Sequence[int], error: Unbatchable) -> None:
         """Runs groups by the loop that cannot be run at once, and says so the first time."""
         if self.engine == "batched":
             raise error
         self._loop(indices)
-        verdicts = verdicts_of(self.passes.params)
-        known = verdicts.get(key)
-        verdicts[key] = Verdict(0)
-        if known != Verdict(0) and len(self.groups) > 1:
-            text = f"the groups were run one after the other because of {error.what}."
-            warnings.warn(text, stacklevel=_frames_of_ours())
+        said, key = verdicts_of(self.passes.params).said, (loss_key(self.passes.loss), error.what)
+        if key not in said and len(self.groups) > 1:
+            said.add(key)
+            warn_caller(f"the groups were run one after the other because of {error.what}.")
 
-    def _settle(self, indices: list[int]) -> Verdict:
+    def _settle(self, indices: list[int], key: Hashable, before: Verdict | None) -> Verdict:
         """Runs one group by itself, to see whether that is possible and what it holds."""
-        params = self.passes.params
+        params, buffers = self.passes.params, self.passes.buffers
+        verdict = verdicts_of(params).settle(key, before or Verdict(0, Fingerprint(buffers.modules())))
         climber = GroupsClimber(self.climber, params, 1, self.passes.noise, keeps_gradient=True)
         one = self.groups.stacked(indices[:1])
-        seen = probe(self.passes, one, planned_groups=len(indices), forms=climber.forms)
+        try:
+            seen = probe(self.passes, one, planned_groups=len(indices), forms=climber.forms)
+        except Unbatchable:
+            verdict.failed()
+            raise
         weights = sum(p.numel() for p in params)
         chunk = groups_at_once(
             len(indices),
@@ -201,7 +230,10 @@ class Engines:
             params=weights,
             device=params[0].device,
         )
-        return Verdict(0 if self.engine == "auto" and loop < batched else chunk)
+        verdict.chunk = 0 if self.engine == "auto" and loop < batched else chunk
+        verdict.tried = True
+        verdict.fingerprint = Fingerprint(buffers.modules())
+        return verdict
 
     def _key(self, indices: list[int]) -> Hashable:
         device = self.passes.params[0].device.type
@@ -210,13 +242,5 @@ class Engines:
         return (
             *(loss_key(self.passes.loss), self.groups.shapes(indices[0]), len(indices), autocast),
             *(type(climber.ascent), climber.steps, climber.radii.rho == 0.0, climber.measure),
-            *(self.engine, self.max_memory, self.sources is None),
+            *(self.engine, self.max_memory, self.sources is None, self.passes.reduction),
         )
-
-
-def _frames_of_ours() -> int:
-    """How far up the caller's own line is."""
-    frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("lowland."):
-        frame, depth = frame.f_back, depth + 1
-    return depth

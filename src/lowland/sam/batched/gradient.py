@@ -12,6 +12,7 @@ from lowland.sam.batched.climb import Gradient, GroupsClimber, Moves, cosines, w
 from lowland.sam.batched.passes import GroupsPass, GroupsPasses
 from lowland.sam.batched.per_group import PerGroup, squared_norms
 from lowland.sam.batched.precision import autocast_off
+from lowland.sam.batched.refused import require_gone, require_no_draws
 from lowland.sam.batched.stacked import Stacked
 from lowland.sam.climb import Climber
 from lowland.sam.diagnostics import GroupDiagnostics
@@ -29,12 +30,14 @@ class BatchedGradient:
         passes: The loss and its policies.
         climber: The climb.
         gradient_at_weights: Whether the gradient at the weights is asked for, of all parameters.
+        cuts: Whether to ask if the loss touches its arguments.
     """
 
-    def __init__(self, passes: Passes, climber: Climber, *, gradient_at_weights: bool) -> None:
+    def __init__(self, passes: Passes, climber: Climber, *, gradient_at_weights: bool, cuts: bool) -> None:
         self.passes = passes
         self.climber = climber
         self.gradient_at_weights = gradient_at_weights
+        self.cuts = cuts
 
     def of(self, batch: Stacked, masses: Sequence[float], source: Stacked | None) -> GroupsFound:
         """The contribution of the groups of ``batch``, which climb on those of ``source``.
@@ -42,7 +45,10 @@ class BatchedGradient:
         All passes start from the same random draws; afterwards the generators stand where the first pass
         over ``batch`` left them.
         """
-        return _Groups(self, batch, masses, source).found()
+        groups = _Groups(self, batch, masses, source)
+        found = groups.found()
+        require_gone(groups.run.results)
+        return found
 
 
 class _Groups:
@@ -60,8 +66,8 @@ class _Groups:
             self.passes.noise,
             keeps_gradient=self.at_weights or options.climber.remembers,
         )
-        self.run = GroupsPasses(self.passes, self.climber.forms)
-        share = torch.tensor(self.masses, dtype=torch.float64)
+        self.run = GroupsPasses(self.passes, self.climber.forms, cuts=options.cuts)
+        share = torch.tensor(self.masses, dtype=torch.float64, device="cpu")
         self.share = (share / share.sum()).to(self.passes.params[0].device)
         self.draws = RandomState.capture(self.passes.devices)
         self.all = list(range(len(self.passes.params)))
@@ -98,7 +104,7 @@ class _Groups:
         start = self._first(self.all)
         gradient = with_penalty(start.gradient, self.all, None, self.passes.l2, self.batch.groups)
         norms = squared_norms(gradient, self.batch.groups).sqrt()
-        zeros = torch.zeros(self.batch.groups)
+        zeros = torch.zeros(self.batch.groups, device="cpu")
         return self._together(start, start, Moves([None] * len(self.all), norms, zeros))
 
     def _blind(self) -> GroupsFound:
@@ -116,7 +122,9 @@ class _Groups:
         return found
 
     def _first(self, wanted: Sequence[int]) -> GroupsPass:
-        return self.run.recorded(self.batch, wanted, first=True)
+        found = self.run.recorded(self.batch, wanted, first=True)
+        require_no_draws(self.draws, self.batch.groups)
+        return found
 
     def _climb(self, batch: Stacked, start: GroupsPass) -> Moves:
         device = self.share.device.type
@@ -162,6 +170,7 @@ class _Groups:
             self.remembered,
             self._rows(start, second, moves) if self.measure and moves is not None else [],
             moves is not None and any(t is not None for t in moves.e),
+            start.connected or second.connected,
         )
 
     def _objective(self, losses: Tensor, e: Sequence[PerGroup | None] | None) -> Tensor:
@@ -171,7 +180,7 @@ class _Groups:
         losses = losses.to(torch.promote_types(losses.dtype, l2_norm(self.passes.params).dtype))
         if e is None:
             return losses + 0.5 * self.passes.l2 * l2_norm(self.passes.params).square()
-        ones = torch.ones(self.batch.groups, dtype=torch.float64)
+        ones = torch.ones(self.batch.groups, dtype=torch.float64, device="cpu")
         weights = [PerGroup(w, along=ones) for w in self.passes.params]
         moved = [w if t is None else w.plus(t) for w, t in zip(weights, e, strict=True)]
         return losses + 0.5 * self.passes.l2 * squared_norms(moved, self.batch.groups).to(losses)
@@ -216,8 +225,8 @@ class _Groups:
 
     def _realised(self, moves: Moves) -> tuple[Tensor, Tensor]:
         """Norm of each group's perturbation once the weights are rounded, and the share that moved."""
-        squares = torch.zeros(self.batch.groups, dtype=torch.float64)
-        moved = torch.zeros(self.batch.groups, dtype=torch.float64)
+        squares = torch.zeros(self.batch.groups, dtype=torch.float64, device="cpu")
+        moved = torch.zeros(self.batch.groups, dtype=torch.float64, device="cpu")
         total = 0
         for i in self.climber.climber.radii.indices:
             w, move = self.passes.params[i].detach(), moves.e[i]

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lowland.sam.batch import MicroBatches, batch_size, cut, group_slices
-from lowland.sam.batched.stacked import Shapes, Stacked, leaves_of, rebuilder, shapes
+from lowland.sam.batch import (
+    UNNAMED,
+    Entries,
+    MicroBatches,
+    batch_size,
+    group_slices,
+    num_examples,
+    rows_of,
+    take,
+)
+from lowland.sam.batched.stacked import Shapes, Stacked, rebuilder, shapes
+from lowland.sam.carried import carry_over
+from lowland.sam.containers import holds_same, mapped
+from lowland.sam.examples import Examples
 
 Part = tuple[Any, ...]
 
@@ -18,48 +32,116 @@ class Grouped:
 
     Args:
         batch: The loss's arguments, or several such parts.
-        m: Examples in a group; ``None`` for all.
+        m: Examples in a group; ``None`` for all, whose entries may then be anything.
+        entries: Entries that were named.
+
+    Attributes:
+        parts: The parts.
     """
 
-    def __init__(self, batch: Sequence[Any] | MicroBatches, m: int | None) -> None:
-        self._parts: list[Part] = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
-        self._sizes = [batch_size(part) for part in self._parts]
-        if not self._parts:
+    def __init__(
+        self, batch: Sequence[Any] | MicroBatches, m: int | None, entries: Entries = UNNAMED
+    ) -> None:
+        self.entries = entries
+        self.parts: list[Part] = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
+        if not self.parts:
             raise ValueError("batch must hold at least one part, got none.")
-        self._rows = group_slices(sum(self._sizes), m)
-        self._leaves = leaves_of(self._parts[0]) if len(self._parts) == 1 else []
+        self._sizes: list[int] | None = None
+        if m is None:
+            sizes = [batch_size(part, entries) for part in self.parts]
+            self._sizes = [s for s in sizes if s is not None] if None not in sizes else None
+            self._rows = [slice(0, 0 if self._sizes is None else sum(self._sizes))]
+        else:
+            self._sizes = [num_examples(part, entries) for part in self.parts]
+            self._rows = group_slices(sum(self._sizes), m)
+        self._changed: list[tuple[int, Any, Any]] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def group(self, i: int) -> list[Part]:
+    def group(self, i: int) -> Examples:
         """The i-th group, in as many parts as it lies in."""
-        return self._parts if len(self) == 1 else cut(self._parts, self._sizes, self._rows[i])
+        return Examples(self.parts if len(self) == 1 else self._cut(self._rows[i]), self.entries)
 
-    def size(self, i: int) -> int:
-        """Number of examples of the i-th group."""
+    @contextmanager
+    def lent(self, i: int) -> Iterator[Examples]:
+        """The i-th group for the block, which may change its containers."""
+        if len(self) == 1:
+            yield Examples(self.parts, self.entries)
+            return
+        pieces = self._pieces(self._rows[i])
+        given = [mapped(lambda t: t, piece) for _, piece in pieces]
+        yield Examples([piece for _, piece in pieces], self.entries)
+        self._changed += [
+            (k, before, piece)
+            for (k, piece), before in zip(pieces, given, strict=True)
+            if not holds_same(piece, before)
+        ]
+
+    def carry_over(self) -> None:
+        """Does to the user's containers what was done to those of the groups."""
+        for k, own in enumerate(self.parts):
+            changed = [(given, left) for part, given, left in self._changed if part == k]
+            if changed:
+                carry_over(own, [given for given, _ in changed], [left for _, left in changed])
+
+    def part(self, i: int) -> Part:
+        """The i-th group, which lies in one part."""
+        (part,) = self.group(i)
+        return part
+
+    def size(self, i: int) -> int | None:
+        """Number of examples of the i-th group; ``None`` where the batch does not tell it."""
         rows = self._rows[i]
-        return int(rows.stop - rows.start)
+        return None if self._sizes is None else int(rows.stop - rows.start)
 
     def alike(self, i: int) -> tuple[Any, ...] | None:
         """What groups must have in common to be stacked; ``None`` for one that lies in several parts."""
-        if len(self._parts) == 1:
+        if len(self.parts) == 1:
             return (self.size(i),)
-        parts = self.group(i)
-        return shapes(parts[0]) if len(parts) == 1 else None
+        parts = list(self.group(i))
+        return shapes(parts[0], self.entries) if len(parts) == 1 else None
+
+    def reason_against(self) -> str | None:
+        """Why groups cannot be stacked, whatever the loss."""
+        if self._sizes is None:
+            return "a batch whose entries do not tell the number of examples"
+        for part in self.parts:
+            for path, value in rows_of(part, self.entries):
+                if not isinstance(value, Tensor):
+                    return f"a sequence of examples that is no tensor, {path!r}"
+                if value.layout != torch.strided:
+                    return f"a tensor of examples that is not strided, {path!r}"
+        return None
 
     def shapes(self, i: int) -> tuple[Any, Shapes]:
         """Structure and shapes of the i-th group, which lies in one part."""
-        return shapes(self.group(i)[0])
+        return shapes(self.part(i), self.entries)
 
     def stacked(self, indices: Sequence[int]) -> Stacked:
         """Several groups, stacked."""
         first, last = self._rows[indices[0]], self._rows[indices[-1]]
-        if not self._leaves or indices[-1] - indices[0] + 1 != len(indices):
-            return Stacked.of([self.group(i)[0] for i in indices])
+        if len(self.parts) > 1 or indices[-1] - indices[0] + 1 != len(indices):
+            return Stacked.of([self.part(i) for i in indices], self.entries)
 
         def grouped(leaf: Tensor) -> Tensor:
             rows = leaf[first.start : last.stop]
             return rows.reshape(len(indices), -1, *leaf.shape[1:])
 
-        return Stacked([grouped(leaf) for leaf in self._leaves], rebuilder(self._parts[0]), len(indices))
+        (part,) = self.parts
+        leaves = [grouped(leaf) for _, leaf in rows_of(part, self.entries)]
+        return Stacked(leaves, rebuilder(part, self.entries), len(indices), first.stop - first.start)
+
+    def _cut(self, rows: slice) -> list[Part]:
+        return [piece for _, piece in self._pieces(rows)]
+
+    def _pieces(self, rows: slice) -> list[tuple[int, Part]]:
+        """The examples ``rows``, counted across the parts, and the parts that they are of."""
+        assert self._sizes is not None
+        found, begin = [], 0
+        for k, (part, size) in enumerate(zip(self.parts, self._sizes, strict=True)):
+            first, last = max(rows.start - begin, 0), min(rows.stop - begin, size)
+            if first < last:
+                found.append((k, take(part, slice(first, last), self.entries)))
+            begin += size
+        return found

@@ -6,8 +6,7 @@ as long as a small layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,22 +33,23 @@ class Level:
         if _functorch.maybe_current_level() != self._level:
             raise Unbatchable("a transform of torch.func inside the loss")
         lifted = [None if t is None else _remove(t, self._level, self._groups) for t in tensors]
-        with _outside():
-            found = function(*lifted)
+        found = self._outside(function, lifted)
         if isinstance(found, Tensor):
             return _functorch._add_batch_dim(found, 0, self._level)
         return tuple(_functorch._add_batch_dim(t, 0, self._level) for t in found)
+
+    def _outside(self, function: Callable[..., Any], lifted: list[Tensor | None]) -> Any:
+        saved = _functorch.pop_dynamic_layer_stack()
+        try:
+            found = function(*lifted)
+            _functorch.push_dynamic_layer_stack(saved)
+        except BaseException:
+            if _functorch.maybe_current_level() != self._level:  # an interrupt may come after the push
+                _functorch.push_dynamic_layer_stack(saved)
+            raise
+        return found
 
 
 def _remove(tensor: Tensor, level: int, groups: int) -> Tensor:
     found: Tensor = _functorch._remove_batch_dim(tensor, level, groups, 0)
     return found
-
-
-@contextmanager
-def _outside() -> Iterator[None]:
-    saved = _functorch.pop_dynamic_layer_stack()
-    try:
-        yield
-    finally:
-        _functorch.push_dynamic_layer_stack(saved)

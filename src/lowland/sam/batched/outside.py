@@ -56,7 +56,7 @@ class Outside:
         if kwargs.get("generator") is not None:
             raise Unbatchable(f"{named} with a generator of its own")
         if writes:
-            target = kwargs.get("out", args[0] if args else None)
+            target = kwargs.get("out", args[0] if args else kwargs.get("input"))
             if id(target) in self._inputs:
                 raise Unbatchable(f"{named}, which changes the batch")
             if isinstance(target, Tensor) and id(target) in self._buffers():

@@ -21,14 +21,16 @@ from lowland.sam.batched.cost import Product
 from lowland.sam.batched.outside import Outside
 from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.precision import autocast_off
-from lowland.sam.batched.refused import Unbatchable
-from lowland.sam.batched.stacked import Stacked, leaves_of, rebuilder
+from lowland.sam.batched.refused import Unbatchable, require_known
+from lowland.sam.batched.stacked import Stacked
 from lowland.sam.batched.tape import PastTheTape, Tape
 from lowland.sam.batched.weights import Weight
 from lowland.sam.caches import fresh_caches
+from lowland.sam.containers import holds_same, mapped, rebuilt, tensors_of, version_of
 from lowland.sam.passes import Passes
 from lowland.sam.perturb import seen_as_perturbed
 from lowland.sam.precision import working
+from lowland.sam.touched import require_touched
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class GroupsPass:
         total: Gradients of the scaled objectives' weighted sum; empty if recorded.
         products: Uses of weights as matrices; empty unless recorded.
         calls: Number of operations of the loss.
-        results: What these returned, if the pass was a probe.
         changed: Identities of the buffers that are known to change.
+        connected: Whether any parameter got a gradient.
     """
 
     losses: Float[Tensor, " groups"]
@@ -52,8 +54,8 @@ class GroupsPass:
     total: Gradients
     products: list[Product] = field(default_factory=list)
     calls: int = 0
-    results: list[weakref.ref[Tensor]] = field(default_factory=list)
     changed: set[int] = field(default_factory=set)
+    connected: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,16 @@ class GroupsPasses:
         forms: Whether recorded gradients are to be formed.
         planned_groups: Number of groups to choose forms for, where it is not that of the batch.
         probes: Whether the pass is to find out what cannot be run at once.
+        cuts: Whether to ask if the loss touches its arguments.
+        results: What the operations of the loss returned, in all passes.
     """
 
     passes: Passes
     forms: bool
     planned_groups: int | None = None
     probes: bool = False
+    cuts: bool = False
+    results: list[weakref.ref[Tensor]] = field(default_factory=list)
 
     @torch.enable_grad()
     def recorded(
@@ -90,11 +96,12 @@ class GroupsPasses:
             self._record(losses, tape, weights, wanted)
         gradient = [w.gradient or PerGroup(w.param) for w in weights]
         if self.passes.scale != 1.0:
-            down = torch.full((batch.groups,), 1.0 / self.passes.scale, dtype=torch.float64)
+            down = torch.full((batch.groups,), 1.0 / self.passes.scale, dtype=torch.float64, device="cpu")
             gradient = [g if g.absent else g.scaled(down) for g in gradient]
         products = [product for w in weights for product in w.products]
+        connected = any(not g.absent for g in gradient)
         return GroupsPass(
-            losses.detach(), aux, gradient, [], products, tape.calls, tape.results, tape.outside.changed
+            losses.detach(), aux, gradient, [], products, tape.calls, tape.outside.changed, connected
         )
 
     @torch.enable_grad()
@@ -117,7 +124,9 @@ class GroupsPasses:
             weighted = (losses * share.to(losses)).sum() * self.passes.scale
             with autocast_off(losses):
                 found = torch.autograd.grad(weighted, self.passes.params, allow_unused=True)
-        return GroupsPass(losses.detach(), aux, [], [None if g is None else working(g) for g in found])
+        connected = any(g is not None for g in found)
+        total: Gradients = [None if g is None else working(g) for g in found]
+        return GroupsPass(losses.detach(), aux, [], total, connected=connected)
 
     def values(self, batch: Stacked, e: Sequence[PerGroup | None] | None = None) -> GroupsPass:
         """The objectives at ``w + e_S``, without a gradient."""
@@ -145,10 +154,13 @@ class GroupsPasses:
         """Fills the gradients of the ``wanted`` weights, group by group."""
         copies = [(w, leaf) for w in weights if (leaf := w.leaf()) is not None]
         live = [self.passes.params[i] for i in wanted]
+        ours = [t for t in (tape.anchor, *(leaf for _, leaf in copies)) if t is not None]
+        if self.passes.others is not None:
+            self.passes.others.note(losses, ours)
         scaled = losses.sum() if self.passes.scale == 1.0 else losses.sum() * self.passes.scale
-        inputs = [tape.anchor, *(leaf for _, leaf in copies), *live]
+        inputs = [*ours, *live]
         with autocast_off(losses):
-            found = torch.autograd.grad(scaled, [t for t in inputs if t is not None], allow_unused=True)
+            found = torch.autograd.grad(scaled, inputs, allow_unused=True)
         if any(g is not None for g in found[1 + len(copies) :]):
             raise Unbatchable("a parameter inside a custom autograd.Function, out of sight")
         for (weight, _), g in zip(copies, found[1:], strict=False):
@@ -170,16 +182,23 @@ class GroupsPasses:
         params, buffers = self.passes.params, self.passes.buffers
         sharing = [w.param for w in weights if w.takes_part]
         outside = Outside(sharing, batch.groups, buffers.ids, moves_stats=moves_stats)
-        tape = Tape(weights, batch.groups, outside, watches=self.probes)
+        tape = Tape(weights, batch.groups, outside, self.results)
         structure: list[Any] = []
 
         def of_one_group(*leaves: Tensor) -> tuple[Tensor, ...]:
+            part = batch.rebuild(leaves)
+            given = mapped(lambda t: t, part)
+            if self.cuts and first:
+                tape.touches = require_touched(part, self.passes.loss, self.passes.asked)
             tape.begin()
-            outside.begin(leaves)
+            outside.begin(tensors_of(part))
+            mass = self.passes.mass(part, batch.examples) if self.passes.reduction == "sum" else 1.0
             with tape, PastTheTape(params, tape) if self.probes else nullcontext():
-                value, aux = self.passes.evaluate(batch.rebuild(leaves))
+                value, aux = self.passes.evaluate(part, batch.examples, mass)
+            if not holds_same(part, given):
+                raise Unbatchable("a change of the containers of the batch")
             structure[:] = [aux]
-            return value, *leaves_of(aux)
+            return value, *tensors_of(aux)
 
         moved = any(w.move is not None for w in weights)
         with (
@@ -187,13 +206,23 @@ class GroupsPasses:
             seen_as_perturbed() if moved else nullcontext(),
             fresh_caches(),
         ):
-            losses, *aux = _mapped(tape, of_one_group, batch.leaves)
+            marks, writes = buffers.marks(), buffers.num_writes
+            versions = [version_of(t) for t in batch.leaves]
+            with buffers.writes_noticed():
+                losses, *aux = _mapped(tape, of_one_group, batch.leaves)
+            if tape.touches is not None:
+                tape.touches.require_any(batch.rebuild([leaf[0] for leaf in batch.leaves]))
             for weight in weights:
                 weight.require_unchanged()
+            if [version_of(t) for t in batch.leaves] != versions:
+                raise Unbatchable("an operation that changes the batch")
+            if buffers.num_writes > writes:
+                raise Unbatchable("a change of a parameter that is not trained")
+            if moves_stats and not self.probes:
+                require_known(buffers.moved_since(marks), outside.changed)
             outside.move_statistics()
-            rebuild = rebuilder(structure[0])
             columns = zip(*(t.detach().unbind() for t in aux), strict=True)
-            each = [rebuild(column) for column in columns] if aux else structure * batch.groups
+            each = [rebuilt(structure[0], column) for column in columns] if aux else structure * batch.groups
             yield losses, each, tape
 
     @staticmethod

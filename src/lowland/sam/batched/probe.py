@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lowland.sam.batched.memory import held_bytes, saved_bytes
 from lowland.sam.batched.passes import GroupsPass, GroupsPasses
-from lowland.sam.batched.refused import attributes_kept, refuse_modules, require_gone, require_known
+from lowland.sam.batched.reachable import Reachable
+from lowland.sam.batched.refused import refuse_modules, require_gone, require_known, require_no_draws
 from lowland.sam.batched.stacked import Stacked
 from lowland.sam.passes import Passes
 from lowland.sam.randomness import RandomState
@@ -44,16 +45,18 @@ def probe(passes: Passes, one: Stacked, *, planned_groups: int, forms: bool) -> 
     refuse_modules(passes)
     params, one = passes.params, one.copied()
     run = GroupsPasses(passes, forms, planned_groups=planned_groups, probes=True)
+    put_back = Reachable(passes.loss, passes.buffers.modules()).taken()
     draws = RandomState.capture(passes.devices)
     try:
-        with (
-            attributes_kept(passes.buffers.modules()),
-            passes.buffers.kept() as kept,
-            saved_bytes([*params, *one.leaves]) as saved,
-        ):
+        with passes.buffers.kept() as kept, saved_bytes([*params, *one.leaves]) as saved:
             found = run.recorded(one, range(len(params)), first=True)
             require_known(kept.changed(), found.changed)
-            require_gone(found.results)
+            require_no_draws(draws, planned_groups)
+            require_gone(run.results)
+    except BaseException:
+        put_back()
+        raise
     finally:
         draws.restore()
+    put_back()
     return Probe(found, saved.bytes, *held_bytes(found.gradient))

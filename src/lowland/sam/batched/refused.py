@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lowland.sam.passes import Passes
+from lowland.sam.randomness import RandomState
 
 
 class Unbatchable(RuntimeError):
@@ -36,20 +36,8 @@ def refuse_modules(passes: Passes) -> None:
     memory = [p.untyped_storage().data_ptr() for p in passes.params if p.numel() > 0]
     if len(set(memory)) < len(memory):
         raise Unbatchable("parameters that share their memory")
-    for module in passes.buffers.modules():
+    for module in () if passes.buffers.module is None else passes.buffers.module.modules():
         _refuse(module)
-
-
-@contextmanager
-def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Attributes of the modules are what they were at the end of the block: a probe leaves no trace."""
-    before = [(module, dict(module.__dict__)) for module in modules]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
 
 
 def require_known(changed: Sequence[tuple[str, Tensor | None]], known: set[int]) -> None:
@@ -57,6 +45,13 @@ def require_known(changed: Sequence[tuple[str, Tensor | None]], known: set[int])
     for name, buffer in changed:
         if id(buffer) not in known:
             raise Unbatchable(f"a change of the buffer {name}")
+
+
+def require_no_draws(before: RandomState, groups: int) -> None:
+    """Refuses draws of generators that ``vmap`` does not know: one would serve all groups."""
+    whose = before.drawn_from() if groups > 1 else None
+    if whose is not None:
+        raise Unbatchable(f"a draw from {whose} random generator, of which one would serve all groups")
 
 
 def require_gone(results: Sequence[weakref.ref[Tensor]]) -> None:

@@ -1,40 +1,109 @@
-"""What was decided for a loss and its shapes, in the first call."""
+"""What was decided for a loss and its shapes, and when it is asked again."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Hashable
-from dataclasses import dataclass
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+MOST = 64
+"""Verdicts on one model that are remembered; the oldest goes first."""
 
-@dataclass(frozen=True)
+LONGEST = 1024
+"""Calls after which a loss that could not be run at once is tried again."""
+
+
+class Fingerprint:
+    """What a verdict depends on in the modules that ran: their parts, hooks and modes.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = [weakref.ref(module) for module in modules]
+        self._found = self._now()
+
+    def still_holds(self) -> bool:
+        """Whether nothing of it has changed."""
+        return self._now() == self._found
+
+    def _now(self) -> list[Hashable]:
+        return [None if (m := ref()) is None else _of_module(m) for ref in self._modules]
+
+
+def _of_module(m: nn.Module) -> Hashable:
+    hooks = (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+    return (
+        *(
+            type(m),
+            m.training,
+            *map(tuple, hooks),
+            tuple(m._buffers.keys()),
+            tuple(map(id, m._modules.values())),
+        ),
+        tuple((id(p), p.requires_grad) for p in m._parameters.values() if p is not None),
+    )
+
+
+@dataclass
 class Verdict:
     """How the groups of a call are run.
 
     Attributes:
         chunk: How many groups at once; 0 for one after the other, by the loop.
+        fingerprint: What it depends on in the modules.
+        tried: Whether the loss was run for one group, and can be run at once.
+        failures: How often it did not hold lately.
+        waits: Calls that the loop runs before the loss is tried again.
     """
 
     chunk: int
+    fingerprint: Fingerprint
+    tried: bool = False
+    failures: int = 0
+    waits: int = 0
+
+    def failed(self) -> None:
+        """The loss could not be run at once: not every time is it tried again."""
+        self.failures += 1
+        self.waits = min(2 ** (self.failures - 1) - 1, LONGEST)
+
+    def held(self) -> None:
+        """The loss was run at once."""
+        self.failures //= 2
+
+
+@dataclass
+class Verdicts:
+    """The verdicts on losses of the same parameters, and what was said of them."""
+
+    said: set[Hashable] = field(default_factory=set)
+    _found: OrderedDict[Hashable, Verdict] = field(default_factory=OrderedDict)
+
+    def get(self, key: Hashable) -> Verdict | None:
+        """The verdict, if nothing that it depends on has changed."""
+        found = self._found.get(key)
+        return found if found is not None and found.fingerprint.still_holds() else None
+
+    def settle(self, key: Hashable, verdict: Verdict) -> Verdict:
+        """Keeps a verdict."""
+        self._found[key] = verdict
+        self._found.move_to_end(key)
+        if len(self._found) > MOST:
+            self._found.popitem(last=False)
+        return verdict
 
 
 _verdicts: Any = WeakIdKeyDictionary()
 
 
-def verdicts_of(params: list[Tensor]) -> dict[Hashable, Verdict]:
+def verdicts_of(params: list[Tensor]) -> Verdicts:
     """The verdicts on losses of these parameters; forgotten with them."""
-    found: dict[Hashable, Verdict] = _verdicts.setdefault(params[0], {})
+    found: Verdicts = _verdicts.setdefault(params[0], Verdicts())
     return found
-
-
-def loss_key(loss: Any) -> Hashable:
-    """What is the same for a loss that is defined anew in each step."""
-    while isinstance(loss, functools.partial):
-        loss = loss.func
-    function = getattr(loss, "__func__", loss)
-    code = getattr(function, "__code__", None)
-    return id(type(loss)) if code is None else (code.co_filename, code.co_firstlineno, hash(code))

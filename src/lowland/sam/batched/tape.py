@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch.autograd_function import custom_function_call
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowland.sam.batched.level import Level
 from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.weights import Use, View, Weight
+from lowland.sam.modes import OwnMode
+from lowland.sam.touched import require_touched
 
 _functorch: Any = torch._C._functorch
 
@@ -39,7 +40,7 @@ def rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
     return register
 
 
-class Tape(TorchFunctionMode):
+class Tape(OwnMode):
     """One pass of a loss over all groups, under ``torch.func.vmap``.
 
     Each operation of the loss comes here first. One that has a rule runs by its rule; of any other that
@@ -49,11 +50,14 @@ class Tape(TorchFunctionMode):
         weights: The parameters.
         groups: Number of groups.
         outside: What the loss may meet beside them.
-        watches: Whether to remember every result, to see whether one outlives the pass.
+        results: Where to remember every result, to see whether one outlives the pass.
+
+    Attributes:
+        touches: What asks whether the loss touches its arguments, if that is asked.
     """
 
     def __init__(
-        self, weights: Sequence[Weight], groups: int, outside: Outside, *, watches: bool = False
+        self, weights: Sequence[Weight], groups: int, outside: Outside, results: list[weakref.ref[Tensor]]
     ) -> None:
         super().__init__()
         self.groups = groups
@@ -63,12 +67,12 @@ class Tape(TorchFunctionMode):
         self.depth = 0
         self.passed_by = False
         self.failed: Exception | None = None
-        self.results: list[weakref.ref[Tensor]] = []
+        self.results = results
         recorded = next((w.param for w in weights if w.gradient is not None), None)
         self.anchor = (
             None if recorded is None else torch.zeros((), device=recorded.device, requires_grad=True)
         )
-        self._watches = watches
+        self.touches: require_touched | None = None
         self._weights = {id(w.param): w for w in weights}
         self._views: dict[int, View] = {}
         self._copies: dict[int, Tensor] = {}
@@ -88,6 +92,8 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         self.running = func
         self.calls += 1
+        if self.touches is not None:
+            self.touches.note((args, kwargs))
         self.depth += 1
         try:
             result = self._run(func, args, kwargs or {})
@@ -96,8 +102,7 @@ class Tape(TorchFunctionMode):
             raise
         finally:
             self.depth -= 1
-        if self._watches:
-            self.results.extend(weakref.ref(t) for t in tensors_in(result) if _functorch.is_batchedtensor(t))
+        self.results.extend(weakref.ref(t) for t in tensors_in(result) if _functorch.is_batchedtensor(t))
         return result
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -123,7 +128,8 @@ class Tape(TorchFunctionMode):
             return self._with_parameter(func, name, args, kwargs)
         if func in _ENTERED:
             return self._enter(func, args, kwargs)
-        passed = self.outside.passed(_named(func), writes=_writes(name, kwargs), args=args, kwargs=kwargs)
+        writes = _writes(name, kwargs) or _in_place(func, args, kwargs)
+        passed = self.outside.passed(_named(func), writes=writes, args=args, kwargs=kwargs)
         return func(*passed, **kwargs)
 
     def _property(self, func: Callable[..., Any], name: str, tensor: Tensor) -> Any:
@@ -309,6 +315,15 @@ def _body(func: Any) -> Callable[..., Any]:
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     in_place = name.endswith("_") and not name.endswith("__") and name not in {"requires_grad_"}
     return in_place or name in _WRITING or kwargs.get("out") is not None
+
+
+def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of torch is told to write to its input."""
+    code = getattr(func, "__code__", None)
+    if code is None or "inplace" not in code.co_varnames[: code.co_argcount]:
+        return False
+    place = code.co_varnames.index("inplace")
+    return bool(args[place] if len(args) > place else kwargs.get("inplace", False))
 
 
 def _named(func: Callable[..., Any]) -> str:

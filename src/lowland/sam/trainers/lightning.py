@@ -81,7 +81,7 @@ class SAMTraining(_Base):
             values = {name: value for name, (value, *_) in logged.items()}
             calls.update({name: call for name, (_, *call) in logged.items()})
             if values:
-                values[_SIZE] = torch.tensor(float(batch_size([group])))
+                values[_SIZE] = torch.tensor(float(batch_size([group]) or 1), device="cpu")
             return returned["loss"], (rest, values)
 
         calls: dict[str, Any] = {}

@@ -187,7 +187,7 @@ class SAMOptimizer(Optimizer):
         draws = RandomState.capture(devices)
         buffers = Buffers(self.module)
         try:
-            with buffers.kept_on_error():
+            with buffers.undone_on_error():
                 value = self._evaluated(closure, buffers, draws, devices)
         except BaseException:
             self.restore()
@@ -298,6 +298,11 @@ class SAMOptimizer(Optimizer):
         names = None if chosen.names is None else [chosen.names[i] for i in rows]
         params = [chosen.tensors[i] for i in rows]
         gradients = _gradients(params)
+        if params and all(g is None for g in gradients):
+            raise ValueError(
+                "loss must depend on the params, got a gradient for none of them "
+                "(it may be the loss of another model)."
+            )
         self._open = open_step = _OpenStep(params)
         if radii.rho == 0.0:
             return open_step

@@ -1,0 +1,89 @@
+"""What there was before a call, all of which is put back if the call fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.sam.buffers import Buffers, Snapshot
+from lowland.sam.caches import forget_caches
+from lowland.sam.perturb import blocks_open, close_blocks
+from lowland.sam.randomness import RandomState
+from lowland.sam.workspace import Workspace
+
+
+class Before:
+    """The state of everything that a call touches, taken at its beginning.
+
+    Blocks inside the call put back what they changed. An interrupt may come between the end of a block and
+    what it would put back, and then this does.
+
+    Args:
+        params: The parameters of the call.
+        buffers: What its modules hold, being watched.
+        held: The snapshot of that.
+        workspace: Where moved weights are noted.
+    """
+
+    def __init__(
+        self, params: Sequence[Tensor], buffers: Buffers, held: Snapshot, workspace: Workspace
+    ) -> None:
+        self._buffers, self._held, self._workspace = buffers, held, workspace
+        self._generators = RandomState.capture(devices_of(params))
+        self._hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in params if p._backward_hooks]
+        self._blocks = blocks_open()
+        self._modes = _Modes(params)
+
+    def restore(self) -> None:
+        """Puts everything back; once more is as good."""
+        self.restore_modes()
+        self._buffers.give_up_after(self._held)
+        self._held.restore()
+        self._generators.restore()
+
+    def restore_modes(self) -> None:
+        """Puts back what must not stay in any case: moved weights, modes of torch, hooks."""
+        self._modes.restore()
+        self._workspace.undo()
+        close_blocks(self._blocks)
+        for hooks, saved in self._hooks:
+            hooks.update(saved)
+        forget_caches()
+
+
+class _Modes:
+    """Modes of torch that blocks switch on: gradients, autocast, and what sees its functions."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._autocast = [
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in sorted({"cpu", *(p.device.type for p in params)} - {"meta"})
+        ]
+        self._functions = torch._C._len_torch_function_stack()
+        self._dispatch = torch._C._len_torch_dispatch_stack()
+        self._saving = _saving_hooks()
+
+    def restore(self) -> None:
+        while torch._C._len_torch_function_stack() > self._functions:
+            torch._C._pop_torch_function_stack()
+        while torch._C._len_torch_dispatch_stack() > self._dispatch:
+            torch._C._pop_torch_dispatch_stack()
+        while _saving_hooks() not in (None, self._saving):
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+        torch.set_grad_enabled(self._grad)
+        for device, enabled, dtype in self._autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+
+def devices_of(params: Sequence[Tensor]) -> list[torch.device]:
+    """Devices of the parameters."""
+    return sorted({p.device for p in params}, key=str)
+
+
+def _saving_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)

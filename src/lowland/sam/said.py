@@ -1,0 +1,28 @@
+"""What is said to the user: where from, and what counts as the same loss."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+_INSIDE = ("lowland.", "torch.", "contextlib")
+
+
+def warn_caller(text: str) -> None:
+    """Warns at the user's own line that called the library."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, stacklevel=depth)
+
+
+def loss_key(loss: Any) -> Hashable:
+    """What is the same for a loss that is defined anew in each step."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    function = getattr(loss, "__func__", loss)
+    code = getattr(function, "__code__", None)
+    return id(type(loss)) if code is None else (code.co_filename, code.co_firstlineno, hash(code))
