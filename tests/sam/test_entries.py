@@ -311,7 +311,7 @@ def test_scripted_code_is_asked_by_its_operations_and_the_question_leaves_nothin
         assert int(norm.num_batches_tracked) == 4
         assert torch.equal(torch.get_rng_state(), state)
         return
-    with pytest.raises(ValueError, match="^loss must use its arguments"):
+    with pytest.raises(ValueError, match=r"^loss must use its arguments"):
         sam_gradient(loss, [w], (X, Y), rho=0.1, m=2, engine="loop")
 
 

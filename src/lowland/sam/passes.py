@@ -181,9 +181,7 @@ class Passes:
                 if mass == 0.0:
                     continue
                 with fresh_caches():
-                    with (
-                        require_touched(part, self.loss, self.asked) if self.cuts and first else nullcontext()
-                    ):
+                    with self._touching(part) if first else nullcontext():
                         value, extra = self.evaluate(part, examples, mass)
                     if torch.is_grad_enabled():
                         gradients.add(self._differentiate(value, wanted), mass)

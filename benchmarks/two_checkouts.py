@@ -1,0 +1,83 @@
+"""What a step of SAM takes in this checkout and in another one, both loaded into one process, in turns.
+
+    git worktree add ../before SOME_COMMIT
+    python benchmarks/two_checkouts.py ../before --rounds 41
+
+In each round both make one step of the same network, engine and m. Prints the medians and the quartiles of the
+ratio, this checkout over the other, within the rounds. Networks are those of ``networks.py``, and a tiny MLP
+4-8-8-10 with 16 examples, where what is not the network counts most.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from interleaved import Step, measured, ratios
+from networks import NETWORKS, Network, mlp
+
+TINY = Network("tiny MLP", lambda _: mlp(4, 8, 8, 10), 8, 16, (4,), 10)
+KINDS = {"SAM, m = B": (None, "loop"), "m = 1, loop": (1, "loop"), "m = 1, batched": (1, "batched")}
+
+
+def main() -> None:
+    """Prints a row per network and kind of step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", type=Path, help="the other checkout")
+    parser.add_argument("--networks", nargs="+", default=["tiny", "mlp"], choices=["tiny", *NETWORKS])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    here = Path(__file__).resolve().parents[1]
+    libraries = {"this": loaded(here), "other": loaded(arguments.other.resolve())}
+    print(f"{'':38}{'other, ms':>10}{'this / other':>14}{'quartiles':>16}")
+    for name in arguments.networks:
+        network = TINY if name == "tiny" else NETWORKS[name]
+        for kind in arguments.kinds:
+            steps = {key: step_of(library, network, *KINDS[kind]) for key, library in libraries.items()}
+            times = measured(steps, arguments.rounds)
+            low, middle, high = ratios(times, "this", "other")
+            other = 1e3 * statistics.median(times["other"])
+            print(f"{network.title[:22]:22}  {kind:14}{other:10.2f}{middle:14.3f}{low:9.3f}-{high:.3f}", flush=True)
+
+
+def loaded(checkout: Path) -> ModuleType:
+    """The library of a checkout; what was loaded of another one stays usable by who has it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lowland"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(checkout / "src"))
+    try:
+        library = importlib.import_module("lowland")
+        importlib.import_module("lowland.sam.batched.engine")
+    finally:
+        del sys.path[0]
+    assert Path(library.__file__ or "").is_relative_to(checkout), library.__file__
+    return library
+
+
+def step_of(library: ModuleType, network: Network, m: int | None, engine: str) -> Step:
+    """A step of SAM and SGD, everything made anew from the same seed."""
+    torch.manual_seed(0)
+    problem = network.problem(torch.device("cpu"))
+    make: Callable[..., nn.Module] = library.SAM
+    sam = make(problem.model, rho=0.05, m=m, engine=engine, max_memory=2**40)
+    optimizer = torch.optim.SGD(problem.params, lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sam.backward(problem.loss, problem.x, problem.y)
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
