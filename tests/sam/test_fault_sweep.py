@@ -1,0 +1,63 @@
+"""A sample of ``benchmarks/faults.py``: whatever is struck, the world is that before or after the call."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+
+
+def swept(*options, ends_with=(0,)):
+    """The script's words, and the number of faults."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--once", *" ".join(options).split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode in ends_with, said
+    (counts,) = re.findall(r"^(\d+) faults: (\d+) as before, (\d+) as after, (\d+) bad$", said, re.MULTILINE)
+    return said, [int(count) for count in counts]
+
+
+@pytest.mark.slow
+def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_call():
+    said, (faults, before, after, bad) = swept(
+        "--presets sam --engines loop --m 2 --variants later --places lines",
+        "--kinds error sigint interrupt --sample 1",
+    )
+    assert faults > 300, said
+    assert before > after > 0, said
+    assert bad == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scenes",
+    [
+        "--presets sam wsam_decoupled --variants first later --places lines --sample 61",
+        "--presets sam --variants hooked autocast accumulated --places lines --sample 41",
+        "--presets friendly_sam n_sam bsam --variants later --places lines --sample 41",
+        "--presets sam look_sam --variants later --places functions builtins --sample 13",
+    ],
+)
+def test_a_fault_anywhere_leaves_the_world_before_or_after_the_call(scenes):
+    said, (faults, _, _, bad) = swept(scenes, "--engines loop batched --m 2 --kinds error sigint interrupt")
+    assert faults > 60, said
+    assert bad == 0, said
+
+
+@pytest.mark.slow
+def test_a_mistake_inside_lowland_comes_out_as_itself_from_every_engine():
+    said, (faults, *_) = swept(
+        "--presets sam --engines loop batched auto --m 2 --variants first --places lines",
+        "--kinds mistake --sample 19",
+        ends_with=(0, 1),  # what a fault leaves behind is the other tests'
+    )
+    assert faults > 80, said
+    assert "the fault became" not in said, said
+    assert "swallowed" not in said, said
