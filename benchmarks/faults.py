@@ -9,7 +9,7 @@ what was wrong by line. Exits with 1 if anything was.
 
 Lines are those of ``lowland/sam``, of each the first and the last time that it runs; calls are those that a
 user's function mode sees (``functions``), and all that Python makes of torch's functions in C (``builtins``).
-``--stride 1`` takes every single one. With all presets this runs for hours.
+``--stride 1`` takes every single one. All presets, engines and variants take some hours of a core per kind.
 """
 
 import argparse

@@ -46,7 +46,7 @@ class Session:
         sam: The SAM.
         module: Its network, with batch norm and dropout.
         optimizer: Its optimizer.
-        batch: The arguments of the loss.
+        given: The examples, as the user holds them.
         scale: As ``SAM.backward`` takes it.
     """
 
@@ -58,7 +58,7 @@ class Session:
         self.dtype = {"half": torch.bfloat16, "autocast": torch.float32}.get(scene.variant, torch.float64)
         self.module = network().to(self.dtype)
         self.optimizer = _optimizer(scene.preset, self.module)
-        self.batch: tuple[Any, ...] = self.examples(1, 5)
+        self.given: Any = self.examples(1, 5)
         self.scale: Any = 1.0
         self.changes = self.draws = False
         self.sam: SAM = PRESETS[scene.preset](
@@ -74,7 +74,8 @@ class Session:
 
     def call(self) -> Any:
         """The call, and the moment after it, in which a signal that is on its way arrives."""
-        returned = self.sam.backward(self.loss, *self.batch, scale=self.scale)
+        batch = (MicroBatches(self.given),) if isinstance(self.given, list) else self.given
+        returned = self.sam.backward(self.loss, *batch, scale=self.scale)
         time.sleep(0)
         return returned
 
@@ -108,9 +109,9 @@ class Session:
         """Hooks of every kind that a call meets."""
         weight = self.module[0].weight
         weight.register_hook(lambda g: 2.0 * g)
-        weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(0.5))
-        self.module[1].register_forward_hook(lambda *_: None)
-        self._open.callback(register_module_forward_hook(lambda *_: None).remove)
+        weight.register_post_accumulate_grad_hook(_halved)
+        self.module[1].register_forward_hook(_seen)
+        self._open.callback(register_module_forward_hook(_seen).remove)
 
     def _options(self, preset: str) -> dict[str, Any]:
         return {
@@ -148,6 +149,15 @@ def _optimizer(preset: str, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
 
 
+def _seen(*_: Any) -> None:
+    """A hook that changes nothing."""
+
+
+def _halved(p: Tensor) -> None:
+    if p.grad is not None:
+        p.grad.mul_(0.5)
+
+
 def _first(_: Session) -> None:
     """The first call of all: nothing is settled yet."""
 
@@ -170,7 +180,7 @@ def _autocast(session: Session) -> None:
 
 def _parts(session: Session) -> None:
     session.step()
-    session.batch = (MicroBatches([session.examples(4, 3), session.examples(5, 2)]),)
+    session.given = [session.examples(4, 3), session.examples(5, 2)]
 
 
 def _scaled(session: Session) -> None:

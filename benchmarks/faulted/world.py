@@ -16,7 +16,7 @@ from torch.nn.modules import module as modules
 from torch.nn.utils import parametrize
 
 from faulted.scenes import Session
-from lowland.sam import MicroBatches, weights_are_perturbed
+from lowland.sam import weights_are_perturbed
 
 World = dict[str, Any]
 """What was found, by name. The first word of a name says of which sort it is."""
@@ -40,8 +40,9 @@ class Watched:
         }
         self._grads = [p.grad for p in session.module.parameters()]
         self._storages = {name: t.data_ptr() for name, t in _state(session.module)}
-        self._options = dict(vars(session.sam))
-        self._batch = list(_leaves(session.batch))
+        names = [name for name in vars(session.sam) if not name.startswith("_")]
+        self._options = {name: getattr(session.sam, name) for name in (*names, "diagnostics")}
+        self._given = list(_leaves(session.given))
 
     def world(self) -> World:
         """Everything, now."""
@@ -77,14 +78,14 @@ class Watched:
 
     def _of_training(self) -> Iterator[tuple[str, Any]]:
         sam, scale = self.session.sam, self.session.scale
-        yield "batch values", [frozen(t) for t in _leaves(self.session.batch)]
-        pairs = zip(self._batch, _leaves(self.session.batch), strict=False)
+        yield "batch values", frozen(self.session.given)
+        pairs = zip(self._given, _leaves(self.session.given), strict=False)
         yield "batch tensors", [a is b for a, b in pairs]
         yield "optimizer", frozen(self.session.optimizer.state_dict())
         yield "sam-step", sam.step
         yield "sam-state", frozen(sam.state_dict())
-        public = {name: value for name, value in self._options.items() if not name.startswith("_")}
-        yield "sam-options", _labels(public, {name: getattr(sam, name) for name in public}, but={"step"})
+        now = {name: getattr(sam, name) for name in self._options}
+        yield "sam-options", _labels(self._options, now, but={"step"})
         yield "scaler", frozen(scale.state_dict()) if isinstance(scale, torch.amp.GradScaler) else scale
 
 
@@ -133,7 +134,7 @@ def _of_torch() -> World:
             torch._C._autograd._saved_tensors_hooks_is_enabled(),
         ),
         "global-hooks": {
-            name: list(hooks)
+            name: list(hooks.values())
             for name, hooks in vars(modules).items()
             if name.startswith("_global_") and isinstance(hooks, dict)
         },
@@ -164,8 +165,6 @@ def _leaves(element: Any) -> Iterator[Any]:
     if isinstance(element, (dict, list, tuple)):
         for value in values:
             yield from _leaves(value)
-    elif isinstance(element, MicroBatches):
-        yield from _leaves(element._parts)
 
 
 def _label(before: Any, now: Any) -> str:
@@ -175,10 +174,10 @@ def _label(before: Any, now: Any) -> str:
 
 
 def _labels(before: dict[Any, Any], now: dict[Any, Any], but: Collection[str] = ()) -> list[tuple[str, str]]:
-    """For each name whether it stands for what it stood for."""
+    """For each name whether it stands for what it stood for; hooks have numbers, never used again."""
     missing = object()
     return [
-        (str(name), _label(before.get(name, missing), now.get(name, missing)))
+        ("hook" if isinstance(name, int) else name, _label(before.get(name, missing), now.get(name, missing)))
         for name in {**before, **now}
         if name not in but
     ]

@@ -27,7 +27,7 @@ def swept(*options, ends_with=(0,)):
 @pytest.mark.slow
 def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_call():
     said, (faults, before, after, bad) = swept(
-        "--presets sam --engines loop --m 2 --variants later --places lines",
+        "--presets sam --engines loop --m 0 --variants first --places lines",
         "--kinds error sigint interrupt --sample 1",
     )
     assert faults > 300, said
@@ -36,18 +36,12 @@ def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scenes",
-    [
-        "--presets sam wsam_decoupled --variants first later --places lines --sample 61",
-        "--presets sam --variants hooked autocast accumulated --places lines --sample 41",
-        "--presets friendly_sam n_sam bsam --variants later --places lines --sample 41",
-        "--presets sam look_sam --variants later --places functions builtins --sample 13",
-    ],
-)
-def test_a_fault_anywhere_leaves_the_world_before_or_after_the_call(scenes):
-    said, (faults, _, _, bad) = swept(scenes, "--engines loop batched --m 2 --kinds error sigint interrupt")
-    assert faults > 60, said
+def test_a_fault_anywhere_in_any_engine_leaves_the_world_before_or_after_the_call():
+    said, (faults, _, _, bad) = swept(
+        "--presets sam wsam_decoupled friendly_sam look_sam bsam --engines loop batched --m 2",
+        "--variants later hooked autocast accumulated --kinds error sigint interrupt --sample 151",
+    )
+    assert faults > 100, said
     assert bad == 0, said
 
 
@@ -55,7 +49,7 @@ def test_a_fault_anywhere_leaves_the_world_before_or_after_the_call(scenes):
 def test_a_mistake_inside_lowland_comes_out_as_itself_from_every_engine():
     said, (faults, *_) = swept(
         "--presets sam --engines loop batched auto --m 2 --variants first --places lines",
-        "--kinds mistake --sample 19",
+        "--kinds mistake --sample 23",
         ends_with=(0, 1),  # what a fault leaves behind is the other tests'
     )
     assert faults > 80, said
