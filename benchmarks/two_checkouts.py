@@ -3,9 +3,9 @@
     git worktree add ../before SOME_COMMIT
     python benchmarks/two_checkouts.py ../before --rounds 41
 
-In each round both make one step of the same network, engine and m. Prints the medians and the quartiles of the
-ratio, this checkout over the other, within the rounds. Networks are those of ``networks.py``, and a tiny MLP
-4-8-8-10 with 16 examples, where what is not the network counts most.
+In each round both make one step of the same network, engine and m. Prints the medians and the quartiles of
+the ratio, this checkout over the other, within the rounds. Networks are those of ``networks.py``, and a tiny
+MLP 4-8-8-10 with 16 examples, where what is not the network counts most.
 """
 
 import argparse
@@ -28,7 +28,9 @@ KINDS = {"SAM, m = B": (None, "loop"), "m = 1, loop": (1, "loop"), "m = 1, batch
 
 def main() -> None:
     """Prints a row per network and kind of step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("other", type=Path, help="the other checkout")
     parser.add_argument("--networks", nargs="+", default=["tiny", "mlp"], choices=["tiny", *NETWORKS])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
@@ -46,7 +48,10 @@ def main() -> None:
             times = measured(steps, arguments.rounds)
             low, middle, high = ratios(times, "this", "other")
             other = 1e3 * statistics.median(times["other"])
-            print(f"{network.title[:22]:22}  {kind:14}{other:10.2f}{middle:14.3f}{low:9.3f}-{high:.3f}", flush=True)
+            print(
+                f"{network.title[:22]:22}  {kind:14}{other:10.2f}{middle:14.3f}{low:9.3f}-{high:.3f}",
+                flush=True,
+            )
 
 
 def loaded(checkout: Path) -> ModuleType:

@@ -14,6 +14,7 @@ from lowland.sam.ascent import Ascent, BlindAscent, StartingAscent
 from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.combine import Combine
+from lowland.sam.kinds import is_a
 from lowland.sam.passes import Reduction
 
 Engine = Literal["auto", "loop", "batched"]
@@ -105,12 +106,12 @@ def check_choices(
     name = type(ascent).__name__
     if steps > 1 and getattr(ascent, "one_step", False):
         raise ValueError(f"steps must be 1 with {name}, got {steps}.")
-    if isinstance(ascent, StartingAscent):
+    if is_a(ascent, StartingAscent):
         if steps > 1:
             raise ValueError(f"steps must be 1 with {name}, which starts elsewhere, got {steps}.")
         if combine is not None:
             raise ValueError(f"combine must be None with {name}, which starts elsewhere, got {combine!r}.")
-    if isinstance(ascent, BlindAscent):
+    if is_a(ascent, BlindAscent):
         if steps > 1:
             raise ValueError(f"steps must be 1 with {name}, which needs no gradient, got {steps}.")
         if ascent_batch is not None:

@@ -43,6 +43,7 @@ class Buffers:
         self.module = module
         self._modules: dict[int, nn.Module] = {}
         self._trained = {id(p) for p in trained}
+        self._untrained: list[Tensor] = []
         self._snapshots: list[Snapshot] = []
         self._start: Snapshot | None = None
         self._writes: Writes | None = None
@@ -102,9 +103,9 @@ class Buffers:
 
     def writes_noticed(self) -> AbstractContextManager[object]:
         """A block in which parameters that are not trained are copied before they are written to."""
-        untrained = list(self.untrained())
-        compiled = any(is_compiled(m) for m in self._modules.values())
-        self._writes = Writes(untrained, self._write) if untrained and not compiled else None
+        self._writes = None
+        if self._untrained and not any(is_compiled(m) for m in self._modules.values()):
+            self._writes = Writes(self._untrained, self._write)
         return nullcontext() if self._writes is None else self._writes
 
     def modules(self) -> Collection[nn.Module]:
@@ -114,13 +115,6 @@ class Buffers:
     def ids(self) -> set[int]:
         """The buffers of these modules."""
         return {id(b) for m in self._modules.values() for b in m._buffers.values() if b is not None}
-
-    def untrained(self) -> Iterator[Tensor]:
-        """Their parameters that the call does not train."""
-        for module in self._modules.values():
-            for p in module._parameters.values():
-                if p is not None and id(p) not in self._trained:
-                    yield p
 
     def marks(self) -> list[Mark]:
         """What tells whether a buffer is written to by its own name, or another put in its place."""
@@ -158,8 +152,15 @@ class Buffers:
 
     def _know(self, root: nn.Module) -> list[nn.Module]:
         """Takes a module and those inside it, before anything of them has run."""
-        found = [m for m in root.modules() if id(m) not in self._modules]
-        self._modules.update((id(m), m) for m in found)
+        found, waiting = [], [root]
+        while waiting:
+            module = waiting.pop()
+            if id(module) not in self._modules:
+                self._modules[id(module)] = module
+                found.append(module)
+                of_module = [p for p in module._parameters.values() if p is not None]
+                self._untrained += [p for p in of_module if id(p) not in self._trained]
+                waiting.extend(m for m in module._modules.values() if m is not None)
         return found
 
     def _found(self, root: nn.Module) -> None:
@@ -167,7 +168,7 @@ class Buffers:
             for saved in self._snapshots:
                 saved.add(module)
         if self._writes is not None:
-            self._writes.add(self.untrained())
+            self._writes.add(self._untrained)
 
     def _write(self, param: Tensor) -> None:
         self.num_writes += 1
@@ -194,33 +195,33 @@ class Snapshot:
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, training: bool = False) -> None:
-        self._seen: set[int] = set()
         self._buffers: list[tuple[dict[str, Tensor | None], str, Tensor | None, Tensor | None]] = []
         self._names: list[tuple[dict[str, Tensor | None], set[str]]] = []
+        self._empty: list[dict[str, Tensor | None]] = []
         self._written: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._training: dict[nn.Module, bool] | None = {} if training else None
+        self._training: list[tuple[nn.Module, bool]] | None = [] if training else None
         for module in modules:
             self.add(module)
 
     def give_up(self) -> None:
         """Forgets everything: there is nothing to put back."""
-        self._buffers, self._names, self._written, self._training = [], [], {}, None
+        self._buffers, self._names, self._empty = [], [], []
+        self._written, self._training = {}, None
 
     def add(self, module: nn.Module) -> None:
-        """Takes the buffers of ``module`` as they are now, unless they were taken before."""
-        if id(module) in self._seen:
-            return
-        self._seen.add(id(module))
+        """Takes the buffers of ``module`` as they are now."""
         if self._training is not None:
-            self._training[module] = module.training
-        if isinstance(module._buffers, dict):  # that of a scripted module cannot grow
-            self._names.append((module._buffers, set(module._buffers)))
-        if not len(module._buffers):
+            self._training.append((module, module.training))
+        owner = module._buffers
+        if not len(owner):
+            self._empty.append(owner)
             return
+        if isinstance(owner, dict):  # that of a scripted module cannot grow
+            self._names.append((owner, set(owner)))
         with torch._C.DisableTorchFunction():  # a mode that watches the loss need not see this
-            for name, buffer in module._buffers.items():
+            for name, buffer in owner.items():
                 value = None if buffer is None else buffer.detach().clone()
-                self._buffers.append((module._buffers, name, buffer, value))
+                self._buffers.append((owner, name, buffer, value))
 
     @torch.no_grad()
     def write(self, param: Tensor) -> None:
@@ -242,9 +243,18 @@ class Snapshot:
             or (buffer is not None and value is not None and not _same(buffer, value))
         ]
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Puts everything back; once more is as good."""
+        for owner in self._empty:
+            if len(owner):
+                owner.clear()
+        if self._buffers or self._written:
+            self._restore_tensors()
+        for module, mode in self._training or ():
+            module.training = mode
+
+    @torch.no_grad()
+    def _restore_tensors(self) -> None:
         for owner, names in self._names:
             for name in owner.keys() - names:
                 del owner[name]
@@ -256,8 +266,6 @@ class Snapshot:
             for param, memory, value in self._written.values():
                 param.data = memory
                 memory.copy_(value)
-        for module, mode in (self._training or {}).items():
-            module.training = mode
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from lowland.sam.ascent import (
 )
 from lowland.sam.average import Gradients
 from lowland.sam.examples import Examples
+from lowland.sam.kinds import is_a
 from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
 from lowland.sam.passes import Move, Pass, Passes, unscaled
@@ -100,17 +102,17 @@ class Climber:
     @cached_property
     def blind(self) -> BlindAscent | None:
         """The ascent, if it needs no gradient."""
-        return self.ascent if isinstance(self.ascent, BlindAscent) else None
+        return cast(BlindAscent, self.ascent) if is_a(self.ascent, BlindAscent) else None
 
     @cached_property
     def starting(self) -> StartingAscent | None:
         """The ascent, if its gradient is taken elsewhere."""
-        return self.ascent if isinstance(self.ascent, StartingAscent) else None
+        return cast(StartingAscent, self.ascent) if is_a(self.ascent, StartingAscent) else None
 
     @cached_property
     def remembers(self) -> bool:
         """Whether the ascent remembers gradients."""
-        return isinstance(self.ascent, RememberingAscent)
+        return is_a(self.ascent, RememberingAscent)
 
     @cached_property
     def _climbing(self) -> Ascent:

@@ -15,20 +15,24 @@ from torch import Tensor, nn
 
 def is_container(element: Any) -> bool:
     """Whether ``element`` is a mapping, list, tuple or dataclass."""
-    return isinstance(element, (Mapping, list, tuple)) or _is_dataclass(element)
+    if isinstance(element, Tensor):
+        return False
+    return isinstance(element, (tuple, list, dict, Mapping)) or _is_dataclass(element)
 
 
 def items(container: Any) -> list[tuple[Any, Any]]:
     """What a container holds, with keys, positions or names of fields."""
+    if isinstance(container, (tuple, list)):
+        return list(enumerate(container))
     if isinstance(container, Mapping):
         return list(container.items())
-    if isinstance(container, (list, tuple)):
-        return list(enumerate(container))
     return [(f.name, getattr(container, f.name)) for f in dataclasses.fields(container)]
 
 
 def like(container: Any, values: list[Any]) -> Any:
     """A container of the same kind with other ``values``."""
+    if type(container) is tuple:
+        return tuple(values)
     if hasattr(container, "_fields"):  # a named tuple takes its fields one by one
         return type(container)(*values)
     if type(container) is dict:
@@ -116,6 +120,8 @@ class _Copier:
         self._done: dict[Any, Any] = {}
 
     def copy(self, element: Any) -> Any:
+        if type(element) is tuple:
+            return tuple([self.copy(value) for value in element])
         if element is None or isinstance(element, (str, bytes, int, float, complex)):
             return element
         key = _memory(element)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,42 +25,57 @@ class Examples:
     Args:
         parts: The parts; :class:`~lowland.sam.MicroBatches` are loaded anew in each pass.
         entries: Entries of the batch that were named.
+        sizes: Numbers of examples of the parts, if they are known.
     """
 
-    def __init__(self, parts: Iterable[Part], entries: Entries = UNNAMED) -> None:
+    def __init__(
+        self,
+        parts: Iterable[Part],
+        entries: Entries = UNNAMED,
+        sizes: Sequence[int | None] | None = None,
+    ) -> None:
         self._parts = parts
         self._entries = entries
+        self._sizes = sizes
         self._pristine: list[Part] | None = None
         self._unchanged: set[int] = set()
 
     def __iter__(self) -> Iterator[Part]:
         return iter(self._parts)
 
-    def size(self, part: Part) -> int | None:
-        """Number of examples of a part; ``None`` where it cannot be told."""
-        return batch_size(part, self._entries)
+    def sized(self) -> Iterator[tuple[Part, int | None]]:
+        """The parts themselves, each with its number of examples; ``None`` where that cannot be told."""
+        for i, part in enumerate(self._parts):
+            yield part, batch_size(part, self._entries) if self._sizes is None else self._sizes[i]
 
-    def own(self, *, again: bool) -> Iterator[Part]:
+    def own(self, *, again: bool) -> Iterator[tuple[Part, int | None]]:
         """The parts themselves, for the pass that stands for plain training and may change them.
 
         Args:
             again: Whether another pass follows, for which what they were is kept.
         """
         pristine: list[Part] = []
-        for part in self._parts:
+        sizes = []
+        for part, size in self.sized():
+            sizes.append(size)
             kept: dict[int, Tensor] = {}
             if again:
                 pristine.append(copied(part, partial(_kept, kept=kept)))
-            yield part
+            yield part, size
             if kept:
                 pristine[-1] = copied(pristine[-1], partial(self._needed, kept=kept))
         if again:
-            self._pristine = pristine
+            self._pristine, self._sizes = pristine, sizes
 
-    def copies(self) -> Iterator[Part]:
+    def copies(self) -> Iterator[tuple[Part, int | None]]:
         """Copies of the parts as they were before any pass; of what no pass changed, only if it is small."""
-        for part in self._parts if self._pristine is None else self._pristine:
-            yield copied(part, lambda t: t if id(t) in self._unchanged else clone(t))
+        if self._pristine is not None:
+            self._parts, self._pristine = self._pristine, None
+        for part, size in self.sized():
+            yield copied(part, self._copy), size
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return tensor if id(tensor) in self._unchanged else clone(tensor)
 
     def _needed(self, copy: Tensor, kept: dict[int, Tensor]) -> Tensor:
         """``copy``, or the user's own tensor if the pass left it as it was."""

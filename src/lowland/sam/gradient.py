@@ -211,8 +211,9 @@ def _gradient(engines: Engines, combine: Combine | None, then: Then | None) -> S
             noise = _noise(climber.ascent, climber.radii, passes.params)
             if isinstance(engines.sources, MicroBatches) and climber.radii.rho > 0.0:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
-            passes = replace(passes, noise=noise, l2=passes.l2 / times)
-            replace(engines, passes=passes).run()
+            if noise is not None or times != 1.0:
+                engines = replace(engines, passes=replace(passes, noise=noise, l2=passes.l2 / times))
+            engines.run()
             result = engines.total.result(passes.params, combine, times=times)
         if then is not None:
             then(result)

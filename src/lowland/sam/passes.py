@@ -175,8 +175,7 @@ class Passes:
         gradients, losses = Average(), Average()
         aux: list[Any] = []
         with self._buffer_policy(first), self.buffers.writes_noticed():
-            for part in group.own(again=again) if first else group.copies():
-                examples = group.size(part)
+            for part, examples in group.own(again=again) if first else group.copies():
                 mass = self.mass(part, examples)
                 if mass == 0.0:
                     continue

@@ -281,9 +281,8 @@ class SAM:
             new_step = not _has_gradient(trainable)
         step = self.step if new_step else max(self.step - 1, 0)
         radii = self._radii(rows, step)
-        then.reuses = (
-            isinstance(self.combine, ReusingCombine) and any(radii) and not self.combine.climbs(step)
-        )
+        if self.combine is not None and isinstance(self.combine, ReusingCombine):
+            then.reuses = any(radii) and not self.combine.climbs(step)
         parts = batch[0] if len(batch) == 1 and isinstance(batch[0], MicroBatches) else batch
         source = self.source if ascent_batch is None else None
         if source is not None and any(radii) and not then.reuses:
@@ -353,7 +352,7 @@ class _Finish:
         sam = self._sam
         if self.reuses:
             self._reuse(result)
-        if isinstance(sam.ascent, RememberingAscent) and result.climb_gradients is not None:
+        if result.climb_gradients is not None and isinstance(sam.ascent, RememberingAscent):
             sam.ascent.remember(result.climb_gradients)
         if isinstance(sam.combine, DecoupledWeighted):
             sam.combine.collect(self.trainable, self.unscale, new_step=self.new_step)

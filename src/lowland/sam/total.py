@@ -141,6 +141,10 @@ class Total:
             None if g is None else (g if times == 1.0 else g * times).to(p.dtype)
             for g, p in zip(self._combined(params, combine), params, strict=True)
         ]
+        self._perturbed, self._unperturbed = (
+            Average(),
+            Average(),
+        )  # who alone holds a gradient need not copy it
         remembered = [g for g in self._climb_gradients.result() if g is not None]
         return SAMGradient(
             gradients,

@@ -86,7 +86,7 @@ class OneGroup:
         return self.passes.elsewhere(self.group, Move(moving, tensors, len(params)))
 
     def _visit(self, found: Pass, gradient: list[PerGroup]) -> Visit:
-        sizes = torch.tensor([self.group.size(part) or 1 for part in self.group], dtype=torch.float64)
+        sizes = torch.tensor([size or 1 for _, size in self.group.sized()], dtype=torch.float64)
         rows = [_named(aux) for aux in found.aux]
         extras = {
             name: ((torch.stack([r[name] for r in rows]) * sizes).sum() / sizes.sum())[None]

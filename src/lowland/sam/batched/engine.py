@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from lowland.sam.arguments import Engine
-from lowland.sam.ascent import StartingAscent
 from lowland.sam.batch import MicroBatches
 from lowland.sam.batched.climb import GroupsClimber, NotFinite
 from lowland.sam.batched.cost import around, machine, seconds
@@ -83,9 +82,10 @@ class Engines:
 
     def _mass(self, i: int) -> float:
         """Weight of a group in the mean."""
+        if self.passes.weight is None:
+            return float(self.groups.size(i) or 1)
         if i not in self._masses:
-            group = self.groups.group(i)
-            self._masses[i] = sum(self.passes.mass(part, group.size(part)) for part in group)
+            self._masses[i] = sum(self.passes.mass(*sized) for sized in self.groups.group(i).sized())
         return self._masses[i]
 
     @property
@@ -118,7 +118,7 @@ class Engines:
         """An option that has no batched form."""
         if self.climber.process_group is not None:
             return "a process_group whose ranks climb together"
-        if isinstance(self.climber.ascent, StartingAscent):
+        if self.climber.starting is not None:
             return type(self.climber.ascent).__name__
         if self.passes.bn_stats == "both" and len(self.groups) > 1:
             return "bn_stats='both', which moves statistics from pass to pass of a group"

@@ -21,7 +21,7 @@ from lowland.sam.batch import (
 )
 from lowland.sam.batched.stacked import Shapes, Stacked, rebuilder, shapes
 from lowland.sam.carried import carry_over
-from lowland.sam.containers import holds_same, mapped
+from lowland.sam.containers import holds_same, is_container, mapped
 from lowland.sam.examples import Examples
 
 Part = tuple[Any, ...]
@@ -46,14 +46,18 @@ class Grouped:
         self.parts: list[Part] = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
         if not self.parts:
             raise ValueError("batch must hold at least one part, got none.")
+        self._part_sizes: list[int | None] = []
         self._sizes: list[int] | None = None
         if m is None:
-            sizes = [batch_size(part, entries) for part in self.parts]
-            self._sizes = [s for s in sizes if s is not None] if None not in sizes else None
+            self._part_sizes = [batch_size(part, entries) for part in self.parts]
+            known = [size for size in self._part_sizes if size is not None]
+            self._sizes = known if len(known) == len(self.parts) else None
             self._rows = [slice(0, 0 if self._sizes is None else sum(self._sizes))]
         else:
             self._sizes = [num_examples(part, entries) for part in self.parts]
+            self._part_sizes = [*self._sizes]
             self._rows = group_slices(sum(self._sizes), m)
+        self._can_change = any(is_container(value) for part in self.parts for value in part)
         self._changed: list[tuple[int, Any, Any]] = []
 
     def __len__(self) -> int:
@@ -61,15 +65,20 @@ class Grouped:
 
     def group(self, i: int) -> Examples:
         """The i-th group, in as many parts as it lies in."""
-        return Examples(self.parts if len(self) == 1 else self._cut(self._rows[i]), self.entries)
+        if len(self) == 1:
+            return Examples(self.parts, self.entries, self._part_sizes)
+        return Examples([piece for _, piece in self._pieces(self._rows[i])], self.entries)
 
     @contextmanager
     def lent(self, i: int) -> Iterator[Examples]:
         """The i-th group for the block, which may change its containers."""
         if len(self) == 1:
-            yield Examples(self.parts, self.entries)
+            yield self.group(i)
             return
         pieces = self._pieces(self._rows[i])
+        if not self._can_change:
+            yield Examples([piece for _, piece in pieces], self.entries)
+            return
         given = [mapped(lambda t: t, piece) for _, piece in pieces]
         yield Examples([piece for _, piece in pieces], self.entries)
         self._changed += [
@@ -131,9 +140,6 @@ class Grouped:
         (part,) = self.parts
         leaves = [grouped(leaf) for _, leaf in rows_of(part, self.entries)]
         return Stacked(leaves, rebuilder(part, self.entries), len(indices), first.stop - first.start)
-
-    def _cut(self, rows: slice) -> list[Part]:
-        return [piece for _, piece in self._pieces(rows)]
 
     def _pieces(self, rows: slice) -> list[tuple[int, Part]]:
         """The examples ``rows``, counted across the parts, and the parts that they are of."""
