@@ -176,7 +176,9 @@ class Buffers:
             saved.write(param)
 
     def _begun(self, written: Iterable[Tensor] = (), *, training: bool = False) -> Snapshot:
-        saved = Snapshot(self._modules.values(), training=training)
+        full = [m for m in self._modules.values() if len(m._buffers)]
+        empty = [m._buffers for m in self._modules.values() if not len(m._buffers)]
+        saved = Snapshot(full, empty, self._modules.values() if training else None)
         for p in written:  # it moved in the first pass, and is about to be put back for this one
             saved.write(p)
         self._snapshots.append(saved)
@@ -190,18 +192,24 @@ class Snapshot:
     """What some modules held, each as it was when it was added.
 
     Args:
-        modules: The modules.
-        training: Whether their modes are taken too.
+        modules: The modules with buffers.
+        empty: The places for buffers of modules without.
+        training: Modules whose modes are taken too, as of those that are added; ``None`` for no modes.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], *, training: bool = False) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        empty: list[dict[str, Tensor | None]],
+        training: Iterable[nn.Module] | None,
+    ) -> None:
         self._buffers: list[tuple[dict[str, Tensor | None], str, Tensor | None, Tensor | None]] = []
         self._names: list[tuple[dict[str, Tensor | None], set[str]]] = []
-        self._empty: list[dict[str, Tensor | None]] = []
+        self._empty = empty
         self._written: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._training: list[tuple[nn.Module, bool]] | None = [] if training else None
+        self._training = None if training is None else [(m, m.training) for m in training]
         for module in modules:
-            self.add(module)
+            self._take(module)
 
     def give_up(self) -> None:
         """Forgets everything: there is nothing to put back."""
@@ -209,13 +217,16 @@ class Snapshot:
         self._written, self._training = {}, None
 
     def add(self, module: nn.Module) -> None:
-        """Takes the buffers of ``module`` as they are now."""
+        """Takes another module as it is now."""
         if self._training is not None:
             self._training.append((module, module.training))
+        if len(module._buffers):
+            self._take(module)
+        else:
+            self._empty.append(module._buffers)
+
+    def _take(self, module: nn.Module) -> None:
         owner = module._buffers
-        if not len(owner):
-            self._empty.append(owner)
-            return
         if isinstance(owner, dict):  # that of a scripted module cannot grow
             self._names.append((owner, set(owner)))
         with torch._C.DisableTorchFunction():  # a mode that watches the loss need not see this

@@ -91,12 +91,17 @@ def copied(element: Any, function: Callable[[Tensor], Tensor] | None = None) -> 
         element: Anything that a loss takes.
         function: What makes the copy of a tensor.
     """
-    return _Copier(function or clone).copy(element)
+    function = function or clone
+    if type(element) is tuple and all(type(t) is Tensor and t.layout == torch.strided for t in element):
+        memory = {t.data_ptr() for t in element}
+        if len(memory) == len(element):  # nothing in common: no need to remember what was copied
+            return tuple([function(t) for t in element])
+    return _Copier(function).copy(element)
 
 
 def clone(tensor: Tensor) -> Tensor:
     """A copy of a tensor; of one that requires a gradient, which the loss differentiates, itself."""
-    return tensor if tensor.requires_grad else tensor.detach().clone()
+    return tensor if tensor.requires_grad else tensor.clone()
 
 
 def version_of(tensor: Tensor | None) -> int:

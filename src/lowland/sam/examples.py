@@ -38,6 +38,7 @@ class Examples:
         self._entries = entries
         self._sizes = sizes
         self._pristine: list[Part] | None = None
+        self._kept = False
         self._unchanged: set[int] = set()
 
     def __iter__(self) -> Iterator[Part]:
@@ -67,12 +68,16 @@ class Examples:
         if again:
             self._pristine, self._sizes = pristine, sizes
 
-    def copies(self) -> Iterator[tuple[Part, int | None]]:
-        """Copies of the parts as they were before any pass; of what no pass changed, only if it is small."""
+    def copies(self, *, last: bool = False) -> Iterator[tuple[Part, int | None]]:
+        """Copies of the parts as they were before any pass; of what no pass changed, only if it is small.
+
+        Args:
+            last: Whether no pass follows, so that what was kept need not be copied once more.
+        """
         if self._pristine is not None:
-            self._parts, self._pristine = self._pristine, None
+            self._parts, self._pristine, self._kept = self._pristine, None, True
         for part, size in self.sized():
-            yield copied(part, self._copy), size
+            yield part if last and self._kept else copied(part, self._copy), size
 
     def _copy(self, tensor: Tensor) -> Tensor:
         return tensor if id(tensor) in self._unchanged else clone(tensor)

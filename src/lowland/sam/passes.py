@@ -138,9 +138,9 @@ class Passes:
         with this ``move``, whose memory is then free.
         """
         if move is None:
-            return self._run(group, wanted, first=first, again=again)
+            return self._run(group, wanted, first=first, again=again, last=last)
         with move.made(self.noise, self.workspace, last=last) as moved:
-            found = self._run(group, wanted, first=first, again=again)
+            found = self._run(group, wanted, first=first, again=again, last=last)
             return (
                 replace(found, realised=(moved.norm(), moved.count() / move.total)) if self.measure else found
             )
@@ -171,11 +171,19 @@ class Passes:
             raise ValueError(f"weight must return a non-negative, finite number, got {mass}.")
         return mass
 
-    def _run(self, group: Examples, wanted: Sequence[int] | None, *, first: bool, again: bool = True) -> Pass:
+    def _run(
+        self,
+        group: Examples,
+        wanted: Sequence[int] | None,
+        *,
+        first: bool,
+        again: bool = True,
+        last: bool = False,
+    ) -> Pass:
         gradients, losses = Average(), Average()
         aux: list[Any] = []
         with self._buffer_policy(first), self.buffers.writes_noticed():
-            for part, examples in group.own(again=again) if first else group.copies():
+            for part, examples in group.own(again=again) if first else group.copies(last=last):
                 mass = self.mass(part, examples)
                 if mass == 0.0:
                     continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 _numpy: Any = np.random
 """Its global generator, which is that of the users' own code."""
+
+_python: Any = random._inst
+"""The generator behind the functions of ``random``."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class RandomState:
 
     cpu: Tensor
     devices: tuple[tuple[torch.device, Tensor], ...]
-    numpy: NumPyState
-    python: Any
+    numpy: TwisterState
+    python: TwisterState
 
     @classmethod
     def capture(cls, devices: Iterable[torch.device]) -> RandomState:
@@ -35,21 +38,21 @@ class RandomState:
         states = tuple(
             (d, torch.get_device_module(d).get_rng_state(d)) for d in devices if d.type not in {"cpu", "meta"}
         )
-        return cls(torch.get_rng_state(), states, NumPyState.capture(), random.getstate())
+        return cls(torch.get_rng_state(), states, _OF_NUMPY.state(), _OF_PYTHON.state())
 
     def restore(self) -> None:
         """Sets the generators back to this state."""
         torch.set_rng_state(self.cpu)
         for device, state in self.devices:
             torch.get_device_module(device).set_rng_state(state, device)
-        self.numpy.restore()
-        random.setstate(self.python)
+        _OF_NUMPY.set(self.numpy)
+        _OF_PYTHON.set(self.python)
 
     def drawn_from(self) -> str | None:
         """Whose generator beside torch's was drawn from since, ``"NumPy's"`` or ``"Python's"``."""
-        if not self.numpy.is_now():
+        if not _OF_NUMPY.is_in(self.numpy):
             return "NumPy's"
-        return None if random.getstate() == self.python else "Python's"
+        return None if _OF_PYTHON.is_in(self.python) else "Python's"
 
 
 def advance_generators() -> None:
@@ -59,52 +62,105 @@ def advance_generators() -> None:
     random.random()
 
 
-_BYTES = 2500
-"""Of the state of a Mersenne twister: 624 words, and the position among them."""
+WORDS = 624
+"""Words of a Mersenne twister; a position among them is the rest of its state."""
 
 
 @dataclass(frozen=True)
-class NumPyState:
-    """State of NumPy's global generator.
+class TwisterState:
+    """State of a global generator, as its library gives it and takes it.
 
-    To ask NumPy for it takes longer than a small layer; to see that it has not moved, by its bytes, does not.
+    Attributes:
+        generator: What holds the bytes.
+        bytes: Its bytes in memory; ``None`` where they are not known.
+        gauss: A number in store, which is not among the bytes.
+        state: The state.
     """
 
     generator: Any
     bytes: bytes | None
+    gauss: Any
     state: Any
 
-    @classmethod
-    def capture(cls) -> NumPyState:
+
+class _Twister:
+    """A global generator. To ask for its state takes longer than a small layer; to look at its bytes does not.
+
+    Args:
+        get: Gives its state.
+        put: Takes it.
+        generator: Gives what holds its bytes: another one may be put in its place.
+        address: Where these are, in memory; ``None`` where that is not known.
+        gauss: Gives the number in store, from the state; ``None`` without one.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[], Any],
+        put: Callable[[Any], Any],
+        generator: Callable[[], Any],
+        address: Callable[[Any], int | None],
+        gauss: Callable[[Any], Any],
+    ) -> None:
+        self._get, self._put, self._generator = get, put, generator
+        self._address, self._gauss = address, gauss
+        self._last: TwisterState | None = None
+        self._memory: tuple[Any, Any] = (None, None)
+
+    def state(self) -> TwisterState:
         """The state now."""
-        global _last
-        generator = _numpy.get_bit_generator()
-        if _last is None or _last.generator is not generator or not _last.is_now():
-            _last = cls(generator, _bytes(generator), _numpy.get_state(legacy=False))
-        return _last
+        if self._last is None or not self.is_in(self._last):
+            state, generator = self._get(), self._generator()
+            self._last = TwisterState(generator, self._bytes(generator), self._gauss(state), state)
+        return self._last
 
-    def is_now(self) -> bool:
-        """Whether the generator is in this state now, as far as its bytes tell."""
-        if self.bytes is None or self.state["has_gauss"]:  # a number in store is not among its bytes
-            return _same(_numpy.get_state(legacy=False), self.state)
-        return _bytes(self.generator) == self.bytes
+    def is_in(self, state: TwisterState) -> bool:
+        """Whether the generator is in this state now."""
+        generator = self._generator()
+        if state.bytes is None or state.gauss is not None:
+            return _same(self._get(), state.state)
+        return generator is state.generator and self._bytes(generator) == state.bytes
 
-    def restore(self) -> None:
-        """Sets the generator back to this state."""
-        if not self.is_now():
-            _numpy.set_state(self.state)
+    def set(self, state: TwisterState) -> None:
+        """Sets the generator back, if it has moved."""
+        if not self.is_in(state):
+            self._put(state.state)
+
+    def _bytes(self, generator: Any) -> bytes | None:
+        if self._memory[0] is not generator:
+            address = self._address(generator)
+            memory = None if address is None else (ctypes.c_char * (4 * WORDS + 4)).from_address(address)
+            self._memory = generator, memory
+        memory = self._memory[1]
+        return None if memory is None else memory.raw
 
 
-_last: NumPyState | None = None
+def _address_in_numpy(generator: Any) -> int | None:
+    return int(generator.ctypes.state_address) if isinstance(generator, np.random.MT19937) else None
 
 
-def _bytes(generator: Any) -> bytes | None:
-    if not isinstance(generator, np.random.MT19937):
+def _address_in_python(generator: Any) -> int | None:
+    """Behind the head of the object, if this Python lays it out as it has for long: position, then words."""
+    address = id(generator) + object.__basicsize__
+    if type(generator).__basicsize__ < object.__basicsize__ + 4 * WORDS + 4:
         return None
-    return ctypes.string_at(generator.ctypes.state_address, _BYTES)
+    words = (ctypes.c_uint32 * (WORDS + 1)).from_address(address)
+    return address if (*words[1:], words[0]) == generator.getstate()[1] else None
 
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return all(_same(a[key], b[key]) for key in a)
-    return bool(np.array_equal(a, b))
+    return a == b if isinstance(a, tuple) else bool(np.array_equal(a, b))
+
+
+_OF_NUMPY = _Twister(
+    lambda: _numpy.get_state(legacy=False),
+    lambda state: _numpy.set_state(state),
+    lambda: _numpy.get_bit_generator(),
+    _address_in_numpy,
+    lambda state: state.get("gauss") if state.get("has_gauss") else None,
+)
+_OF_PYTHON = _Twister(
+    random.getstate, random.setstate, lambda: _python, _address_in_python, lambda state: state[2]
+)

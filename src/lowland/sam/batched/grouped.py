@@ -67,23 +67,21 @@ class Grouped:
         """The i-th group, in as many parts as it lies in."""
         if len(self) == 1:
             return Examples(self.parts, self.entries, self._part_sizes)
-        return Examples([piece for _, piece in self._pieces(self._rows[i])], self.entries)
+        pieces = self._pieces(self._rows[i])
+        return Examples([piece for _, piece, _ in pieces], self.entries, [size for *_, size in pieces])
 
     @contextmanager
     def lent(self, i: int) -> Iterator[Examples]:
         """The i-th group for the block, which may change its containers."""
-        if len(self) == 1:
+        if len(self) == 1 or not self._can_change:
             yield self.group(i)
             return
         pieces = self._pieces(self._rows[i])
-        if not self._can_change:
-            yield Examples([piece for _, piece in pieces], self.entries)
-            return
-        given = [mapped(lambda t: t, piece) for _, piece in pieces]
-        yield Examples([piece for _, piece in pieces], self.entries)
+        given = [mapped(lambda t: t, piece) for _, piece, _ in pieces]
+        yield Examples([piece for _, piece, _ in pieces], self.entries, [size for *_, size in pieces])
         self._changed += [
             (k, before, piece)
-            for (k, piece), before in zip(pieces, given, strict=True)
+            for (k, piece, _), before in zip(pieces, given, strict=True)
             if not holds_same(piece, before)
         ]
 
@@ -141,13 +139,13 @@ class Grouped:
         leaves = [grouped(leaf) for _, leaf in rows_of(part, self.entries)]
         return Stacked(leaves, rebuilder(part, self.entries), len(indices), first.stop - first.start)
 
-    def _pieces(self, rows: slice) -> list[tuple[int, Part]]:
-        """The examples ``rows``, counted across the parts, and the parts that they are of."""
+    def _pieces(self, rows: slice) -> list[tuple[int, Part, int]]:
+        """The examples ``rows``, counted across the parts, the parts that they are of, and how many."""
         assert self._sizes is not None
         found, begin = [], 0
         for k, (part, size) in enumerate(zip(self.parts, self._sizes, strict=True)):
             first, last = max(rows.start - begin, 0), min(rows.stop - begin, size)
             if first < last:
-                found.append((k, take(part, slice(first, last), self.entries)))
+                found.append((k, take(part, slice(first, last), self.entries), last - first))
             begin += size
         return found
