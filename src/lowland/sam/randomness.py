@@ -84,7 +84,7 @@ class TwisterState:
 
 
 class _Twister:
-    """A global generator. To ask for its state takes longer than a small layer; to look at its bytes does not.
+    """A global generator, whose bytes tell in no time what asking for its state takes as long as a layer for.
 
     Args:
         get: Gives its state.

@@ -253,3 +253,58 @@ def test_model_that_train_makes_anew_is_the_one_that_is_perturbed(tmp_path):
 def test_trainer_without_a_model_is_refused(tmp_path):
     with pytest.raises((RuntimeError, ValueError), match="model"):
         SAMTrainer(args=arguments(tmp_path), sam={"rho": 0.5})
+
+
+class Loose(nn.Module):
+    """A classifier that is given more than it uses, as by collators for CLIP and for flash attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.seen = classifier(), []
+
+    def forward(self, input_ids, labels=None, return_loss=None, max_length_q=None, cu_seq_lens_q=None):
+        self.seen.append((return_loss, max_length_q, None if cu_seq_lens_q is None else len(cu_seq_lens_q)))
+        return self.model(input_ids=input_ids, labels=labels)
+
+
+@pytest.mark.parametrize("m", [None, 1])
+def test_entries_of_collators_that_are_no_rows_are_passed_through(tmp_path, m):
+    found = []
+    for extra in ({}, {"return_loss": True, "max_length_q": 7, "cu_seq_lens_q": torch.tensor([0, 3, 7])}):
+        model = Loose()
+
+        def collate(rows, extra=extra):
+            return {**transformers.default_data_collator(rows), **extra}
+
+        options = {"rho": 0.2, "m": m, "shared": ["cu_seq_lens_q"]}
+        trainer = SAMTrainer(
+            model=model,
+            args=arguments(tmp_path),
+            train_dataset=sentences("class"),
+            data_collator=collate,
+            sam=options,
+        )
+        trainer.train()
+        assert set(model.seen) == {(True, 7, 3) if extra else (None, None, None)}
+        found.append([p.detach() for p in model.parameters()])
+    assert relative_error(found[1], found[0]) < 1e-6
+
+
+def test_flattened_batches_are_passed_through(tmp_path):
+    """All sentences as one row of tokens, beside numbers of other lengths."""
+    model = language_model()
+
+    def collate(rows):
+        ids = torch.cat([row["input_ids"] for row in rows])[None, :LENGTH]
+        return {"input_ids": ids, "labels": ids.clone(), "position_ids": torch.arange(LENGTH)[None]}
+
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = SAMTrainer(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=sentences("text"),
+        data_collator=collate,
+        sam={"rho": 0.2},
+    )
+    trainer.train()
+    assert relative_error([p.detach() for p in model.parameters()], before) > 1e-3
