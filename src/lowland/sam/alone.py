@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 _lock = threading.Lock()
-_at_work: weakref.WeakValueDictionary[int, Alone] = weakref.WeakValueDictionary()
+_at_work: dict[int, weakref.ref[Alone]] = {}
 
 
 class Alone(AbstractContextManager[Any]):
@@ -27,26 +27,30 @@ class Alone(AbstractContextManager[Any]):
     """
 
     def __init__(self, things: Sequence[object], refusal: str, *, nested: bool) -> None:
-        self._things, self._refusal, self._nested = things, refusal, nested
+        self._things, self._refusal, self._nested = list(map(id, things)), refusal, nested
         self._thread = threading.get_ident()
         self._ended = False
+        self._outside: dict[int, weakref.ref[Alone]] = {}
 
     def __enter__(self) -> Alone:
         with _lock:
             for thing in self._things:
-                other = _at_work.get(id(thing))
-                if other is not None and other.keeps_out(self):
-                    raise RuntimeError(self._refusal)
-            _at_work.update((id(thing), self) for thing in self._things)
+                ref = _at_work.get(thing)
+                other = None if ref is None else ref()
+                if ref is not None and other is not None and not other._ended:
+                    if not (self._nested and other._nested and self._thread == other._thread):
+                        raise RuntimeError(self._refusal)
+                    self._outside[thing] = ref
+            _at_work.update(dict.fromkeys(self._things, weakref.ref(self)))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
+        with _lock:
+            for thing in self._things:
+                _at_work.pop(thing, None)
+            _at_work.update(self._outside)
 
     def end(self) -> None:
         """Others may work on the things; once more is as good."""
         self._ended = True
-
-    def keeps_out(self, other: Alone) -> bool:
-        """Whether ``other`` must wait."""
-        return not self._ended and not (other._nested and self._thread == other._thread)

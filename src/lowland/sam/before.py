@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,17 +64,24 @@ class _Modes:
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in sorted({"cpu", *(p.device.type for p in params)} - {"meta"})
         ]
+        self._state = torch._C._get_torch_function_state()
         self._functions = torch._C._len_torch_function_stack()
         self._dispatch = torch._C._len_torch_dispatch_stack()
         self._saving = _saving_hooks()
+        self._level = _level()
+        self._filters = warnings.filters
 
     def restore(self) -> None:
+        torch._C._set_torch_function_state(self._state)
         while torch._C._len_torch_function_stack() > self._functions:
             torch._C._pop_torch_function_stack()
         while torch._C._len_torch_dispatch_stack() > self._dispatch:
             torch._C._pop_torch_dispatch_stack()
         while _saving_hooks() not in (None, self._saving):
             torch._C._autograd._pop_saved_tensors_default_hooks()
+        while _level() not in (None, self._level):
+            torch._C._functorch._vmap_decrement_nesting()
+        warnings.filters = self._filters
         torch.set_grad_enabled(self._grad)
         for device, enabled, dtype in self._autocast:
             torch.set_autocast_enabled(device, enabled)
@@ -83,6 +91,12 @@ class _Modes:
 def devices_of(params: Sequence[Tensor]) -> list[torch.device]:
     """Devices of the parameters."""
     return sorted({p.device for p in params}, key=str)
+
+
+def _level() -> int | None:
+    """The innermost transform of torch.func that is active."""
+    level: int | None = torch._C._functorch.maybe_current_level()
+    return level
 
 
 def _saving_hooks() -> Any:

@@ -142,9 +142,9 @@ class Buffers:
 
     def stop_watching(self) -> None:
         """Takes the hook away, also one that an interrupt left behind."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def _see(self, module: nn.Module, _: Any) -> None:
         if id(module) not in self._modules and threading.get_ident() == self._thread:

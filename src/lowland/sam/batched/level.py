@@ -7,6 +7,7 @@ as long as a small layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -39,13 +40,14 @@ class Level:
         return tuple(_functorch._add_batch_dim(t, 0, self._level) for t in found)
 
     def _outside(self, function: Callable[..., Any], lifted: list[Tensor | None]) -> Any:
-        saved = _functorch.pop_dynamic_layer_stack()
+        saved: list[Any] = []
         try:
+            saved.extend(starmap(_functorch.pop_dynamic_layer_stack, ((),)))  # no interrupt in between
             found = function(*lifted)
-            _functorch.push_dynamic_layer_stack(saved)
+            _functorch.push_dynamic_layer_stack(saved[0])
         except BaseException:
-            if _functorch.maybe_current_level() != self._level:  # an interrupt may come after the push
-                _functorch.push_dynamic_layer_stack(saved)
+            if saved and _functorch.maybe_current_level() != self._level:  # it may have come after the push
+                _functorch.push_dynamic_layer_stack(saved[0])
             raise
         return found
 

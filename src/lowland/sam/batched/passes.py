@@ -237,12 +237,16 @@ def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:
         warnings.filterwarnings("ignore", "There is a performance drop")
         try:
             found = vmap(function, randomness="different")(*leaves)
-        except Unbatchable:
+        except (Unbatchable, torch.OutOfMemoryError):
             raise
         except (RuntimeError, NotImplementedError) as error:
             if tape.passed_by:
                 raise Unbatchable(_SCRIPTED) from error
-            if error is tape.failed or any(word in str(error) for word in _NOT_AT_ONCE):
+            if error is tape.failed:
+                raise Unbatchable(_what(tape, error)) from error
+            if any(word in str(error) for word in _NOT_AT_ONCE):
+                if error.__context__ is not None:  # vmap was left in disorder by what came first
+                    raise error.__context__ from None
                 raise Unbatchable(_what(tape, error)) from error
             raise  # the loss's own
     if tape.passed_by:
