@@ -104,8 +104,8 @@ def sam_gradient(
         module: The module that ``loss`` runs, if there is one to name; otherwise the modules are found
             as they run.
         process_group: Processes whose i-th groups climb together, along the mean of their gradients, so that
-            m spans them; ``None`` for climbs of each process by itself. All must call at the same time,
-            with the same number of groups.
+            m spans them, with the same random numbers of ascents and of rounding; ``None`` for climbs of each
+            process by itself. All must call at the same time, with the same number of groups.
         engine: ``"loop"`` runs the groups one after the other; ``"batched"`` all at once, in one pass over
             the batch, with the same result; ``"auto"`` whichever is faster, and the loop, with a warning,
             for what cannot be run at once.
@@ -164,14 +164,18 @@ def sam_gradient(
             diagnostics,
         )
         with passes.undone_on_error():
-            passes = replace(passes, noise=_noise(ascent, radii, params))
+            passes = replace(passes, noise=_noise(ascent, radii, params, process_group))
             if isinstance(ascent_batch, MicroBatches) and radii.rho > 0.0:
                 Noise.draw()  # passes are replayed, but a loader is to shuffle and augment anew in each call
             Engines(passes, climber, total, groups, sources, engine, max_memory, gradient_at_weights).run()
             return total.result(params, combine)
 
 
-def _noise(ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor]) -> Noise | None:
+def _noise(
+    ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor], process_group: ProcessGroup | None
+) -> Noise | None:
     """Randomness, if some is needed: drawing it advances the default generator."""
     rounding = any(is_half(params[i]) for i in radii.indices)
-    return Noise.draw() if radii.rho > 0.0 and (rounding or getattr(ascent, "random", False)) else None
+    if radii.rho == 0.0 or not (rounding or getattr(ascent, "random", False)):
+        return None
+    return Noise.draw(process_group, params[0].device)
