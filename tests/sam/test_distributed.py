@@ -14,6 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from lowland import SAM, Unnormalized, sam_gradient
+from lowland.sam import Random, RandomSubset
 
 from .naive import (
     added,
@@ -86,6 +87,32 @@ def skipping(rank, last):
     return x, y
 
 
+RANDOM = {
+    "random": (torch.float32, {"ascent": Random()}),
+    "subset": (torch.float32, {"ascent": RandomSubset(0.5)}),
+    "rounding": (torch.bfloat16, {}),
+    "random and rounding": (torch.bfloat16, {"ascent": Random(), "m": 2}),
+}
+
+
+def at_random(rank, **together):
+    """The weights that each pass ran at, and the generator's next draw, on ranks that are seeded apart."""
+    found = {}
+    for name, (dtype, options) in RANDOM.items():
+        torch.manual_seed(100 + rank)
+        module = mlp(dtype=dtype)
+        seen = []
+
+        def loss(x, y, module=module, seen=seen):
+            seen.append([p.detach().clone() for p in module.parameters()])
+            return squared(module, x, y)
+
+        batch = tuple(t.to(dtype) for t in data(rank))
+        SAM(module, rho=0.4, engine="loop", **options, **together).backward(loss, *batch)
+        found[name] = seen, torch.rand(3)
+    return found
+
+
 def scenarios(rank):
     """What each process runs, by name."""
     batch = data(rank)
@@ -117,6 +144,8 @@ def scenarios(rank):
     uneven = tuple(t[: 4 - rank] for t in batch)
     yield "uneven, together", results_of(mlp(), backward(uneven, ascent=Unnormalized(), **together))
     yield "uneven groups, together", attempt(lambda: results_of(mlp(), backward(uneven, m=3, **together)))
+    yield "random, together", at_random(rank, **together)
+    yield "random, apart", at_random(rank)
     module = bn_conv()
     yield "batch norm", results_of(module, backward(maps(rank), m=2))
     yield "batches", [b.item() for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
@@ -189,6 +218,29 @@ def test_climb_of_uneven_ranks_is_weighted_by_their_examples(ranks):
     w = [p.detach() for p in mlp().parameters()]
     each = [value_and_gradient(mlp(), squared, part, added(w, e))[1] for part in parts]
     check(ranks, "uneven, together", [g / WORLD for g in added(*each)])
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_ranks_that_climb_together_perturb_alike_at_random_whatever_their_seeds(ranks, name):
+    (one, _), (other, _) = (rank["random, together"][name] for rank in ranks)
+    assert len(one) == len(other)
+    start = [p.detach() for p in mlp(dtype=RANDOM[name][0]).parameters()]
+    pairs = [pair for a, b in zip(one, other, strict=True) for pair in zip(a, b, strict=True)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not all(torch.equal(p, w) for p, w in zip(one[-1], start, strict=True))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_generators_of_ranks_that_climb_together_go_on_as_those_of_ranks_that_do_not(ranks, name):
+    for rank in ranks:
+        assert torch.equal(rank["random, together"][name][1], rank["random, apart"][name][1])
+    assert not torch.equal(*(rank["random, together"][name][1] for rank in ranks))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_ranks_that_climb_by_themselves_perturb_at_random_by_themselves(ranks, name):
+    one, other = (rank["random, apart"][name][0][-1] for rank in ranks)
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_ranks_that_differ_in_their_number_of_groups_are_refused(ranks):

@@ -15,6 +15,8 @@ from lowland.sam.perturb import blocks_open, close_blocks
 from lowland.sam.randomness import RandomState
 from lowland.sam.workspace import Workspace
 
+_core: Any = torch._C
+
 
 class Before:
     """The state of everything that a call touches, taken at its beginning.
@@ -64,7 +66,7 @@ class _Modes:
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in sorted({"cpu", *(p.device.type for p in params)} - {"meta"})
         ]
-        self._state = torch._C._get_torch_function_state()
+        self._state = _core._get_torch_function_state()
         self._functions = torch._C._len_torch_function_stack()
         self._dispatch = torch._C._len_torch_dispatch_stack()
         self._saving = _saving_hooks()
@@ -72,7 +74,7 @@ class _Modes:
         self._filters = warnings.filters
 
     def restore(self) -> None:
-        torch._C._set_torch_function_state(self._state)
+        _core._set_torch_function_state(self._state)
         while torch._C._len_torch_function_stack() > self._functions:
             torch._C._pop_torch_function_stack()
         while torch._C._len_torch_dispatch_stack() > self._dispatch:

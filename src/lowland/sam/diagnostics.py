@@ -110,10 +110,12 @@ def together(rows: Sequence[GroupDiagnostics]) -> Diagnostics:
 
 
 def _cosine(at_weights: Gradients, perturbed: Gradients) -> float:
+    """The inner product of both at length 1: products of small entries underflow."""
     both = [(a, b) for a, b in zip(at_weights, perturbed, strict=True) if a is not None and b is not None]
-    product = sum((a.to_dense() * b.to_dense()).sum(dtype=torch.float64).item() for a, b in both)
-    length = _norm(at_weights) * _norm(perturbed)
-    return product / length if length > 0.0 and math.isfinite(length) else math.nan
+    s, t = _norm(at_weights), _norm(perturbed)
+    if not (0.0 < s < math.inf and 0.0 < t < math.inf):
+        return math.nan
+    return sum((a.to_dense() / s * (b.to_dense() / t)).sum(dtype=torch.float64).item() for a, b in both)
 
 
 def _norm(gradients: Gradients) -> float:

@@ -122,8 +122,8 @@ def sam_gradient(
         rows: Names of entries whose elements are examples, where that cannot be seen: sequences.
         module: The module that ``loss`` runs, if there is one to name; any other is found as it runs.
         process_group: Processes whose i-th groups climb together, along the mean of their gradients, so that
-            m spans them; ``None`` for climbs of each process by itself. All must call at the same time,
-            with the same number of groups.
+            m spans them, with the same random numbers of ascents and of rounding; ``None`` for climbs of each
+            process by itself. All must call at the same time, with the same number of groups.
         engine: ``"loop"`` runs the groups one after the other; ``"batched"`` all at once, in one pass over
             the batch, with the same result; ``"auto"`` whichever is faster, and the loop, with a warning,
             for what cannot be run at once.
@@ -208,7 +208,7 @@ def _gradient(engines: Engines, combine: Combine | None, then: Then | None) -> S
     with passes.undone_on_error(unless=None if then is None else then.done):
         with torch.enable_grad(), tensor_hooks_held(passes.params):
             times = engines.mass if passes.reduction == "sum" else 1.0
-            noise = _noise(climber.ascent, climber.radii, passes.params)
+            noise = _noise(climber.ascent, climber.radii, passes.params, climber.process_group)
             if isinstance(engines.sources, MicroBatches) and climber.radii.rho > 0.0:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
             if noise is not None or times != 1.0:
@@ -221,7 +221,11 @@ def _gradient(engines: Engines, combine: Combine | None, then: Then | None) -> S
     return result
 
 
-def _noise(ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor]) -> Noise | None:
+def _noise(
+    ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor], process_group: ProcessGroup | None
+) -> Noise | None:
     """Randomness, if some is needed: drawing it advances the default generator."""
     rounding = any(is_half(params[i]) for i in radii.indices)
-    return Noise.draw() if radii.rho > 0.0 and (rounding or getattr(ascent, "random", False)) else None
+    if radii.rho == 0.0 or not (rounding or getattr(ascent, "random", False)):
+        return None
+    return Noise.draw(process_group, params[0].device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 
 class Noise:
@@ -20,9 +21,19 @@ class Noise:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     @classmethod
-    def draw(cls) -> Noise:
-        """Noise with a seed from the CPU's default generator."""
-        return cls(int(torch.randint(2**62, (), device="cpu").item()))
+    def draw(
+        cls, process_group: dist.ProcessGroup | None = None, device: torch.device | None = None
+    ) -> Noise:
+        """Noise with a seed from the CPU's default generator.
+
+        Ranks that climb together must perturb alike: those of a ``process_group`` draw one each, and all take
+        the largest, which they send each other from ``device``.
+        """
+        seed = torch.randint(2**62, (), device="cpu")
+        if process_group is not None:
+            seed = seed.to(device)
+            dist.all_reduce(seed, dist.ReduceOp.MAX, group=process_group)
+        return cls(int(seed.item()))
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator for tensors on ``device``; each call continues where the last one stopped."""

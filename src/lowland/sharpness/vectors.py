@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lowland.sam.batched.factors import Factor, column, row_products
-from lowland.sam.batched.per_group import Part, PerGroup, squared_norms
+from lowland.sam.batched.norms import squared_norms
+from lowland.sam.batched.per_group import Part, PerGroup
 from lowland.sam.precision import working
 
 Vector = Any

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from lowland.sam.ascent.ball import vanishes
 from lowland.sam.ascent.step import AscentStep
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import working
@@ -57,10 +58,10 @@ class Adaptive:
         scales = self.scales(step.w, step.names)
         scaled = _product(scales, step.g)
         norm = l2_norm(scaled).item()
-        if norm == 0.0 or step.size / norm > torch.finfo(step.g[0].dtype).max:
+        if vanishes(step.size, norm, step.g):
             return step.e
+        torch._foreach_mul_(scaled, step.size / norm)  # before the second product: T^2 g may underflow
         e = _product(scales, scaled)
-        torch._foreach_mul_(e, step.size / norm)
         if step.e is not None:
             torch._foreach_add_(e, list(step.e))
         elif step.size <= step.rho:

@@ -23,7 +23,7 @@ class L2:
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
         """A step of l2 length ``step.size`` along the gradient, then back into the ball."""
-        if _vanishes(step):
+        if vanishes(step.size, step.norm, step.g):
             return step.e
         moved = step.along(step.size / step.norm)
         inside = step.e is None and step.size <= step.rho
@@ -85,13 +85,21 @@ class Unified:
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
         """A step of ``step.size * (1 - lam + lam / ||g||)`` along the gradient; several add up."""
-        if self.lam > 0 and _vanishes(step):
+        if self.lam > 0 and vanishes(step.size, step.norm, step.g):
             return step.e
         return step.along(step.size * (1.0 - self.lam + (self.lam / step.norm if self.lam else 0.0)))
 
 
-def _vanishes(step: AscentStep) -> bool:
-    return step.norm == 0.0 or step.size / step.norm > torch.finfo(step.g[0].dtype).max
+def vanishes(size: float, norm: float, g: Sequence[Tensor]) -> bool:
+    """Whether ``g`` is zero, or its ``norm`` too small for a step of length ``size`` along it."""
+    return norm == 0.0 or size / norm > largest_factor(g)
+
+
+def largest_factor(tensors: Sequence[Tensor]) -> float:
+    """The largest number that all ``tensors`` can be multiplied with, in float32 or better."""
+    return min(
+        torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in {t.dtype for t in tensors}
+    )
 
 
 def _within_ball(e: Sequence[Tensor], radius: float) -> Sequence[Tensor]:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from lowland.sam.ascent.ball import vanishes
 from lowland.sam.ascent.step import Weights, generator
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import working
@@ -97,7 +98,7 @@ class AlongMomentum:
             torch.zeros_like(w) if buffer is None else buffer for w, buffer in zip(weights.w, v, strict=True)
         ]
         norm = l2_norm(known).item()
-        if not (math.isfinite(norm) and norm > 0.0):
+        if not math.isfinite(norm) or vanishes(weights.rho, norm, known):
             return None
         return Scaled([working(buffer) for buffer in known], -weights.rho / norm)
 

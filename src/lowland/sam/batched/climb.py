@@ -18,7 +18,9 @@ from lowland.sam.ascent import (
     Unnormalized,
     Weights,
 )
-from lowland.sam.batched.per_group import PerGroup, inner_products, mapped, squared_norms
+from lowland.sam.ascent.ball import largest_factor
+from lowland.sam.batched.norms import squared_norms
+from lowland.sam.batched.per_group import PerGroup, mapped
 from lowland.sam.climb import Climber
 from lowland.sam.noise import Noise
 from lowland.sam.precision import working
@@ -71,7 +73,7 @@ class GroupsClimber:
             g = [found[i] for i in radii.indices]
             lengths = squared_norms(g, self.groups).sqrt()
             norms = lengths if norms is None else norms
-            if not bool(lengths.isfinite().all()):
+            if not bool((lengths <= _largest_norm(g)).all()):
                 raise NotFinite
             e = self._step(g, lengths, e)
         assert e is not None
@@ -87,14 +89,18 @@ class GroupsClimber:
             for _ in range(self.groups)
         ]
         e = self._stacked([None if r is None else list(r) for r in rows])
-        return self._ended(self.moves(e), torch.full((self.groups,), torch.nan))
+        return self._ended(self.moves(e), torch.full((self.groups,), torch.nan, device="cpu"))
 
     def moves(self, e: Sequence[PerGroup]) -> list[PerGroup | None]:
         """Perturbations of all parameters from those of the ones that move, each in its own units."""
         radii = self.climber.radii
         found: list[PerGroup | None] = [None] * len(self.params)
         for i, ratio, t in zip(radii.indices, radii.ratios, e, strict=True):
-            scaled = t if ratio == 1.0 else t.scaled(torch.full((self.groups,), ratio, dtype=torch.float64))
+            scaled = (
+                t
+                if ratio == 1.0
+                else t.scaled(torch.full((self.groups,), ratio, dtype=torch.float64, device="cpu"))
+            )
             found[i] = None if t.absent else scaled
         return found
 
@@ -117,7 +123,7 @@ class GroupsClimber:
         return type(ascent) is Adaptive and ascent.by == "element"
 
     def _ended(self, moves: list[PerGroup | None], norms: Tensor) -> Moves:
-        lengths = torch.zeros(self.groups)
+        lengths = torch.zeros(self.groups, device="cpu")
         if self.climber.measure:
             lengths = squared_norms([m for m in moves if m is not None], self.groups).sqrt()
         return Moves(moves, norms, lengths)
@@ -133,9 +139,8 @@ class GroupsClimber:
     def _along(self, ascent: object, g: Gradient, norms: Tensor, e: Gradient | None) -> Gradient:
         """A step along the gradient, and back into the ball if the ascent has one."""
         size = self._rho * self.climber.step_size
-        factors = _factor(ascent, size, norms, torch.finfo(working(g[0].w.detach()).dtype).max)
-        gone = self.climber.steps == 1 and not self.keeps_gradient
-        step = mapped(g, lambda t: t.scale_(factors) if gone else t.scaled(factors))
+        factors = _factor(ascent, size, norms, largest_factor([t.w for t in g if not t.absent]))
+        step = _scaled(g, factors, gone=self.climber.steps == 1 and not self.keeps_gradient)
         moved = step if e is None else [s.plus(t) for s, t in zip(e, step, strict=True)]
         if isinstance(ascent, Unnormalized | Unified) or (
             type(ascent) is L2 and e is None and size <= self._rho
@@ -146,7 +151,7 @@ class GroupsClimber:
     def _within_ball(self, e: Gradient) -> Gradient:
         lengths = squared_norms(e, self.groups).sqrt()
         shrink = torch.where(lengths > self._rho, self._rho / lengths, torch.ones_like(lengths))
-        return mapped(e, lambda t: t.scaled(shrink))
+        return _scaled(e, shrink, gone=False)
 
     def _step_in_units(self, ascent: Adaptive, g: Gradient, e: Gradient | None) -> Gradient:
         """The step of :class:`L2` for ``T g`` and ``e / T``."""
@@ -210,6 +215,22 @@ def _factor(ascent: object, size: float, norms: Tensor, largest: float) -> Float
     )
 
 
+def _scaled(g: Gradient, factors: Float[Tensor, " groups"], *, gone: bool) -> Gradient:
+    """Each group's tensors times its factor, in place where they are ``gone`` afterwards."""
+    if any(f > 1.0 / _MODEST or 0.0 < f < _MODEST for f in factors.tolist()):
+        return mapped(g, lambda t: t.balanced(factors))
+    return mapped(g, lambda t: t.scale_(factors) if gone else t.scaled(factors))
+
+
+_MODEST = 2.0**-30
+"""Factors between this and its inverse leave products with what is scaled in the range of a type."""
+
+
+def _largest_norm(g: Gradient) -> float:
+    """The largest norm that the type of a norm over all of ``g`` holds."""
+    return max(torch.finfo(torch.promote_types(t.w.dtype, torch.float32)).max for t in g)
+
+
 def _inverse(u: Tensor) -> Tensor:
     return torch.where(u == 0, torch.zeros_like(u), 1.0 / u)
 
@@ -220,16 +241,9 @@ def with_penalty(
     r"""Gradients of :math:`L_S + \frac\lambda2 \|w\|^2` at :math:`w + e_S`, from those of :math:`L_S`."""
     found = list(gradient)
     for i in wanted if l2 > 0.0 else ():
-        factor = torch.full((groups,), l2, dtype=torch.float64)
+        factor = torch.full((groups,), l2, dtype=torch.float64, device=found[i].w.device)
         found[i] = found[i].plus(PerGroup(found[i].w, along=factor))
         move = None if e is None else e[i]
         if move is not None:
             found[i] = found[i].plus(move.scaled(factor))
     return found
-
-
-def cosines(a: Gradient, b: Gradient, groups: int) -> Float[Tensor, " groups"]:
-    """Cosine of each group's two gradients; NaN if one is zero or not finite."""
-    lengths = (squared_norms(a, groups) * squared_norms(b, groups)).sqrt()
-    found = inner_products(a, b, groups) / lengths
-    return torch.where((lengths > 0) & lengths.isfinite(), found, torch.full_like(found, torch.nan))

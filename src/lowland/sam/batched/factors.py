@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lowland.sam.batched.patches import Patches
+from lowland.sam.batched.precision import wide
 from lowland.sam.precision import working
 
 
@@ -64,14 +65,38 @@ class Factor:
             return whole.scatter_add_(1, self.left.ids[..., None].expand_as(right), right)
         return torch.bmm(working(self.left).transpose(1, 2), right)
 
+    def chosen(self, groups: Int[Tensor, " chosen"], dtype: torch.dtype) -> Factor:
+        """The matrices of some groups, in another type."""
+        left, right = self.tensors()
+        left = left[groups]
+        return self._of(left if isinstance(self.left, OneHot) else left.to(dtype), right[groups].to(dtype))
+
     def scaled(self, factors: Float[Tensor, " groups"]) -> Factor:
         """Each group's matrix times its factor."""
         left, right = self.tensors()
         if isinstance(self.left, Tensor) and left.numel() < right.numel():
-            return Factor(times(left, factors), self.right)
-        if isinstance(self.right, Patches):
-            return Factor(self.left, replace(self.right, maps=times(right, factors)))
-        return Factor(self.left, times(right, factors))
+            return self._of(times(left, factors), right)
+        return self._of(left, times(right, factors))
+
+    def balanced(self, factors: Float[Tensor, " groups"]) -> Factor:
+        """Each group's matrix times its non-negative factor, its left and right vectors of the same size.
+
+        So that no product with either leaves the range of its type, however large the factor is.
+        """
+        left, right = self.tensors()
+        if isinstance(self.left, OneHot):
+            return self._of(left, times(right, factors))
+        limits = torch.finfo(working(right).dtype)
+        of_left = factors.sqrt() * (_peaks(right) / _peaks(left)).sqrt()
+        of_left = of_left.clamp(limits.tiny, limits.max)
+        return self._of(times(left, of_left), times(right, factors / of_left))
+
+    def _of(self, left: Tensor, right: Tensor) -> Factor:
+        """The same places and windows of other tensors."""
+        return Factor(
+            OneHot(left, self.left.width) if isinstance(self.left, OneHot) else left,
+            replace(self.right, maps=right) if isinstance(self.right, Patches) else right,
+        )
 
     def scaled_rows(self, factors: Float[Tensor, " q"]) -> Factor:
         """Row i of every group's matrix times ``factors[i]``."""
@@ -96,20 +121,37 @@ class Factor:
         return ((right @ working(w).t()) * working(self.left)).sum((1, 2))
 
 
-def gram(a: Factor, b: Factor) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
-    r"""Inner products :math:`\langle A_S, B_S\rangle = \sum (L_A L_B^\top) \circ (R_A R_B^\top)`.
+@dataclass(frozen=True)
+class Gram:
+    """Inner products of the vectors of two factors, shape ``(groups, rows_a, rows_b)``.
+
+    Attributes:
+        left: Of their left vectors.
+        right: Of their right vectors.
+    """
+
+    left: Float[Tensor, "groups rows_a rows_b"]
+    right: Float[Tensor, "groups rows_a rows_b"]
+
+    def terms(self) -> Float[Tensor, "groups rows_a rows_b"]:
+        """What inner products of each group's matrices are the sums of."""
+        return self.left * self.right
+
+    def traces(self) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+        """Squared norms of each group's left and right vectors, all rows together, if ``a is b``."""
+        left, right = (t.diagonal(dim1=1, dim2=2).sum(1) for t in (self.left, self.right))
+        return left, right
+
+
+def gram(a: Factor, b: Factor) -> Gram:
+    r"""What inner products :math:`\langle A_S, B_S\rangle = \sum (L_A L_B^\top) \circ (R_A R_B^\top)` are of.
 
     With ``a is b`` this is the squared norm of a group's gradient from its activations and output
     gradients alone, the *ghost norm* of differential privacy (Li et al., 2022, "Large language models can
     be strong differentially private learners", section 4).
-
-    Returns:
-        The inner products, and the sums of the absolute values of their terms, which tell how much of
-        the digits cancels.
     """
     pairs = row_products(a.right, b.right)
-    terms = _left_gram(a.left, b.left, pairs) * pairs
-    return terms.sum((1, 2)), terms.abs().sum((1, 2))
+    return Gram(_left_gram(a.left, b.left, pairs), pairs)
 
 
 def _left_gram(a: Left, b: Left, like: Tensor) -> Float[Tensor, "groups rows_a rows_b"]:
@@ -164,6 +206,12 @@ def add_through(y: Tensor, x: Tensor, first: Left, second: Left) -> Tensor:
     if isinstance(second, OneHot):
         return y.scatter_add_(2, second.ids[:, None, :].expand_as(through), through)
     return y.baddbmm_(through, second)
+
+
+def _peaks(tensor: Float[Tensor, "groups *rest"]) -> Float[Tensor, " groups"]:
+    """The largest entry of each group; 1 where all are 0."""
+    peaks = tensor.flatten(1).abs().amax(1).to(wide(tensor.device))
+    return torch.where(peaks > 0, peaks, torch.ones_like(peaks))
 
 
 def times(tensor: Float[Tensor, "groups *rest"], factors: Float[Tensor, " groups"]) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lowland.sam.average import Gradients
-from lowland.sam.batched.climb import Gradient, GroupsClimber, Moves, cosines, with_penalty
+from lowland.sam.batched.climb import Gradient, GroupsClimber, Moves, with_penalty
+from lowland.sam.batched.norms import cosines, squared_norms
 from lowland.sam.batched.passes import GroupsPass, GroupsPasses
-from lowland.sam.batched.per_group import PerGroup, squared_norms
+from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.refused import require_gone, require_no_draws
 from lowland.sam.batched.stacked import Stacked
@@ -234,9 +235,8 @@ class _Groups:
             if move is None:
                 continue
             change = working((working(w) + move.whole(self.batch.groups)).to(w.dtype)) - working(w)
-            change = change.reshape(self.batch.groups, -1)
-            squares += change.square().sum(1, dtype=torch.float64).cpu()
-            moved += change.count_nonzero(1).cpu()
+            squares += squared_norms([PerGroup(w, dense=change)], self.batch.groups).cpu()
+            moved += change.reshape(self.batch.groups, -1).count_nonzero(1).cpu()
         return squares.sqrt(), moved / max(total, 1)
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lowland.sam.batched.factors import Factor, column, gram, times
+from lowland.sam.batched.factors import Factor, column, times
 from lowland.sam.precision import working
-
-HEAVY = 1e-4
-"""Share of the terms of a squared norm below which so many digits cancel that the matrix is formed."""
-
 
 Rows = tuple[int, int]
 """Consecutive rows of a matrix: the first, and one after the last."""
@@ -37,6 +33,15 @@ class Part:
     def rows(self) -> Rows:
         """The rows that it stands in."""
         return self.start, self.stop
+
+    def of(self, factor: Factor) -> Part:
+        """Another factor in the same rows."""
+        return replace(self, factor=factor)
+
+
+def overlap(parts: Sequence[Part]) -> bool:
+    """Whether some of the parts stand in some of the same rows, but not in all."""
+    return any(not (p.rows == q.rows or apart(p.rows, q.rows)) for p in parts for q in parts)
 
 
 @dataclass
@@ -82,10 +87,7 @@ class PerGroup:
 
     def tidy(self) -> None:
         """Forms what is formed in part, and what overlaps in part."""
-        parts = self.parts
-        if self.dense is not None or any(
-            not (p.rows == q.rows or apart(p.rows, q.rows)) for p in parts for q in parts
-        ):
+        if self.dense is not None or overlap(self.parts):
             self.form()
 
     def form(self) -> None:
@@ -112,23 +114,39 @@ class PerGroup:
         along = column(self.along, w.expand(groups, *w.shape)) * w
         return along if self.dense is None else along.add_(self.dense)
 
+    def flat(self, groups: int) -> Float[Tensor, "groups numel"]:
+        """The tensors of all groups as rows, formed; what is held stays as it is."""
+        return replace(self).whole(groups).reshape(groups, -1)
+
+    def chosen(self, groups: Int[Tensor, " chosen"], dtype: torch.dtype) -> PerGroup:
+        """The tensors of some groups, in another type."""
+        return PerGroup(
+            self.w if self.along is None else self.w.detach().to(dtype),
+            None if self.along is None else self.along[groups],
+            None if self.dense is None else self.dense[groups].to(dtype),
+            [p.of(p.factor.chosen(groups, dtype)) for p in self.parts],
+        )
+
     def scaled(self, factors: Float[Tensor, " groups"]) -> PerGroup:
         """Each group's tensor times its factor."""
-        return PerGroup(
-            self.w,
-            None if self.along is None else self.along * factors,
-            None if self.dense is None else times(self.dense, factors),
-            [Part(p.factor.scaled(factors), p.start, p.stop) for p in self.parts],
-            own=True,
-        )
+        return self._scaled(factors, [p.of(p.factor.scaled(factors)) for p in self.parts])
+
+    def balanced(self, factors: Float[Tensor, " groups"]) -> PerGroup:
+        """The same for factors of any size, none of them negative."""
+        return self._scaled(factors, [p.of(p.factor.balanced(factors)) for p in self.parts])
 
     def scale_(self, factors: Float[Tensor, " groups"]) -> PerGroup:
         """The same in place where something is formed."""
         if self.dense is None or not self.own:
             return self.scaled(factors)
-        dense = self.dense.mul_(column(factors, self.dense))
+        self.dense.mul_(column(factors, self.dense))
         along = None if self.along is None else self.along * factors
-        parts = [Part(p.factor.scaled(factors), p.start, p.stop) for p in self.parts]
+        parts = [p.of(p.factor.scaled(factors)) for p in self.parts]
+        return PerGroup(self.w, along, self.dense, parts, own=True)
+
+    def _scaled(self, factors: Float[Tensor, " groups"], parts: list[Part]) -> PerGroup:
+        along = None if self.along is None else self.along * factors
+        dense = None if self.dense is None else times(self.dense, factors)
         return PerGroup(self.w, along, dense, parts, own=True)
 
     def plus(self, other: PerGroup) -> PerGroup:
@@ -151,7 +169,7 @@ class PerGroup:
             return PerGroup(self.w, None, self.whole(1 if self.along is None else len(self.along)) * factors)
         rows = factors.flatten()
         dense = None if self.dense is None else self.dense * factors
-        parts = [Part(p.factor.scaled_rows(rows[p.start : p.stop]), p.start, p.stop) for p in self.parts]
+        parts = [p.of(p.factor.scaled_rows(rows[p.start : p.stop])) for p in self.parts]
         return PerGroup(self.w, None, dense, parts)
 
     def summed(self, share: Float[Tensor, " groups"]) -> Tensor | None:
@@ -160,7 +178,9 @@ class PerGroup:
             return None
         total = None
         if self.dense is not None:
-            total = torch.mv(_flat(self.dense).t(), share.to(self.dense)).view(self.w.shape)
+            total = torch.mv(self.dense.reshape(len(self.dense), -1).t(), share.to(self.dense)).view(
+                self.w.shape
+            )
         if self.along is not None:
             along = (self.along * share).sum() * working(self.w.detach()).contiguous()
             total = along if total is None else total + along
@@ -173,92 +193,6 @@ class PerGroup:
                 total = found.new_zeros(self.w.shape)
             total.view(len(self.w), -1)[part.start : part.stop] += found
         return total
-
-
-def _flat(tensor: Float[Tensor, "groups ..."]) -> Float[Tensor, "groups numel"]:
-    return tensor.reshape(len(tensor), -1)
-
-
-def inner(a: PerGroup, b: PerGroup, groups: int) -> Float[Tensor, " groups"]:
-    """Inner product of each group's tensors."""
-    like = working(a.w.detach())
-    total = like.new_zeros(groups)
-    if a.absent or b.absent:
-        return total
-    if a.along is not None and b.along is not None:
-        total = total + a.along * b.along * like.square().sum()
-    for one, other in ((a, b), (b, a)):
-        if one.along is not None:
-            total = total + one.along * _with_w(other, groups)
-    return total + _without_along(a, b, groups)
-
-
-def _with_w(a: PerGroup, groups: int) -> Float[Tensor, " groups"]:
-    """Inner products with the parameter itself, of what is not a multiple of it."""
-    total = working(a.w.detach()).new_zeros(groups)
-    if a.dense is not None:
-        total = total + _flat(a.dense) @ working(a.w.detach()).reshape(-1)
-    for part in a.parts:
-        total = total + part.factor.product(a.matrix_of_w()[part.start : part.stop])
-    return total
-
-
-def _without_along(a: PerGroup, b: PerGroup, groups: int) -> Float[Tensor, " groups"]:
-    mixed = (a.dense is None) != (b.dense is None) or (a.dense is not None and bool(a.parts or b.parts))
-    partial = any(not (p.rows == q.rows or apart(p.rows, q.rows)) for p in a.parts for q in b.parts)
-    if mixed or partial:
-        one = _rest(a, groups)
-        return _dots(one, one if a is b else _rest(b, groups))
-    if a.dense is not None and b.dense is not None:
-        return _dots(a.dense, b.dense)
-    return _grams(a, b, groups)
-
-
-def _rest(a: PerGroup, groups: int) -> Tensor:
-    return PerGroup(a.w, None, a.dense, a.parts).whole(groups)
-
-
-def _dots(a: Tensor, b: Tensor) -> Float[Tensor, " groups"]:
-    """Inner products of formed tensors."""
-    if a is b:
-        # the one reduction that the CPU runs at the speed of its memory
-        norms: Tensor = torch.linalg.vector_norm(_flat(a), dim=1)
-        return norms.square()
-    products: Tensor = torch.linalg.vecdot(_flat(a), _flat(b))
-    return products
-
-
-def _grams(a: PerGroup, b: PerGroup, groups: int) -> Float[Tensor, " groups"]:
-    total = working(a.w.detach()).new_zeros(groups)
-    size = torch.zeros_like(total)
-    same = a is b
-    for i, p in enumerate(a.parts):
-        for j, q in enumerate(b.parts):
-            if apart(p.rows, q.rows) or (same and j < i):
-                continue
-            found, absolute = gram(p.factor, q.factor)
-            weight = 2.0 if same and j > i else 1.0
-            total, size = total + weight * found, size + weight * absolute
-    if same and bool((total < HEAVY * size).any()):
-        formed = _rest(a, groups)
-        return _dots(formed, formed)
-    return total.clamp_(min=0) if same else total
-
-
-def squared_norms(tensors: Sequence[PerGroup], groups: int) -> Float[Tensor, " groups"]:
-    """Squared l2 norm of each group's tensors, all parameters together, in double precision."""
-    return _total([inner(t, t, groups) for t in tensors])
-
-
-def inner_products(a: Sequence[PerGroup], b: Sequence[PerGroup], groups: int) -> Float[Tensor, " groups"]:
-    """Inner products of each group's tensors, all parameters together, in double precision."""
-    return _total([inner(s, t, groups) for s, t in zip(a, b, strict=True)])
-
-
-def _total(values: list[Tensor]) -> Tensor:
-    device = values[0].device
-    wide = torch.float64 if device.type != "mps" else torch.float32
-    return torch.stack([v.to(device, wide) for v in values]).sum(0)
 
 
 def mapped(tensors: Sequence[PerGroup], function: Callable[[PerGroup], PerGroup]) -> list[PerGroup]:

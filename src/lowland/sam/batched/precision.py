@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """Double precision, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """The type of a matrix product with ``x``: autocast's, where that is on."""
     device = x.device.type

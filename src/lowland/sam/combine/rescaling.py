@@ -33,5 +33,5 @@ def stable(gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tens
 
 def _at_length_of(direction: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
     norm = l2_norm(direction)
-    ratio = torch.where(norm > 0, l2_norm(other) / norm, torch.zeros_like(norm))
-    return [g * ratio.to(g) for g in direction]
+    norm, length = torch.where(norm > 0, norm, torch.ones_like(norm)), l2_norm(other)
+    return [g / norm.to(g) * length.to(g) for g in direction]  # the ratio of both may overflow
