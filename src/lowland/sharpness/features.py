@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,8 +144,16 @@ def knn_error(
         raise InputError("test must hold at least one example, got none.")
     classes = int(labels.max()) + 1
     wrong = 0
+    unit = _unit(features, queries)
+    features = features / unit
     for rows, right in zip(torch.split(queries, _CHUNK), torch.split(wanted, _CHUNK), strict=True):
-        near = torch.cdist(rows, features).topk(k, largest=False).indices
+        near = torch.cdist(rows / unit, features).topk(k, largest=False).indices
         votes = F.one_hot(labels[near].long(), classes).sum(1)
         wrong += int((votes.argmax(1) != right).sum())
     return wrong / len(queries)
+
+
+def _unit(*features: Tensor) -> float:
+    """A power of two that the largest feature is near, in units of which squares of distances are numbers."""
+    largest = max(t.abs().max().item() for t in features)
+    return 2.0 ** math.frexp(largest)[1] if 0.0 < largest < math.inf else 1.0

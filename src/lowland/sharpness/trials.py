@@ -24,7 +24,8 @@ from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
 from lowland.sharpness.nearby import ManyGroups, Moves, Nearby, OneGroup, Visit
 from lowland.sharpness.scales import Scaling, scales
 from lowland.sharpness.search import Best, Search
-from lowland.sharpness.vectors import Formed, Space, Unformed, Vector
+from lowland.sharpness.unformed import Unformed
+from lowland.sharpness.vectors import Formed, Space, Vector
 
 VECTORS = 6
 """Vectors over all weights that a climb holds at a time."""
