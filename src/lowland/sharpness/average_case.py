@@ -76,10 +76,9 @@ def average_case(
         raise InputError(f"samples must be from 2 to max_samples, got {samples} and {max_samples}.")
     with objective(loss, params, batch, module, reduction) as target:
         target.slopes(target.parts[0])
-        drawn = _perturbations(target, rho, distribution, scaling, seed)
-        rises = []
-        for rise in islice(_rises(target, drawn), max_samples):
-            rises.append(rise)
+        start, rises = _mean_loss(target), []
+        for e in islice(_perturbations(target, rho, distribution, scaling, seed), max_samples):
+            rises.append(_rise(target, e, start))
             if len(rises) >= samples and (stderr is None or _error(rises) <= stderr):
                 break
         settings = {
@@ -95,15 +94,13 @@ def average_case(
 
 
 @torch.no_grad()
-def _rises(target: Objective, perturbations: Iterator[list[Tensor]]) -> Iterator[float]:
-    """For each perturbation the mean rise of the loss over both of its signs."""
-    start = _mean_loss(target)
-    for e in perturbations:
-        both = []
-        for sign in (1.0, -1.0):
-            with perturbed(target.params, [sign * d for d in e]):
-                both.append(_mean_loss(target) - start)
-        yield 0.5 * sum(both)
+def _rise(target: Objective, e: list[Tensor], start: float) -> float:
+    """The mean rise of the loss over both signs of a perturbation."""
+    both = []
+    for sign in (1.0, -1.0):
+        with perturbed(target.params, [sign * d for d in e]):
+            both.append(_mean_loss(target) - start)
+    return 0.5 * sum(both)
 
 
 def _perturbations(
@@ -122,6 +119,7 @@ def _perturbations(
         yield in_units(e, units)
 
 
+@torch.no_grad()
 def _mean_loss(target: Objective) -> float:
     parts = zip(target.parts, target.shares, strict=True)
     return math.fsum(share * target.value(part).double().item() for part, share in parts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowland.errors import InputError
 from lowland.sharpness.averaged import Reduction, check_reduction, mean_of
+from lowland.sharpness.kept import generators_kept
 from lowland.sharpness.landscape import Evaluate, Prepare, Rows, rows_at
 from lowland.sharpness.objective import slopes
 from lowland.sharpness.states import State, at_state, mixed, require_alike
@@ -83,16 +84,17 @@ def trained_bezier(
     optimizer = torch.optim.SGD(free.values(), lr=lr, momentum=momentum)
     generator = torch.Generator().manual_seed(seed)
     rounds = _again(batches)
-    for step in range(steps):
-        t = torch.rand((), generator=generator, dtype=torch.float64).item()
-        batch = next(rounds)
-        point = Bezier(a, control | {n: p.detach() for n, p in free.items()}, b).at(t)
-        with at_state(module, point), torch.enable_grad():
-            found = slopes(mean_of(loss(*batch), tuple(batch), reduction), list(params.values()))
-        for p, g in zip(free.values(), found, strict=True):
-            p.grad = None if g is None else 2.0 * t * (1.0 - t) * g
-        optimizer.step()
-        on_step(step)
+    with generators_kept(params.values()):  # a loader draws
+        for step in range(steps):
+            t = torch.rand((), generator=generator, dtype=torch.float64).item()
+            batch = next(rounds)
+            point = Bezier(a, control | {n: p.detach() for n, p in free.items()}, b).at(t)
+            with at_state(module, point), torch.enable_grad():
+                found = slopes(mean_of(loss(*batch), tuple(batch), reduction), list(params.values()))
+            for p, g in zip(free.values(), found, strict=True):
+                p.grad = None if g is None else 2.0 * t * (1.0 - t) * g
+            optimizer.step()
+            on_step(step)
     return Bezier(a, control | {n: p.detach() for n, p in free.items()}, b)
 
 

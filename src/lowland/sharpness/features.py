@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lowland.errors import InputError
+from lowland.sam.buffers import Buffers
+from lowland.sharpness.kept import finally_surely, generators_kept
 
 _CHUNK = 1024
 
@@ -23,7 +25,7 @@ def features_at(module: nn.Module, layer: str, batches: Iterable[Tensor]) -> Flo
     """The outputs of one layer, flattened, for all examples of the batches.
 
     Args:
-        module: The network; run as it is, without gradients.
+        module: The network; run as it is, without gradients, and left as it was.
         layer: The layer's dotted name, as in ``named_modules``.
         batches: Inputs.
 
@@ -41,12 +43,10 @@ def features_at(module: nn.Module, layer: str, batches: Iterable[Tensor]) -> Flo
         found.append(output.detach().flatten(1))
 
     handle = layers[layer].register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                module(batch)
-    finally:
-        handle.remove()
+    draws = generators_kept(module.parameters())
+    with finally_surely(handle.remove), draws, Buffers(module).kept(), torch.no_grad():
+        for batch in batches:
+            module(batch)
     if not found:
         raise InputError(f"layer must be one that runs, got {layer!r}, which did not.")
     return torch.cat(found)

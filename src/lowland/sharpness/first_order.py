@@ -11,8 +11,8 @@ from lowland.errors import InputError
 from lowland.sam import SAMGradient, sam_gradient
 from lowland.sam.arguments import Engine
 from lowland.sam.ascent import Ascent
-from lowland.sam.randomness import RandomState
 from lowland.sharpness.averaged import Reduction, averaged
+from lowland.sharpness.kept import generators_kept
 from lowland.sharpness.measurement import Measurement, dtype_name, mean_over_groups
 from lowland.sharpness.objective import Batch, Loss, Params, listed_params, require_some
 
@@ -99,13 +99,10 @@ def one_step_sharpness(
 def _climbed(loss: Loss, params: Params, batch: Batch, **options: Any) -> SAMGradient:
     """A gradient that is only looked at: generators go back to where they were."""
     tensors = listed_params(params)
-    generators = RandomState.capture({p.device for p in tensors if isinstance(p, Tensor)})
-    try:
+    with generators_kept(p for p in tensors if isinstance(p, Tensor)):
         found = sam_gradient(loss, params, batch, bn_stats="frozen", diagnostics=True, **options)
         require_some(found.gradients)
         return found
-    finally:
-        generators.restore()
 
 
 def _over_groups(

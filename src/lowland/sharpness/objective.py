@@ -17,6 +17,7 @@ from lowland.sam.batch import MicroBatches, batch_size
 from lowland.sam.buffers import Buffers
 from lowland.sam.randomness import RandomState
 from lowland.sharpness.averaged import Reduction, check_reduction, mean_of, value_and_aux
+from lowland.sharpness.kept import generators_kept
 
 Loss = Callable[..., Any]
 Params = Sequence[Tensor] | Mapping[str, Tensor]
@@ -86,17 +87,18 @@ def objective(
     listed = listed_params(params)
     check_params(listed)
     batch = loss_arguments("batch", batch)
-    generators = RandomState.capture(sorted({p.device for p in listed}, key=str))
-    try:
+    with (
+        generators_kept(listed) as generators,
+        Buffers(module).kept(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.enable_grad(),
+    ):
         parts = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
         sizes = [batch_size(part) for part in parts]
         if not sizes:
             raise InputError("batch must hold at least one example, got none.")
-        with Buffers(module).kept(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            shares = [size / sum(sizes) for size in sizes]
-            yield Objective(loss, listed, parts, shares, sum(sizes), generators, reduction)
-    finally:
-        generators.restore()
+        shares = [size / sum(sizes) for size in sizes]
+        yield Objective(loss, listed, parts, shares, sum(sizes), generators, reduction)
 
 
 def listed_params(params: Params) -> list[Tensor]:
@@ -106,7 +108,10 @@ def listed_params(params: Params) -> list[Tensor]:
 
 def held(batch: Batch) -> Batch:
     """The batch, which can be gone through again: a loader shuffles anew, a generator ends."""
-    return MicroBatches(list(batch)) if isinstance(batch, MicroBatches) else batch
+    if not isinstance(batch, MicroBatches):
+        return batch
+    with generators_kept(()):
+        return MicroBatches(list(batch))
 
 
 def slopes(value: Tensor, params: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor | None]:
