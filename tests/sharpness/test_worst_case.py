@@ -253,14 +253,14 @@ SUMS_OF_GRADIENTS = {
 @pytest.mark.parametrize("options", SUMS_OF_GRADIENTS.values(), ids=SUMS_OF_GRADIENTS)
 def test_climbs_that_are_kept_as_sums_of_gradients_are_the_same(options, monkeypatch) -> None:
     """In wide layers a climb of some steps is smaller than one vector over all weights."""
-    from lowland.sharpness import vectors
+    from lowland.sharpness import unformed
 
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(60, 90), nn.Tanh(), nn.Linear(90, 4)).double()
     x, y = torch.randn(6, 60, dtype=DOUBLE), torch.arange(6) % 4
     used = []
-    original = vectors.Unformed.moves
-    monkeypatch.setattr(vectors.Unformed, "moves", lambda self, v: used.append(v) or original(self, v))
+    original = unformed.Unformed.moves
+    monkeypatch.setattr(unformed.Unformed, "moves", lambda self, v: used.append(v) or original(self, v))
 
     def loss(x, y):
         return F.cross_entropy(module(x), y, reduction="none")

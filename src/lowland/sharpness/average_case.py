@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lowland.errors import InputError, one_of
 from lowland.sam import perturbed
+from lowland.sharpness.averaged import Reduction
 from lowland.sharpness.measurement import Measurement, dtype_name
 from lowland.sharpness.objective import Batch, Loss, Objective, Params, objective
 from lowland.sharpness.scales import Scaling, check_scaling, in_units, scales
@@ -30,6 +32,7 @@ def average_case(
     samples: int = 32,
     max_samples: int = 1024,
     seed: int = 0,
+    reduction: Reduction = "mean",
     module: nn.Module | None = None,
 ) -> Measurement:
     r""":math:`E\,L(w + \delta) - L(w)` for random :math:`\delta`.
@@ -42,7 +45,9 @@ def average_case(
     used with both signs.
 
     Args:
-        loss: As for :func:`lowland.sam_gradient`, and so are ``params``, ``batch`` and ``module``.
+        loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`, and so are
+            ``params``, ``batch`` and ``module``. One gradient of the first part shows that it is the
+            parameters' loss.
         params: The parameters; unchanged, and so are their ``.grad``, buffers and random generators.
         batch: The examples.
         rho: Standard deviation of each weight's perturbation, in units of c.
@@ -52,13 +57,14 @@ def average_case(
         samples: Least number of z.
         max_samples: Largest number, where ``stderr`` is out of reach.
         seed: Of z.
+        reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         module: The module that ``loss`` runs.
 
     Returns:
         Value and standard error over the z; ``settings["samples"]`` says how many there were.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If a number is out of its range, or the loss does not depend on the parameters.
     """
     one_of("distribution", distribution, ("gaussian", "uniform"))
     check_scaling(scaling)
@@ -68,18 +74,12 @@ def average_case(
         raise InputError(f"stderr must be positive, got {stderr}.")
     if not 2 <= samples <= max_samples:
         raise InputError(f"samples must be from 2 to max_samples, got {samples} and {max_samples}.")
-    with objective(loss, params, batch, module) as target, torch.no_grad():
-        rises: list[float] = []
-        start = _mean_loss(target)
-        for e in _perturbations(target, rho, distribution, scaling, seed):
-            both = []
-            for sign in (1.0, -1.0):
-                with perturbed(target.params, [sign * d for d in e]):
-                    both.append(_mean_loss(target) - start)
-            rises.append(0.5 * sum(both))
+    with objective(loss, params, batch, module, reduction) as target:
+        target.slopes(target.parts[0])
+        start, rises = _mean_loss(target), []
+        for e in islice(_perturbations(target, rho, distribution, scaling, seed), max_samples):
+            rises.append(_rise(target, e, start))
             if len(rises) >= samples and (stderr is None or _error(rises) <= stderr):
-                break
-            if len(rises) == max_samples:
                 break
         settings = {
             "rho": rho,
@@ -91,6 +91,16 @@ def average_case(
         value = math.fsum(rises) / len(rises)
         dtype = dtype_name(target.params)
         return Measurement("average case", value, _error(rises), target.examples, dtype, settings)
+
+
+@torch.no_grad()
+def _rise(target: Objective, e: list[Tensor], start: float) -> float:
+    """The mean rise of the loss over both signs of a perturbation."""
+    both = []
+    for sign in (1.0, -1.0):
+        with perturbed(target.params, [sign * d for d in e]):
+            both.append(_mean_loss(target) - start)
+    return 0.5 * sum(both)
 
 
 def _perturbations(
@@ -109,6 +119,7 @@ def _perturbations(
         yield in_units(e, units)
 
 
+@torch.no_grad()
 def _mean_loss(target: Objective) -> float:
     parts = zip(target.parts, target.shares, strict=True)
     return math.fsum(share * target.value(part).double().item() for part, share in parts)

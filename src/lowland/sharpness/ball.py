@@ -52,18 +52,21 @@ class L2Ball:
 
     def climbed(self, z: Vector, sizes: Factors, g: Vector, *, raw: bool, reuse: bool) -> Vector:
         """A step along g, or along g over its norm."""
-        norms = self.space.inner(g, g).sqrt()
+        norms = self.space.norms(g)
         usable = norms.isfinite() & (norms > 0.0)
         if not bool(usable.all()):
             g = self.space.chosen(usable, g, None)
-        factors = torch.where(usable, sizes if raw else sizes / norms, torch.zeros_like(norms))
+        factors = torch.where(usable, sizes if raw else sizes / norms, 0.0)
+        if not raw and _beyond_float32(factors):  # as two factors, each of which is not
+            g = self.space.combined([(torch.where(usable, 1.0 / norms, 0.0), g)])
+            factors = torch.where(usable, sizes, 0.0)
         if not reuse:
             z = self.space.combined([(torch.ones_like(factors), z)])
         return self.projected_(self.space.added_(z, factors, g))
 
     def projected_(self, z: Vector) -> Vector:
         """``z``, shortened to the radius where it is longer."""
-        norms = self.space.inner(z, z).clamp(min=0.0).sqrt()
+        norms = self.space.norms(z)
         far = norms > self.rho
         if not bool(far.any()):
             return z
@@ -89,3 +92,8 @@ class LInfBall:
     def projected_(self, z: Vector) -> Vector:
         """``z``, each entry cut off at the radius."""
         return [t.clamp_(-column(self.rho, t), column(self.rho, t)) for t in z]
+
+
+def _beyond_float32(factors: Factors) -> bool:
+    limits = torch.finfo(torch.float32)
+    return bool(((factors > limits.max) | ((factors > 0.0) & (factors < limits.tiny))).any())

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lowland.errors import InputError
-from lowland.sharpness.landscape import Evaluate, Prepare, Rows, evaluated
+from lowland.sharpness.averaged import Reduction, check_reduction, mean_of
+from lowland.sharpness.kept import generators_kept
+from lowland.sharpness.landscape import Evaluate, Prepare, Rows, rows_at
+from lowland.sharpness.objective import slopes
 from lowland.sharpness.states import State, at_state, mixed, require_alike
 
 
@@ -44,6 +47,7 @@ def trained_bezier(
     lr: float = 0.05,
     momentum: float = 0.9,
     seed: int = 0,
+    reduction: Reduction = "mean",
     on_step: Callable[[int], object] = lambda _: None,
 ) -> Bezier:
     r"""A curve whose mean loss :math:`E_t\, L(\phi(t))`, t uniform in [0, 1], is made small by SGD.
@@ -55,17 +59,20 @@ def trained_bezier(
         module: A network of the kind; what it was afterwards, bit for bit.
         a: One end.
         b: The other end.
-        loss: ``loss(*batch)``: the mean loss of a batch with the module's weights.
+        loss: ``loss(*batch)``: the mean loss of a batch with the module's weights, or that of each example.
         batches: The loss's arguments; gone through again and again.
         steps: Number of steps.
         lr: Their size.
         momentum: Of SGD.
         seed: Of the points t.
+        reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         on_step: Called with each step's number.
 
     Raises:
-        InputError: If the ends are not of the same kind, a number is out of range, or there is no batch.
+        InputError: If the ends are not of the same kind, a number is out of range, there is no batch, or the
+            loss does not depend on the module's parameters.
     """
+    check_reduction(reduction)
     require_alike(a, b)
     if steps < 1 or not lr > 0.0 or not 0.0 <= momentum < 1.0:
         raise InputError(
@@ -77,16 +84,17 @@ def trained_bezier(
     optimizer = torch.optim.SGD(free.values(), lr=lr, momentum=momentum)
     generator = torch.Generator().manual_seed(seed)
     rounds = _again(batches)
-    for step in range(steps):
-        t = torch.rand((), generator=generator, dtype=torch.float64).item()
-        batch = next(rounds)
-        point = Bezier(a, control | {n: p.detach() for n, p in free.items()}, b).at(t)
-        with at_state(module, point), torch.enable_grad():
-            slopes = torch.autograd.grad(loss(*batch), list(params.values()), allow_unused=True)
-        for p, g in zip(free.values(), slopes, strict=True):
-            p.grad = None if g is None else 2.0 * t * (1.0 - t) * g
-        optimizer.step()
-        on_step(step)
+    with generators_kept(params.values()):  # a loader draws
+        for step in range(steps):
+            t = torch.rand((), generator=generator, dtype=torch.float64).item()
+            batch = next(rounds)
+            point = Bezier(a, control | {n: p.detach() for n, p in free.items()}, b).at(t)
+            with at_state(module, point), torch.enable_grad():
+                found = slopes(mean_of(loss(*batch), tuple(batch), reduction), list(params.values()))
+            for p, g in zip(free.values(), found, strict=True):
+                p.grad = None if g is None else 2.0 * t * (1.0 - t) * g
+            optimizer.step()
+            on_step(step)
     return Bezier(a, control | {n: p.detach() for n, p in free.items()}, b)
 
 
@@ -99,11 +107,8 @@ def along_curve(
     prepare: Prepare | None = None,
 ) -> Rows:
     """What ``evaluate`` finds on the curve, as :func:`interpolation` does on a line."""
-    rows = []
-    for t in at:
-        with at_state(module, curve.at(t)):
-            rows.append({"t": float(t), **evaluated(module, evaluate, prepare)})
-    return rows
+    points = (({"t": float(t)}, curve.at(t)) for t in at)
+    return rows_at(module, points, evaluate, prepare)
 
 
 def _again(batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:

@@ -15,6 +15,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from lowland.errors import InputError, one_of
+from lowland.sharpness.averaged import Reduction
 from lowland.sharpness.objective import Batch, Loss, Params, objective
 from lowland.sharpness.products import Matrix, gauss_newton_of_part, hessian_of_part
 
@@ -30,7 +31,7 @@ class GaussNewton:
 
     Attributes:
         outputs: ``outputs(*batch)``: the model's outputs.
-        criterion: ``criterion(outputs, *batch)``: their loss, a scalar or one value per example.
+        criterion: ``criterion(outputs, *batch)``: their mean loss as a scalar, or one value per example.
     """
 
     outputs: Callable[..., Tensor]
@@ -127,12 +128,14 @@ def hessian_eigenvalues(
     tol: float = 1e-6,
     max_products: int = 2000,
     seed: int = 0,
+    reduction: Reduction = "mean",
     module: nn.Module | None = None,
 ) -> Eigenvalues:
     """The ``k`` largest or smallest eigenvalues of the mean loss's Hessian, by Lanczos iteration (ARPACK).
 
     Args:
-        loss: As for :func:`lowland.sam_gradient`; a :class:`GaussNewton` asks for that matrix.
+        loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`; a
+            :class:`GaussNewton` asks for that matrix.
         params: The parameters; unchanged, and so are their ``.grad``, buffers and random generators.
         batch: The loss's arguments, or :class:`~lowland.sam.MicroBatches` of such, which count by their
             examples.
@@ -141,10 +144,13 @@ def hessian_eigenvalues(
         tol: Relative accuracy.
         max_products: Products after which it gives up.
         seed: Of the first vector.
+        reduction: ``"sum"`` for a loss, or a criterion, that adds up its examples instead: it is divided by
+            their number.
         module: The module that ``loss`` runs; otherwise modules are found as they run.
 
     Raises:
-        InputError: If a number is out of its range, or the eigenvalues do not converge.
+        InputError: If a number is out of its range, the loss does not depend on the parameters, or the
+            eigenvalues do not converge.
 
     Example:
         >>> import torch
@@ -158,7 +164,7 @@ def hessian_eigenvalues(
     one_of("end", end, ("largest", "smallest"))
     if not tol >= 0.0:
         raise InputError(f"tol must be non-negative, got {tol}.")
-    with _matrix(loss, params, batch, module) as matrix:
+    with _matrix(loss, params, batch, module, reduction) as matrix:
         if not 1 <= k <= matrix.size:
             raise InputError(f"k must be between 1 and the {matrix.size} weights, got {k}.")
         if matrix.size <= max(_DENSE, 2 * k + 1):
@@ -178,6 +184,7 @@ def hessian_trace(
     *,
     products: int = 90,
     seed: int = 0,
+    reduction: Reduction = "mean",
     module: nn.Module | None = None,
 ) -> Trace:
     """The trace of the mean loss's Hessian by Hutch++ (Meyer et al., 2021).
@@ -186,19 +193,21 @@ def hessian_trace(
     third samples the rest with random signs.
 
     Args:
-        loss: As for :func:`hessian_eigenvalues`, and so are ``params``, ``batch`` and ``module``.
+        loss: As for :func:`hessian_eigenvalues`, and so are ``params``, ``batch``, ``reduction`` and
+            ``module``.
         params: The parameters.
         batch: The examples.
         products: Matrix-vector products; as many as three times the weights make it exact.
         seed: Of the random vectors.
+        reduction: Whether the loss is a mean or a sum.
         module: The module that ``loss`` runs.
 
     Raises:
-        InputError: If there are fewer than 3 products.
+        InputError: If there are fewer than 3 products, or the loss does not depend on the parameters.
     """
     if products < 3:
         raise InputError(f"products must be at least 3, got {products}.")
-    with _matrix(loss, params, batch, module) as matrix:
+    with _matrix(loss, params, batch, module, reduction) as matrix:
         draw, samples = np.random.default_rng(seed), products // 3
         sketch = [matrix @ _signs(draw, matrix.size) for _ in range(min(samples, matrix.size))]
         basis = np.linalg.qr(np.stack(sketch, axis=1))[0]
@@ -218,26 +227,29 @@ def spectral_density(
     steps: int = 80,
     runs: int = 4,
     seed: int = 0,
+    reduction: Reduction = "mean",
     module: nn.Module | None = None,
 ) -> SpectralDensity:
     """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature (Ghorbani et al., 2019).
 
     Args:
-        loss: As for :func:`hessian_eigenvalues`, and so are ``params``, ``batch`` and ``module``.
+        loss: As for :func:`hessian_eigenvalues`, and so are ``params``, ``batch``, ``reduction`` and
+            ``module``.
         params: The parameters.
         batch: The examples.
         steps: Lanczos steps of a run, each reorthogonalized against all before it; at most the weights.
         runs: Random first vectors.
         seed: Of these.
+        reduction: Whether the loss is a mean or a sum.
         module: The module that ``loss`` runs.
 
     Raises:
-        InputError: If a number is not positive.
+        InputError: If a number is not positive, or the loss does not depend on the parameters.
     """
     for name, number in (("steps", steps), ("runs", runs)):
         if number < 1:
             raise InputError(f"{name} must be positive, got {number}.")
-    with _matrix(loss, params, batch, module) as matrix:
+    with _matrix(loss, params, batch, module, reduction) as matrix:
         draw = np.random.default_rng(seed)
         found = [_quadrature(matrix, min(steps, matrix.size), draw) for _ in range(runs)]
         nodes, weights = (np.stack(part) for part in zip(*found, strict=True))
@@ -273,9 +285,9 @@ def sam_edge(gradient_norm: float, *, rho: float, eta: float) -> float:
 
 @contextmanager
 def _matrix(
-    loss: Loss | GaussNewton, params: Params, batch: Batch, module: nn.Module | None
+    loss: Loss | GaussNewton, params: Params, batch: Batch, module: nn.Module | None, reduction: Reduction
 ) -> Iterator[Matrix]:
-    with objective(loss, params, batch, module) as target:
+    with objective(loss, params, batch, module, reduction) as target:
         if isinstance(loss, GaussNewton):
             yield Matrix(target, gauss_newton_of_part(loss.outputs, loss.criterion))
         else:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lowland.errors import InputError
+from lowland.sam.norm import l2_norm
+from lowland.sharpness.averaged import Reduction
 from lowland.sharpness.objective import Batch, Loss, objective
 from lowland.sharpness.states import State, require_alike
 
@@ -37,34 +39,40 @@ def random_direction(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
 
 
 def _filter_normalized(d: Tensor, w: Tensor) -> Tensor:
-    rows, wanted = d.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1)
+    rows, wanted = (torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64) for t in (d, w))
     factors = wanted / rows.clamp(min=torch.finfo(d.dtype).tiny)
-    found: Tensor = d * factors.view(-1, *[1] * (d.dim() - 1))
+    found: Tensor = d * factors.to(d.dtype).view(-1, *[1] * (d.dim() - 1))
     return found
 
 
 def gradient_direction(
-    loss: Loss, params: Mapping[str, Tensor], batch: Batch, *, module: nn.Module | None = None
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    reduction: Reduction = "mean",
+    module: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """The gradient over its l2 norm: where SAM's perturbation leads.
 
     Args:
-        loss: As for :func:`lowland.sam_gradient`, and so are ``batch`` and ``module``.
+        loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`, and so are
+            ``batch`` and ``module``.
         params: The parameters, by name.
         batch: The examples.
+        reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         module: The module that ``loss`` runs.
 
     Raises:
-        InputError: If the gradient is zero or not finite.
+        InputError: If the loss does not depend on the parameters, or the gradient is zero or not finite.
     """
-    with objective(loss, params, batch, module) as target:
+    with objective(loss, params, batch, module, reduction) as target:
         total = [torch.zeros_like(p, dtype=torch.float64) for p in target.params]
         for part, share in zip(target.parts, target.shares, strict=True):
-            slopes = torch.autograd.grad(target.value(part), target.params, allow_unused=True)
-            for t, g in zip(total, slopes, strict=True):
+            for t, g in zip(total, target.slopes(part), strict=True):
                 if g is not None:
                     t.add_(g, alpha=share)
-    length = math.sqrt(sum(t.square().sum().item() for t in total))
+    length = l2_norm(total).item()
     if not 0.0 < length < math.inf:
         raise InputError(f"a direction needs a gradient that is finite and not zero, got norm {length}.")
     return {name: (t / length).to(p.dtype) for (name, p), t in zip(params.items(), total, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lowland.errors import InputError
+from lowland.sam.buffers import Buffers
+from lowland.sharpness.kept import finally_surely, generators_kept
 
 _CHUNK = 1024
 
@@ -22,7 +25,7 @@ def features_at(module: nn.Module, layer: str, batches: Iterable[Tensor]) -> Flo
     """The outputs of one layer, flattened, for all examples of the batches.
 
     Args:
-        module: The network; run as it is, without gradients.
+        module: The network; run as it is, without gradients, and left as it was.
         layer: The layer's dotted name, as in ``named_modules``.
         batches: Inputs.
 
@@ -40,12 +43,10 @@ def features_at(module: nn.Module, layer: str, batches: Iterable[Tensor]) -> Flo
         found.append(output.detach().flatten(1))
 
     handle = layers[layer].register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                module(batch)
-    finally:
-        handle.remove()
+    draws = generators_kept(module.parameters())
+    with finally_surely(handle.remove), draws, Buffers(module).kept(), torch.no_grad():
+        for batch in batches:
+            module(batch)
     if not found:
         raise InputError(f"layer must be one that runs, got {layer!r}, which did not.")
     return torch.cat(found)
@@ -143,8 +144,16 @@ def knn_error(
         raise InputError("test must hold at least one example, got none.")
     classes = int(labels.max()) + 1
     wrong = 0
+    unit = _unit(features, queries)
+    features = features / unit
     for rows, right in zip(torch.split(queries, _CHUNK), torch.split(wanted, _CHUNK), strict=True):
-        near = torch.cdist(rows, features).topk(k, largest=False).indices
+        near = torch.cdist(rows / unit, features).topk(k, largest=False).indices
         votes = F.one_hot(labels[near].long(), classes).sum(1)
         wrong += int((votes.argmax(1) != right).sum())
     return wrong / len(queries)
+
+
+def _unit(*features: Tensor) -> float:
+    """A power of two that the largest feature is near, in units of which squares of distances are numbers."""
+    largest = max(t.abs().max().item() for t in features)
+    return 2.0 ** math.frexp(largest)[1] if 0.0 < largest < math.inf else 1.0

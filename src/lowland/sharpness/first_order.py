@@ -11,9 +11,10 @@ from lowland.errors import InputError
 from lowland.sam import SAMGradient, sam_gradient
 from lowland.sam.arguments import Engine
 from lowland.sam.ascent import Ascent
-from lowland.sam.randomness import RandomState
+from lowland.sharpness.averaged import Reduction, averaged
+from lowland.sharpness.kept import generators_kept
 from lowland.sharpness.measurement import Measurement, dtype_name, mean_over_groups
-from lowland.sharpness.objective import Batch, Loss, Params
+from lowland.sharpness.objective import Batch, Loss, Params, listed_params, require_some
 
 
 def gradient_norms(
@@ -22,6 +23,7 @@ def gradient_norms(
     batch: Batch,
     *,
     m: int | None = 1,
+    reduction: Reduction = "mean",
     engine: Engine = "auto",
     module: nn.Module | None = None,
 ) -> Measurement:
@@ -31,14 +33,16 @@ def gradient_norms(
     norms*).
 
     Args:
-        loss: As for :func:`lowland.sam_gradient`, and so are the arguments that are not named here.
+        loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`, and so are the
+            arguments that are not named here.
         params: The parameters; unchanged, and so are their ``.grad``, buffers and random generators.
         batch: The examples.
         m: Examples in a group; ``None`` for one group of all, whose norm is that of the whole gradient.
+        reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         engine: How the groups are run.
         module: The module that ``loss`` runs.
     """
-    found = _climbed(loss, params, batch, rho=0.0, m=m, engine=engine, module=module)
+    found = _climbed(averaged(loss, reduction), params, batch, rho=0.0, m=m, engine=engine, module=module)
     assert found.diagnostics is not None
     return _over_groups("gradient norm", found, found.diagnostics.gradient_norm, params, {"m": m})
 
@@ -53,6 +57,7 @@ def one_step_sharpness(
     ascent: Ascent | None = None,
     steps: int = 1,
     step_size: float = 1.0,
+    reduction: Reduction = "mean",
     engine: Engine = "auto",
     module: nn.Module | None = None,
 ) -> Measurement:
@@ -62,7 +67,8 @@ def one_step_sharpness(
     is not told to keep the best point, and may end below where it was.
 
     Args:
-        loss: As for :func:`lowland.sam_gradient`, and so are the arguments that are not named here.
+        loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`, and so are the
+            arguments that are not named here.
         params: The parameters; unchanged, and so are their ``.grad``, buffers and random generators.
         batch: The examples.
         rho: Radius of the climb, positive.
@@ -70,6 +76,7 @@ def one_step_sharpness(
         ascent: How to climb; :class:`~lowland.sam.L2` by default.
         steps: Number of ascent steps.
         step_size: Size of one in units of ``rho``.
+        reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         engine: How the groups are run.
         module: The module that ``loss`` runs.
 
@@ -79,7 +86,9 @@ def one_step_sharpness(
     if not 0.0 < rho < float("inf"):
         raise InputError(f"rho must be positive and finite, got {rho}.")
     climb: dict[str, Any] = {"ascent": ascent, "steps": steps, "step_size": step_size}
-    found = _climbed(loss, params, batch, rho=rho, m=m, engine=engine, module=module, **climb)
+    found = _climbed(
+        averaged(loss, reduction), params, batch, rho=rho, m=m, engine=engine, module=module, **climb
+    )
     assert found.diagnostics is not None
     rise = found.diagnostics.perturbed_loss - found.diagnostics.loss
     kind = "l2" if ascent is None else repr(ascent)
@@ -89,12 +98,11 @@ def one_step_sharpness(
 
 def _climbed(loss: Loss, params: Params, batch: Batch, **options: Any) -> SAMGradient:
     """A gradient that is only looked at: generators go back to where they were."""
-    tensors = list(params.values() if isinstance(params, dict) else params)
-    generators = RandomState.capture({p.device for p in tensors if isinstance(p, Tensor)})
-    try:
-        return sam_gradient(loss, params, batch, bn_stats="frozen", diagnostics=True, **options)
-    finally:
-        generators.restore()
+    tensors = listed_params(params)
+    with generators_kept(p for p in tensors if isinstance(p, Tensor)):
+        found = sam_gradient(loss, params, batch, bn_stats="frozen", diagnostics=True, **options)
+        require_some(found.gradients)
+        return found
 
 
 def _over_groups(
@@ -103,6 +111,6 @@ def _over_groups(
     assert found.diagnostics is not None
     sizes = found.diagnostics.group_size
     value, stderr = mean_over_groups(values, sizes)
-    tensors = list(params.values() if isinstance(params, dict) else params)
+    tensors = listed_params(params)
     examples = int(torch.round(sizes.sum()).item())
     return Measurement(measure, value, stderr, examples, dtype_name(tensors), settings, values.detach())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from lowland.errors import InputError
 from lowland.sharpness.directions import Direction
+from lowland.sharpness.read import require_read
 from lowland.sharpness.states import State, at_state, mixed, state_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -32,7 +34,8 @@ def interpolation(
         a: Weights and buffers at t = 0.
         b: Those at t = 1; buffers of whole numbers are those of ``a``.
         at: The values of t.
-        evaluate: Losses and errors of the module, by name; called without gradients.
+        evaluate: Losses and errors of the module, by name; called without gradients. In the first point it is
+            watched whether it looks at the module.
         prepare: Done to the module before each evaluation, also at the ends: batch-norm statistics that are
             estimated again, since those in between belong to no network.
 
@@ -40,13 +43,10 @@ def interpolation(
         A row ``{"t": t, ...}`` for each t.
 
     Raises:
-        InputError: If the two are not of the same kind.
+        InputError: If the two are not of the same kind, or ``evaluate`` looks at another network.
     """
-    rows = []
-    for t in at:
-        with at_state(module, mixed([a, b], [1.0 - t, t])):
-            rows.append({"t": float(t), **evaluated(module, evaluate, prepare)})
-    return rows
+    points = (({"t": float(t)}, mixed([a, b], [1.0 - t, t])) for t in at)
+    return rows_at(module, points, evaluate, prepare)
 
 
 def plane(
@@ -72,7 +72,8 @@ def plane(
         A row ``{"x": x, "y": y, ...}`` for each point, x fastest; without y for one direction.
 
     Raises:
-        InputError: If there are not one or two directions, each with coordinates.
+        InputError: If there are not one or two directions, each with coordinates, or ``evaluate`` looks at
+            another network.
     """
     if len(directions) not in (1, 2) or len(coordinates) != len(directions):
         raise InputError(
@@ -81,13 +82,9 @@ def plane(
         )
     origin = state_of(module) if origin is None else origin
     xs, ys = coordinates[0], coordinates[1] if len(coordinates) == 2 else (None,)
-    rows = []
-    for y in ys:
-        for x in xs:
-            point = {"x": float(x)} if y is None else {"x": float(x), "y": float(y)}
-            with at_state(module, _moved(origin, directions, list(point.values()))):
-                rows.append(point | evaluated(module, evaluate, prepare))
-    return rows
+    places = ({"x": float(x)} if y is None else {"x": float(x), "y": float(y)} for y in ys for x in xs)
+    points = ((place, _moved(origin, directions, list(place.values()))) for place in places)
+    return rows_at(module, points, evaluate, prepare)
 
 
 def barrier(rows: Sequence[Mapping[str, float]], name: str, *, along: str = "t") -> float:
@@ -116,9 +113,22 @@ def _moved(origin: State, directions: Sequence[Direction], by: Sequence[float]) 
     return found
 
 
-def evaluated(module: nn.Module, evaluate: Evaluate, prepare: Prepare | None) -> dict[str, float]:
-    """What ``evaluate`` finds of the module as it is, once it is prepared."""
-    if prepare is not None:
-        prepare(module)
-    with torch.no_grad():
-        return {name: float(value) for name, value in evaluate(module).items()}
+def rows_at(
+    module: nn.Module,
+    points: Iterable[tuple[dict[str, float], State]],
+    evaluate: Evaluate,
+    prepare: Prepare | None,
+) -> Rows:
+    """What ``evaluate`` finds of the module, once it is prepared, at each of the states.
+
+    Raises:
+        InputError: If ``evaluate`` does not look at the module in the first point.
+    """
+    rows: Rows = []
+    for place, state in points:
+        with at_state(module, state):
+            if prepare is not None:
+                prepare(module)
+            with torch.no_grad(), nullcontext() if rows else require_read(module):
+                rows.append(place | {name: float(value) for name, value in evaluate(module).items()})
+    return rows

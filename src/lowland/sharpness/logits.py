@@ -14,6 +14,8 @@ def normalized_logits(logits: Tensor) -> Tensor:
         logits: Shape ``(..., classes)``.
     """
     centred = logits - logits.mean(-1, keepdim=True)
-    size = centred.square().mean(-1, keepdim=True)
-    usable = size > 0
-    return torch.where(usable, centred / torch.where(usable, size, torch.ones_like(size)).sqrt(), centred)
+    peak = centred.detach().abs().amax(-1, keepdim=True)  # a constant: nothing changes with the scale
+    usable = peak > 0
+    scaled = centred / torch.where(usable, peak, torch.ones_like(peak))
+    size = scaled.square().mean(-1, keepdim=True)
+    return torch.where(usable, scaled / torch.where(usable, size, torch.ones_like(size)).sqrt(), centred)

@@ -16,6 +16,7 @@ from lowland.sam.batched.stacked import Stacked
 from lowland.sam.examples import Examples
 from lowland.sam.passes import Move, Pass, Passes
 from lowland.sam.randomness import RandomState
+from lowland.sharpness.objective import require_some
 
 Moves = Sequence[PerGroup | None] | None
 Extras = Mapping[str, Float[Tensor, " trials"]]
@@ -41,7 +42,7 @@ class Nearby(Protocol):
     """Evaluates the loss of each trial's group at weights of its own."""
 
     def slope(self, e: Moves) -> Visit:
-        """At ``w + e``, with gradients."""
+        """At ``w + e``, with gradients, of which some parameter must have one."""
 
     def value(self, e: Moves) -> Visit:
         """At ``w + e``, without."""
@@ -65,6 +66,7 @@ class OneGroup:
     def slope(self, e: Moves) -> Visit:
         """At ``w + e``, with the gradient."""
         found = self._pass(e)
+        require_some(found.gradients)
         gradient = [
             PerGroup(w) if g is None else PerGroup(w, dense=g[None])
             for w, g in zip(self.passes.params, found.gradients, strict=True)
@@ -113,6 +115,7 @@ class ManyGroups:
         """At ``w + e_S``, with gradients."""
         self.draws.restore()
         found = self.passes.recorded(self.groups, range(len(self.passes.passes.params)), e)
+        require_some([None if g.absent else g for g in found.gradient])
         return self._visit(found)
 
     def value(self, e: Moves) -> Visit:

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sharpness.objective import Objective
+from lowland.errors import InputError
+from lowland.sharpness.averaged import mean_of
+from lowland.sharpness.objective import Objective, require_slope, require_some
 
 Vector = Float[np.ndarray, " weights"]
 PartProduct = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -64,7 +66,7 @@ class Matrix:
 def hessian_of_part(target: Objective, part: tuple[Any, ...]) -> PartProduct:
     """Products with the Hessian of one part's mean loss: gradients of gradients."""
     params = target.params
-    found = torch.autograd.grad(target.value(part), params, create_graph=True, allow_unused=True)
+    found = target.slopes(part, create_graph=True)
     slopes = [(i, g) for i, g in enumerate(found) if g is not None and g.requires_grad]
 
     def product(v: Sequence[Tensor]) -> list[Tensor]:
@@ -83,10 +85,11 @@ def gauss_newton_of_part(
     def of_part(target: Objective, part: tuple[Any, ...]) -> PartProduct:
         target.generators.restore()
         f = outputs(*part)
+        require_slope(f)
         free = f.detach().requires_grad_()
-        slope = torch.autograd.grad(criterion(free, *part).mean(), free, create_graph=True)[0]
+        slope = _slope_in(free, mean_of(criterion(free, *part), part, target.reduction))
         dual = torch.zeros_like(f, requires_grad=True)
-        pulled = _grad([f], target.params, [dual], create_graph=True)  # linear in dual: its gradient is J v
+        pulled = _pulled(f, target.params, dual)  # linear in dual: its gradient is J v
 
         def product(v: Sequence[Tensor]) -> list[Tensor]:
             pushed = _grad(pulled, [dual], v)[0]
@@ -96,6 +99,26 @@ def gauss_newton_of_part(
         return product
 
     return of_part
+
+
+def _slope_in(outputs: Tensor, value: Tensor) -> Tensor:
+    """The gradient of the criterion's value in the outputs."""
+    if value.requires_grad:
+        (found,) = torch.autograd.grad(value, outputs, create_graph=True, allow_unused=True)
+        if found is not None:
+            slope: Tensor = found
+            return slope
+    raise InputError("criterion must depend on the outputs, got a value in which they have no gradient.")
+
+
+def _pulled(f: Tensor, params: Sequence[Tensor], dual: Tensor) -> list[Tensor]:
+    """The outputs' gradients in the parameters, contracted with ``dual``."""
+    found = torch.autograd.grad(f, params, dual, create_graph=True, allow_unused=True)
+    require_some(found)
+    return [
+        torch.zeros_like(p, requires_grad=True) if g is None else g
+        for g, p in zip(found, params, strict=True)
+    ]
 
 
 def _grad(

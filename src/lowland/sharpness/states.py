@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.errors import InputError
-from lowland.sam.randomness import RandomState
+from lowland.sam.buffers import Buffers
+from lowland.sharpness.kept import finally_surely, generators_kept
 
 State = Mapping[str, Tensor]
 _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -27,7 +28,8 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 def at_state(module: nn.Module, state: State) -> Iterator[None]:
     """The module has other parameters and buffers inside the block.
 
-    Afterwards it is what it was, bit for bit: parameters, buffers, training modes and random generators.
+    Afterwards it is what it was, bit for bit: parameters, buffers (those too that no state holds, or that
+    were replaced), training modes and random generators.
 
     Raises:
         InputError: If the names or shapes are not the module's.
@@ -36,15 +38,15 @@ def at_state(module: nn.Module, state: State) -> Iterator[None]:
     require_alike(own, state)
     before = state_of(module)
     modes = [(m, m.training) for m in module.modules()]
-    generators = RandomState.capture(sorted({t.device for t in own.values()}, key=str))
-    try:
-        _copied(own, state)
-        yield
-    finally:
-        _copied(own, before)
+
+    def back() -> None:
         for m, training in modes:
             m.training = training
-        generators.restore()
+        _copied(own, before)
+
+    with generators_kept(own.values()), finally_surely(back), Buffers(module).kept():
+        _copied(own, state)
+        yield
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
 from lowland.sharpness.nearby import ManyGroups, Moves, Nearby, OneGroup, Visit
 from lowland.sharpness.scales import Scaling, scales
 from lowland.sharpness.search import Best, Search
-from lowland.sharpness.vectors import Formed, Space, Unformed, Vector
+from lowland.sharpness.unformed import Unformed
+from lowland.sharpness.vectors import Formed, Space, Vector
 
 VECTORS = 6
 """Vectors over all weights that a climb holds at a time."""
@@ -175,7 +176,8 @@ class _Climb:
         here = self._nearby(self.terrain.passes, 0)
         self._climbed = self._nearby(self.terrain.climbed, 0)
         self._measured = here if self.terrain.climbed is not self.terrain.passes else None
-        base = here.value(None)
+        # where another loss is climbed, nothing else shows that the measured one is the parameters'
+        base = here.value(None) if self._measured is None else here.slope(None)
         start = Best(base.losses, base.extras, keeps=self.terrain.transfers)
         best = self.terrain.search(self, self._start(), start)
         bests = Visit(best.losses, best.extras, [])

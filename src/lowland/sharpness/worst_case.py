@@ -13,22 +13,31 @@ from torch import Tensor, nn
 
 from lowland.errors import InputError, one_of
 from lowland.sam.arguments import Engine, check_engine, check_numbers
+from lowland.sam.batch import MicroBatches
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.buffers import Buffers
 from lowland.sam.passes import Passes
 from lowland.sam.workspace import Workspace
+from lowland.sharpness.averaged import Reduction, averaged, check_reduction
 from lowland.sharpness.ball import Norm
 from lowland.sharpness.first_order import one_step_sharpness
 from lowland.sharpness.measurement import Measurement, dtype_name, mean_over_groups
 from lowland.sharpness.nearby import Visit
-from lowland.sharpness.objective import Batch, Loss, Params, objective
+from lowland.sharpness.objective import Batch, Loss, Params, held, objective
 from lowland.sharpness.scales import Scaling, check_scaling
 from lowland.sharpness.search import ProjectedAscent, Search
 from lowland.sharpness.trials import Found, Terrain, Trial
 
 
 def worst_case(
-    loss: Loss, params: Params, batch: Batch, *, rho: float, m: int | None = None, **options: Any
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    *,
+    rho: float,
+    m: int | None = None,
+    reduction: Reduction = "mean",
+    **options: Any,
 ) -> Measurement:
     r"""m-sharpness, :math:`\sum_S \frac{|S|}{n} \max_{\|\delta / c\| \le \rho} L_S(w + \delta) - L_S(w)`.
 
@@ -38,21 +47,23 @@ def worst_case(
     are chosen by the loss.
 
     Args:
-        loss: As for :func:`lowland.sam_gradient`, and so are ``params``, ``batch``, and ``engine`` and
-            ``module`` among the options. Tensors that it returns beside its value, an error for instance,
-            are measured at the same points.
+        loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`, and so are
+            ``params``, ``batch``, and ``engine`` and ``module`` among the options. Tensors that it returns
+            beside its value, an error for instance, are measured at the same points.
         params: The parameters that move, all or some of the model's; unchanged, and so are their ``.grad``,
             buffers and random generators.
         batch: The examples.
         rho: Radius, in units of c.
         m: Examples in a group; ``None`` for one group of all.
+        reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         options: Those of :class:`WorstCase`.
 
     Returns:
         The value, with its standard error over groups.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If a number is out of its range, or the loss does not depend on the parameters or, where
+            there are several groups, on its arguments.
 
     Example:
         >>> import torch
@@ -63,7 +74,7 @@ def worst_case(
         >>> round(found.value, 9)
         11.0
     """
-    return worst_case_grid(loss, params, batch, rho=[rho], m=[m], **options)[0]
+    return worst_case_grid(loss, params, batch, rho=[rho], m=[m], reduction=reduction, **options)[0]
 
 
 def worst_case_grid(
@@ -73,6 +84,7 @@ def worst_case_grid(
     *,
     rho: Sequence[float],
     m: Sequence[int | None] = (None,),
+    reduction: Reduction = "mean",
     on_progress: Callable[[float], object] = lambda _: None,
     **options: Any,
 ) -> list[Measurement]:
@@ -87,13 +99,14 @@ def worst_case_grid(
         batch: The examples.
         rho: The radii.
         m: Numbers of examples in a group.
+        reduction: Whether the loss is a mean or a sum.
         on_progress: Called with the share of the work that is done.
         options: Those of :class:`WorstCase`.
 
     Returns:
         A result for each m and, within it, each radius, in the order given.
     """
-    asked = WorstCase(**options)
+    asked, batch = WorstCase(reduction=reduction, **options), held(batch)
     found: list[Measurement] = []
     for k, size in enumerate(m):
         report = partial(_report, on_progress, k, len(m))
@@ -117,6 +130,8 @@ class WorstCase:
             last) in place of its own; that may be negative.
         engine: Whether groups, restarts and radii are climbed one after the other or all at once.
         max_memory: Bytes that the climbs at once may take.
+        reduction: ``"sum"`` for a loss that adds up its examples instead of taking their mean, and a climbed
+            one that does: they are divided by the number of examples.
         module: The module that the loss runs.
     """
 
@@ -129,12 +144,14 @@ class WorstCase:
     transfer: bool = False
     engine: Engine = "auto"
     max_memory: int = 2**30
+    reduction: Reduction = "mean"
     module: nn.Module | None = None
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, get_args(Norm))
         check_scaling(self.scaling)
         check_engine(self.engine, self.max_memory)
+        check_reduction(self.reduction)
         if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
             raise InputError(f"restarts must be a positive whole number, got {self.restarts!r}.")
 
@@ -163,7 +180,7 @@ class WorstCase:
         _check_radii(rho)
         check_numbers(m=m, steps=1, step_size=1.0, l2=0.0, scale=1.0)
         with objective(loss, params, batch, self.module) as target:
-            groups = Grouped(batch, m)
+            groups = Grouped(MicroBatches(target.parts), m)
             self._check_transfer(groups)
             terrain = self._terrain(loss, target.params, groups)
             starts, indices = range(self.restarts), range(len(groups))
@@ -176,6 +193,7 @@ class WorstCase:
     def _terrain(self, loss: Loss, params: list[Tensor], groups: Grouped) -> Terrain:
         def passes(of: Loss) -> Passes:
             buffers = Buffers(self.module)
+            of = averaged(of, self.reduction, watched=len(groups) > 1)
             return Passes(of, params, 0.0, 1.0, "frozen", buffers, None, None, Workspace(), False)
 
         measured = passes(loss)
@@ -201,7 +219,14 @@ class WorstCase:
 
 
 def suboptimality(
-    loss: Loss, params: Params, batch: Batch, *, rho: float, m: int | None = None, **options: Any
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    *,
+    rho: float,
+    m: int | None = None,
+    reduction: Reduction = "mean",
+    **options: Any,
 ) -> Measurement:
     r"""The suboptimality factor: worst-case sharpness by many steps over that by SAM's single one.
 
@@ -215,12 +240,14 @@ def suboptimality(
         batch: The examples.
         rho: Radius.
         m: Examples in a group.
+        reduction: Whether the loss is a mean or a sum.
         options: Those of :func:`worst_case`.
     """
+    batch = held(batch)
     options = {"search": ProjectedAscent(steps=100), **options}
-    many = worst_case(loss, params, batch, rho=rho, m=m, **options)
+    many = worst_case(loss, params, batch, rho=rho, m=m, reduction=reduction, **options)
     shared = {name: options[name] for name in ("engine", "module") if name in options}
-    one = one_step_sharpness(loss, params, batch, rho=rho, m=m, **shared)
+    one = one_step_sharpness(loss, params, batch, rho=rho, m=m, reduction=reduction, **shared)
     assert many.groups is not None
     assert one.groups is not None
     sizes = torch.tensor([float(s) for s in _sizes(Grouped(batch, m))], dtype=torch.float64)

@@ -27,11 +27,10 @@ class SAMTraining(_Base):
     """Trains a ``LightningModule`` with SAM: to be named before it among the bases.
 
     ``training_step`` is evaluated for each group at the weights and at the perturbed ones, and must return
-    the loss of the batch that it is given, alone or under ``"loss"`` in a dictionary; other tensors there are
-    joined over the groups. The trainer then calls ``backward`` on the result as ever. Tensors that are logged
-    are logged once, as their mean over the examples of all groups; what is logged in perturbed passes is left
-    out, and metrics do not see them. The state of SAM goes into Lightning's
-    checkpoints.
+    the mean loss of the batch that it is given, alone or under ``"loss"`` in a dictionary; other tensors
+    there are joined over the groups. The trainer then calls ``backward`` on the result as ever. Tensors that
+    are logged are logged once, as their mean over the examples of all groups; what is logged in perturbed
+    passes is left out, and metrics do not see them. The state of SAM goes into Lightning's checkpoints.
 
     Example:
         .. code-block:: python
