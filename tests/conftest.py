@@ -1,6 +1,5 @@
 """What the tests of every room share."""
 
-import os
 import zlib
 from collections.abc import Iterator
 
@@ -8,8 +7,7 @@ import pytest
 import torch
 from jaxtyping import config
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
-    torch.set_num_threads(1)
+torch.set_num_threads(1)  # on every machine; workers share the cores, and tensors of tests are tiny
 
 
 _TYPED = 4

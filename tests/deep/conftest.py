@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -13,12 +12,3 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LOWLAND_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("LOWLAND_DATA", raising=False)
         yield
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
