@@ -1,6 +1,5 @@
 """What the tests of every room share."""
 
-import os
 import zlib
 from collections.abc import Iterator
 
@@ -8,8 +7,16 @@ import pytest
 import torch
 from jaxtyping import config
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
-    torch.set_num_threads(1)
+torch.set_num_threads(1)  # on every machine; workers share the cores, and tensors of tests are tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's folders; what is decoded is decoded once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWLAND_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("LOWLAND_DATA", raising=False)
+        yield
 
 
 _TYPED = 4

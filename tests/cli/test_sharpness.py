@@ -18,11 +18,9 @@ FEW = ("--n_eval", "32", "--steps", "2", "--device", "cpu", "--threads", "1")
 def trained_ones(tmp_path_factory):
     """Two trained runs, a and b."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOWLAND_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name, seed in (("a", 0), ("b", 1)):
-            config = TrainConfig(model="fc", model_width=8, epochs=1, seed=seed)
-            launch(config, folder / name, Place("cpu", threads=1), Control())
+    for name, seed in (("a", 0), ("b", 1)):
+        config = TrainConfig(model="fc", model_width=8, epochs=1, seed=seed)
+        launch(config, folder / name, Place("cpu", threads=1), Control())
     return folder
 
 

@@ -115,7 +115,7 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     both_have_missed = threading.Barrier(2)
 
     def slow() -> tuple[Tensor, Tensor]:
-        both_have_missed.wait(timeout=10)
+        both_have_missed.wait(timeout=300)
         return decode()
 
     with ThreadPoolExecutor(2) as pool:

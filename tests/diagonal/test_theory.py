@@ -176,12 +176,57 @@ def test_the_minimizer_agrees_with_a_general_solver() -> None:
     np.testing.assert_allclose(minimum_potential(problem, alpha), found.x, atol=1e-5)
 
 
-def test_the_minimizer_of_one_equation_is_known() -> None:
+@pytest.mark.parametrize("alpha", [[0.1, 0.2, 0.5], [1e-130, 1e-100, 1e-101], [1e-120, 1.0, 1e30]])
+def test_the_minimizer_of_one_equation_is_known(alpha) -> None:
     problem = Problem.of([[1.0, 1.0, -1.0]], [3.0])
-    alpha = np.array([0.1, 0.2, 0.5])
-    s = np.arcsinh(3.0 / (2 * np.sum(alpha**2)))
-    wanted = 2 * alpha**2 * np.sinh(s) * [1, 1, -1]
+    square = np.square(alpha)
+    wanted = 3.0 * square / square.sum() * [1, 1, -1]  # 2 alpha^2 sinh(s), with the same s for all
     np.testing.assert_allclose(minimum_potential(problem, alpha), wanted, rtol=1e-12)
+
+
+def certify(problem, log_alpha) -> None:
+    """A convex problem's minimizer: it interpolates, and the potential's slope is in the row space of X."""
+    beta = minimum_potential(problem, np.exp(log_alpha))
+    np.testing.assert_allclose(problem.X @ beta, problem.y, rtol=0.0, atol=1e-9)
+    ratio = np.log(np.abs(beta)) - 2.0 * log_alpha
+    slope = np.sign(beta) * np.where(ratio > 30.0, ratio, np.arcsinh(np.exp(np.minimum(ratio, 30.0)) / 2.0))
+    np.testing.assert_allclose(problem.X.T @ np.linalg.pinv(problem.X.T) @ slope, slope, rtol=0.0, atol=1e-8)
+
+
+def test_initializations_from_one_to_the_least_that_numbers_hold_have_their_minimizer() -> None:
+    for seed in range(200):
+        problem = sparse_regression(seed=seed, n=20, d=30, sparsity=3, n_test=0)
+        certify(problem, -np.random.default_rng(seed).uniform(0.0, 300.0, 30))
+
+
+@pytest.mark.parametrize(("least", "most"), [(-300.0, -300.0), (-20.0, 20.0), (-100.0, 60.0)])
+def test_initializations_of_very_different_sizes_have_their_minimizer(least, most) -> None:
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        problem = Problem.of(draw.standard_normal((20, 30)), draw.standard_normal(20))
+        certify(problem, draw.uniform(least, most, 30))
+
+
+def test_where_nothing_interpolates_the_minimizer_is_one_of_least_squares() -> None:
+    noisy = sparse_regression(n=40, d=30, label_noise=1.0, n_test=0)
+    np.testing.assert_allclose(minimum_potential(noisy, 0.1), minimum_l2(noisy), rtol=1e-10)
+    draw = np.random.default_rng(0)
+    X, y = draw.standard_normal((8, 3)) @ draw.standard_normal((3, 6)), draw.standard_normal(8)
+    beta = minimum_potential(Problem.of(X, y), 0.1)
+    np.testing.assert_allclose(X.T @ (X @ beta), X.T @ y, atol=1e-10)
+    assert kkt_residual(beta, 0.1, X) < 1e-10
+
+
+def test_targets_of_zero_have_the_minimizer_zero() -> None:
+    for X in (NOTEBOOK.X, np.zeros((20, 30))):
+        beta = minimum_potential(Problem.of(X, np.zeros(20)), 0.1)
+        np.testing.assert_array_equal(beta, np.zeros(30))
+        assert kkt_residual(beta, 0.1, X) == 0.0
+
+
+def test_an_alpha_whose_square_is_no_number_beside_the_targets_is_refused() -> None:
+    with pytest.raises(InputError, match="alpha must be at most 1e300 times the targets, got 1e32"):
+        minimum_potential(NOTEBOOK, 1e160)
 
 
 def test_large_alpha_selects_the_least_l2_norm_and_small_the_least_l1_norm() -> None:
@@ -210,9 +255,18 @@ def test_the_potential_has_its_gradient_and_its_limits() -> None:
     assert tiny == pytest.approx(np.abs(beta).sum(), rel=0.02)
 
 
+def test_the_potential_is_a_number_where_squares_are_none() -> None:
+    z = -0.3 / 0.4**2
+    wanted = 0.4**2 * (2.0 - np.sqrt(4.0 + z * z) + z * np.arcsinh(z / 2.0))
+    assert potential([-0.3], 0.4) == pytest.approx(wanted, rel=1e-14)
+    assert potential([2.0, 0.0], 1e-200) == pytest.approx(2.0 * (np.log(2.0) + 400.0 * np.log(10.0) - 1.0))
+    assert potential([2e150, 0.0], 1e160) == pytest.approx(1e-20)
+
+
 def test_effective_alpha_is_the_geometric_mean_of_the_pair() -> None:
     w_plus, w_minus = np.array([0.5, 2.0]), np.array([0.02, -0.5])
     np.testing.assert_allclose(effective_alpha(w_plus + w_minus, w_plus - w_minus), [0.1, 1.0])
+    np.testing.assert_allclose(effective_alpha([2e-200], [0.0]), [1e-200])
 
 
 def test_kkt_residual_is_no_smaller_elsewhere() -> None:
@@ -228,6 +282,8 @@ def test_an_alpha_that_is_not_positive_is_refused(alpha) -> None:
         minimum_potential(NOTEBOOK, alpha)
     with pytest.raises(InputError, match="alpha must be a positive number or 30 of them"):
         kkt_residual(np.ones(30), alpha, NOTEBOOK.X)
+    with pytest.raises(InputError, match="alpha must be a positive number or 30 of them"):
+        potential(np.ones(30), alpha)
 
 
 def test_training_by_name_is_the_plan_of_one_phase() -> None:

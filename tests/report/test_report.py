@@ -239,7 +239,7 @@ def browse(path, tmp_path, script: str, *options: str) -> str:
     ]
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet]
     command += [f"--user-data-dir={tmp_path / 'profile'}", *options, "--dump-dom", probed.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 SCRIPT = """

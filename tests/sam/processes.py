@@ -25,7 +25,7 @@ def found_by_ranks(module, folder):
         for rank in range(WORLD)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -42,7 +42,7 @@ def work(scenarios, rank, init, out):
         init_method=f"file://{init}",
         rank=int(rank),
         world_size=WORLD,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
     torch.save(dict(scenarios(int(rank))), f"{out}{rank}")
 

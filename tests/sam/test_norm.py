@@ -17,7 +17,7 @@ def test_norm_is_of_all_tensors_together():
 
 def test_norm_is_that_of_one_long_vector():
     parts = tensors(0, (3, 4), (5,), ())
-    assert l2_norm(parts).item() == pytest.approx(norm(parts), rel=1e-15)
+    assert l2_norm(parts).item() == pytest.approx(norm(parts), rel=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -30,8 +30,8 @@ def test_half_precision_accumulates_in_float32(dtype):
 
 def test_float64_keeps_its_precision_beside_float32():
     parts = [torch.tensor([1.0], dtype=torch.float64), torch.tensor([1e-5], dtype=torch.float64)]
-    assert l2_norm(parts).item() == pytest.approx(math.sqrt(1.0 + 1e-10), rel=1e-15)
-    assert l2_norm([*parts, torch.tensor([0.0])]).item() == pytest.approx(math.sqrt(1.0 + 1e-10), rel=1e-15)
+    assert l2_norm(parts).item() == pytest.approx(math.sqrt(1.0 + 1e-10), rel=1e-14)
+    assert l2_norm([*parts, torch.tensor([0.0])]).item() == pytest.approx(math.sqrt(1.0 + 1e-10), rel=1e-14)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])

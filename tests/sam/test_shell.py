@@ -63,7 +63,7 @@ def test_gradients_are_added_to_grad_in_its_storage():
     sam.backward(loss_of(module), *batch)
     once, addresses = [g.clone() for g in grads(module)], [g.data_ptr() for g in grads(module)]
     sam.backward(loss_of(module), *batch)
-    assert relative_error(grads(module), [2 * g for g in once]) < 1e-15
+    assert relative_error(grads(module), [2 * g for g in once]) < 1e-14
     assert [g.data_ptr() for g in grads(module)] == addresses
 
 

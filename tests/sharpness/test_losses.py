@@ -115,8 +115,7 @@ LOSSES = {
     "one without a gradient": without_gradient,
 }
 DEPENDS = (
-    "loss must depend on the params, got a value "
-    "(in which none of them has a gradient|that requires no gradient)"
+    "loss must depend on the params, got (a gradient for none of them|a value that requires no gradient)"
 )
 
 
@@ -259,7 +258,7 @@ def test_parameters_that_the_loss_does_not_use_change_no_group_measure(engine, n
 def test_where_m_cuts_the_batch_a_loss_that_ignores_its_arguments_is_refused(engine, name) -> None:
     module, measure, (x, y) = network(), group_measures()[name], examples()
     loss, params = lambda *_: F.cross_entropy(module(x), y), list(module.parameters())
-    with pytest.raises(ValueError, match="got a loss that used none of its arguments"):
+    with pytest.raises(ValueError, match="got one that touched none of them"):
         measure(loss, params, (x, y), 3, engine)
     whole = measure(cross_entropy_of(module), params, (x, y), None, engine)
     assert measure(loss, params, (x, y), None, engine) == pytest.approx(whole, rel=1e-9)
@@ -270,7 +269,7 @@ def test_where_m_cuts_the_batch_a_loss_that_ignores_its_arguments_is_refused(eng
 def test_the_climbed_loss_may_not_ignore_its_arguments_either(engine) -> None:
     module, (x, y) = network(), examples()
     given = {"rho": 0.1, "m": 2, "engine": engine, "climbed": lambda *_: F.cross_entropy(module(x), y)}
-    with pytest.raises(ValueError, match="got a loss that used none of its arguments"):
+    with pytest.raises(ValueError, match="got one that touched none of them"):
         worst_case(cross_entropy_of(module), list(module.parameters()), (x, y), **given)
 
 

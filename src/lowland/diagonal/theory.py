@@ -9,13 +9,13 @@ exactly :math:`\rho\Delta = \int \rho\, g_S \odot g_S'\, dt`, averaged over grou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.optimize import linprog, minimize
+from scipy.linalg import qr, solve_triangular
+from scipy.optimize import linprog
 
 from lowland.diagonal.dynamics import Plan, Result
 from lowland.diagonal.problem import Array, Problem
@@ -86,16 +86,19 @@ def potential(beta: ArrayLike, alpha: ArrayLike) -> float:
     :math:`q(z) = 2 - \sqrt{4 + z^2} + z \operatorname{arcsinh}(z/2)`, in units of :math:`w_\pm`. Small
     :math:`\alpha` make it like the l1 norm, large ones like the squared l2 norm. (With one factor
     :math:`\alpha` for all, its minimizers are those of the paper's :math:`\alpha \sum q`.)
+
+    Raises:
+        InputError: If an ``alpha`` is not positive.
     """
-    square = np.square(np.asarray(alpha, dtype=np.float64))
-    z = np.asarray(beta, dtype=np.float64) / square
-    return float(np.sum(square * (2.0 - np.sqrt(4.0 + z * z) + z * np.arcsinh(z / 2.0))))
+    beta = np.atleast_1d(np.asarray(beta, dtype=np.float64))
+    s = _slope(beta, np.log(_positive(alpha, len(beta))))
+    return float(np.sum(beta * (s - np.tanh(0.5 * s))))
 
 
 def effective_alpha(u: ArrayLike, v: ArrayLike) -> Vector:
     r""":math:`\sqrt{|w_+ w_-|} = \frac12\sqrt{|u^2 - v^2|}`, which gradient flow conserves."""
     u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
-    alpha: Array = 0.5 * np.sqrt(np.abs((u - v) * (u + v)))
+    alpha: Array = 0.5 * np.sqrt(np.abs(u - v)) * np.sqrt(np.abs(u + v))
     return alpha
 
 
@@ -110,74 +113,88 @@ def minimum_potential(problem: Problem, alpha: ArrayLike) -> Vector:
 
     With :math:`\beta(\nu) = 2\alpha^2 \sinh(X^\top \nu)`, the dual minimizes
     :math:`\sum_i 2\alpha_i^2 \cosh(x_i^\top \nu) - \langle \nu, y \rangle`: smooth, and in as many dimensions
-    as examples. It is solved by a trust region, from large :math:`\alpha` down to the given ones.
+    as examples. Where nothing interpolates, it is the minimizer among the coefficients of least squares.
 
     Raises:
-        InputError: If an ``alpha`` is not positive.
+        InputError: If an ``alpha`` is not positive, or so large or small that the dual cannot be minimized.
     """
     return _minimizer(problem, np.log(_positive(alpha, problem.d)))
 
 
 def _minimizer(problem: Problem, log_alpha: Array) -> Array:
-    """Of the potential, from logarithms: effective initializations may be too small for a number."""
-    easy = min(-log_alpha.min(), _LARGEST - log_alpha.max())
-    path = np.arange(max(0.0, easy), 0.0, -_PATH_STEP)
-    before, dual = np.zeros(problem.n), np.zeros(problem.n)
-    for shift in [*path, 0.0]:
-        solved = _dual(problem, log_alpha + shift, 2.0 * dual - before, dual)
-        before, dual = dual, solved
-    beta: Array = _times_alpha(np.sinh, problem.X.T @ dual, log_alpha)
-    return beta
+    r"""Of the potential, from logarithms: effective initializations may be too small for a number.
+
+    Newton's method on the dual, its unknown :math:`s = X^\top \nu`.
+    """
+    rows, targets = _row_space(problem)
+    unit = np.abs(targets).max(initial=0.0) or 1.0
+    targets, log_square = targets / unit, 2.0 * log_alpha - np.log(unit)
+    if log_square.max() > _LARGEST:
+        power = log_square.max() / np.log(10.0)
+        raise InputError(f"the square of alpha must be at most 1e300 times the targets, got 1e{power:.0f}.")
+    tolerance = _ROUNDING * max(50.0, np.abs(log_square).max())
+    s = np.zeros(problem.d)
+    for _ in range(_MOST_STEPS):
+        curvature = np.exp(log_square + np.logaddexp(s, -s))
+        beta: Array = curvature * np.tanh(s)
+        residual = targets - rows @ beta
+        worst = np.abs(residual).max(initial=0.0)
+        if worst <= tolerance * max(1.0, np.abs(beta).max()):
+            return unit * beta
+        s = s + _damped(_newton(rows, curvature + _FLOOR, residual), s)
+    raise InputError(f"a minimizer must be found in {_MOST_STEPS} steps, got a residual of {worst:.1e}.")
 
 
-_PATH_STEP = 3.0
-_LARGEST = 100.0
-"""Of log α on the path: the squares of its Hessian's entries are numbers still."""
+_LARGEST = np.log(1e300)
+_ROUNDING = 2e-15
+"""A few last digits of 1. Those of s, which is as large as logarithms are, are shares of :math:`\beta`."""
+_FLOOR = 1e-14
+"""Of curvatures, where targets are 1: a coordinate below it would take the whole step for itself."""
+_MOST_STEPS = 10_000
+"""Dozens are taken where log α spans hundreds, thousands where it spans tens of thousands."""
 
 
-def _times_alpha(function: Callable[[Array], Array], s: Array, log_alpha: Array) -> Array:
-    r""":math:`2\alpha^2 \sinh s` or :math:`2\alpha^2 \cosh s`, without overflow on the way."""
-    far = np.abs(s) > _FAR
-    near = 2.0 * np.exp(2.0 * log_alpha) * function(np.where(far, 0.0, s))
-    sign = np.sign(s) if function is np.sinh else 1.0
-    with np.errstate(over="ignore"):
-        away = sign * np.exp(np.abs(s) + 2.0 * log_alpha)
-    value: Array = np.where(far, away, near)
-    return value
+def _row_space(problem: Problem) -> tuple[Array, Array]:
+    """Orthonormal rows, and targets, of equations with the solutions (of least squares) of the problem's."""
+    left, sizes, rows = np.linalg.svd(problem.X, full_matrices=False)
+    rank = int(np.sum(sizes > sizes[0] * max(problem.X.shape) * np.finfo(np.float64).eps))
+    targets: Array = (problem.y @ left[:, :rank]) / sizes[:rank]
+    return rows[:rank], targets
 
 
-_FAR = 30.0
-"""From here on, sinh and cosh are half an exponential to the last digit."""
+def _newton(rows: Array, curvature: Array, residual: Array) -> Array:
+    r"""The step of s: :math:`V^\top (V \operatorname{diag}(c) V^\top)^{-1} r`.
+
+    Curvatures differ by a hundred orders of magnitude. Householder's factorization is accurate in each row of
+    :math:`\operatorname{diag}(\sqrt c) V^\top` by itself if rows fall in size and columns are pivoted (Cox &
+    Higham, 1998).
+    """
+    order = np.argsort(-curvature)
+    root = np.sqrt(curvature[order])
+    Q, R, pivots = qr(root[:, None] * rows.T[order], mode="economic", pivoting=True)
+    step = np.empty_like(curvature)
+    step[order] = Q @ solve_triangular(R, residual[pivots], trans=1) / root
+    return step
 
 
-def _dual(problem: Problem, log_alpha: Array, guess: Array, fallback: Array) -> Array:
-    X, y = problem.X, problem.y
+def _damped(step: Array, s: Array) -> Array:
+    r"""The part :math:`t = \log(1 + p)/p` of a Newton step :math:`q`, after which the dual is smaller.
 
-    def value(nu: Array) -> float:
-        return float(np.sum(_times_alpha(np.cosh, X.T @ nu, log_alpha)) - nu @ y)
-
-    def gradient(nu: Array) -> Array:
-        slope: Array = X @ _times_alpha(np.sinh, X.T @ nu, log_alpha) - y
-        return slope
-
-    def hessian(nu: Array) -> Array:
-        curvature: Array = (X * _times_alpha(np.cosh, X.T @ nu, log_alpha)) @ X.T
-        return curvature
-
-    start = guess if value(guess) < value(fallback) else fallback
-    options = {"gtol": 1e-12, "maxiter": 500}
-    nu: Array = minimize(value, start, jac=gradient, hess=hessian, method="trust-exact", options=options).x
-    for _ in range(3):  # the trust region stops at the resolution of the value; Newton does not
-        step = np.linalg.lstsq(hessian(nu), gradient(nu), rcond=None)[0]
-        if np.abs(gradient(nu - step)).max() < np.abs(gradient(nu)).max():
-            nu = nu - step
-    return nu
+    With :math:`p = \max_i(|s_i + q_i| - |s_i|)` no curvature grows by more than :math:`e^{tp}` on the way, so
+    that the dual falls by at least :math:`\lambda^2(t - (e^{tp} - tp - 1)/p^2)`, with :math:`\lambda^2` the
+    step's square in the dual's Hessian; and that is most at this :math:`t`. No :math:`|s_i|` grows by more
+    than :math:`\log(1 + p)`: nothing overflows, and nothing need be tried and rejected.
+    """
+    growth = np.max(np.abs(s + step) - np.abs(s))
+    part = np.log1p(growth) / growth if growth > 0.0 else 1.0
+    damped: Array = part * step
+    return damped
 
 
 def kkt_residual(beta: ArrayLike, alpha: ArrayLike, X: ArrayLike) -> float:
     r"""Distance of :math:`\nabla\phi_\alpha(\beta)` from the row space of X, relative to its norm.
 
-    It is 0 at the interpolator that minimizes the potential.
+    It is 0 at the interpolator that minimizes the potential, and at 0.
 
     Raises:
         InputError: If an ``alpha`` is not positive.
@@ -185,6 +202,10 @@ def kkt_residual(beta: ArrayLike, alpha: ArrayLike, X: ArrayLike) -> float:
     beta = np.asarray(beta, dtype=np.float64)
     slope = _slope(beta, np.log(_positive(alpha, len(beta))))
     return _outside(slope, np.asarray(X, dtype=np.float64))
+
+
+_FAR = 30.0
+"""From here on, arcsinh(r / 2) is log r to the last digit."""
 
 
 def _slope(beta: Array, log_alpha: Array) -> Array:
@@ -197,7 +218,7 @@ def _slope(beta: Array, log_alpha: Array) -> Array:
 
 def _outside(z: Array, X: Array) -> float:
     inside = X.T @ np.linalg.lstsq(X.T, z, rcond=None)[0]
-    return float(np.linalg.norm(z - inside) / np.linalg.norm(z))
+    return float(np.linalg.norm(z - inside) / (np.linalg.norm(z) or 1.0))
 
 
 def _positive(alpha: ArrayLike, d: int) -> Array:

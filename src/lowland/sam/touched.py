@@ -73,7 +73,9 @@ class require_touched(OwnMode):  # noqa: N801 - it is called like a function
         Raises:
             ValueError: If nothing was touched.
         """
-        if not self._any and (self._ask is None or not _Operations(part).any_of(self._ask)):
+        at_groups = any(map(torch._C._functorch.is_batchedtensor, _tensors(part)))
+        ask = None if at_groups else self._ask
+        if not self._any and (ask is None or not _Operations(part).any_of(ask)):
             raise ValueError(
                 "loss must use its arguments where m cuts the batch, got one that touched none of them "
                 "(it may close over the whole batch)."

@@ -140,4 +140,7 @@ def require_some(gradients: Sequence[object]) -> None:
         InputError: If every gradient is ``None``.
     """
     if all(g is None for g in gradients):
-        raise InputError("loss must depend on the params, got a value in which none of them has a gradient.")
+        raise InputError(
+            "loss must depend on the params, got a gradient for none of them "
+            "(it may be the loss of another model)."
+        )
