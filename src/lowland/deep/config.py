@@ -40,8 +40,8 @@ class TrainConfig:
     """One training run. Names and defaults follow the original code of the paper where it has the option.
 
     Attributes:
-        dataset: digits (embedded), mnist, mnist_binary, svhn, cifar10, cifar10_horse_car, cifar10_dog_cat,
-            cifar10c, cifar100, gaussians_binary or uniform_noise.
+        dataset: digits (embedded), mnist, mnist_binary (1 against 7), svhn, cifar10, cifar10_horse_car,
+            cifar10_dog_cat, cifar10c, cifar100, gaussians_binary or uniform_noise.
         frac_train: Share of the training set used, after the 10 % validation split.
         p_label_noise: Share of the training and validation labels that is flipped, once.
         noise_type: sym flips to any other class, asym to the class that looks alike.
@@ -49,7 +49,8 @@ class TrainConfig:
         model: resnet18, resnet18_gn, resnet_tiny, resnet_tiny_gn, resnet34, resnet34preact, resnet34_gn,
             wrn28, vgg16, linear, lenet, cnn or fc.
         model_width: Channels of the first stage (10 for WRN-28-10); the model's own default if not given.
-        activation: relu, or softplusA for softplus with beta A.
+        activation: relu, or softplusA for softplus with beta A (the original's resnet34 and wrn28 ignore it,
+            and droprate too; ours do not).
         droprate: Dropout rate between a block's convolutions, and after the hidden layers of cnn and fc.
         scale_init: Initial l2 norm of the weights of linear; 0 keeps the default.
         n_layers: Number of layers of cnn and fc.
