@@ -45,7 +45,7 @@ class TrainConfig:
         frac_train: Share of the training set used, after the 10 % validation split.
         p_label_noise: Share of the training and validation labels that is flipped, once.
         noise_type: sym flips to any other class, asym to the class that looks alike.
-        no_data_augm: Train on the images as they are.
+        no_data_augm: Train on the images as they are; linear always does.
         model: resnet18, resnet18_gn, resnet_tiny, resnet_tiny_gn, resnet34, resnet34preact, resnet34_gn,
             wrn28, vgg16, linear, lenet, cnn or fc.
         model_width: Channels of the first stage (10 for WRN-28-10); the model's own default if not given.
@@ -188,6 +188,11 @@ class TrainConfig:
     def group_size(self) -> int:
         """Examples that share one perturbation, m."""
         return self.m or self.batch_size // (self.acc_steps or 1)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are varied; those of linear are not, as in the original."""
+        return not self.no_data_augm and self.model != "linear"
 
     @property
     def is_sam(self) -> bool:
