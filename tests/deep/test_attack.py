@@ -1,17 +1,22 @@
-"""The attack against linear models, whose worst case is known."""
+"""The attack against linear models, whose worst case is known, and against a plain projected ascent."""
+
+import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowland.deep.attack import attacked
+from lowland.deep.data import load_training_data, to_float
 from lowland.deep.losses import cross_entropy
 
 from .room import small
 
 F64 = torch.float64
+REAL_DATA = os.environ.get("LOWLAND_DATA")
 
 
 def linear(outputs: int = 1, size: int = 12) -> nn.Module:
@@ -113,3 +118,78 @@ def test_an_image_without_a_gradient_is_not_lost(norm: str) -> None:
     images, labels = gray()
     moved = attacked(small(attack="pgd", at_norm=norm, eps=1.0), model, images, labels, generator())
     assert moved.isfinite().all()
+
+
+def real_images(dataset: str, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images with many black pixels, to train on and to attack; of MNIST from LOWLAND_DATA."""
+    if dataset == "mnist" and REAL_DATA is None:
+        pytest.skip("needs LOWLAND_DATA with the images of MNIST")
+    data = load_training_data(dataset, data_dir=REAL_DATA if dataset == "mnist" else None)
+    train, test = data.train.head(count), data.test.head(200)
+    return to_float(train.images).to(F64), train.labels, to_float(test.images).to(F64), test.labels
+
+
+@pytest.fixture(scope="module", params=["digits", "mnist"])
+def trained(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained MLP, test images and their labels."""
+    x, y, images, labels = real_images(request.param, 1500)
+    torch.manual_seed(0)
+    hidden = nn.Linear(x[0].numel(), 32)
+    model = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(32, 10)).to(F64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(15):
+        for rows in torch.arange(len(x)).split(100):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return model.requires_grad_(False), images, labels
+
+
+def plain_ascent(model: nn.Module, images: Tensor, labels: Tensor, norm: str, radius: float) -> Tensor:
+    """Ten steps of projected ascent on the pixels themselves, one image after the other."""
+    noise = torch.rand(images.shape, dtype=F64, generator=generator())
+    found = []
+    for x, y, u in zip(images, labels, noise, strict=True):
+        at = back(x + radius * (2 * u - 1), x, norm, radius)
+        for _ in range(10):
+            at.requires_grad_()
+            (g,) = torch.autograd.grad(-model(at[None]).log_softmax(1)[0, y], at)
+            step = g.sign() if norm == "linf" else g / g.norm()
+            at = back(at.detach() + radius / 4 * step, x, norm, radius)
+        found.append(at)
+    return torch.stack(found)
+
+
+def back(at: Tensor, x: Tensor, norm: str, radius: float) -> Tensor:
+    """To the ball around x, then to the pictures."""
+    if norm == "linf":
+        at = at.maximum(x - radius).minimum(x + radius)
+    elif (at - x).norm() > radius:
+        at = x + radius * (at - x) / (at - x).norm()
+    return at.maximum(torch.zeros_like(x)).minimum(torch.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    [("linf", 8.0), ("linf", 16.0), ("linf", 32.0), ("l2", 0.5), ("l2", 1.0), ("l2", 2.0)],
+)
+def test_the_error_under_attack_is_at_least_that_of_a_plain_projected_ascent(trained, norm, eps) -> None:
+    model, images, labels = trained
+
+    def error(x: Tensor) -> float:
+        return (model(x).argmax(1) != labels).double().mean().item()
+
+    radius = eps / 255 if norm == "linf" else eps
+    ours = attacked(small(attack="pgd", at_norm=norm, eps=eps), model, images, labels, generator())
+    plain = plain_ascent(model, images, labels, norm, radius)
+    assert error(ours) >= error(plain) > error(images)
+    assert lengths(ours - images, norm).max() <= radius * (1 + 1e-12)
+    assert (ours.min() >= 0, ours.max() <= 1) == (True, True)
+
+
+def test_pixels_at_the_edge_of_the_range_move_where_the_loss_rises() -> None:
+    model, labels = linear(), torch.arange(8) % 2
+    images = (torch.rand(8, 3, 2, 2, dtype=F64, generator=generator(3)) > 0.5).to(F64)  # black and white
+    moved = attacked(small(attack="pgd", eps=16.0), model, images, labels, generator())
+    uphill = -(2 * labels - 1)[:, None, None, None] * model[1].weight.detach().view(1, 3, 2, 2).sign()
+    torch.testing.assert_close(moved, (images + 16 / 255 * uphill).clamp(0, 1), rtol=0, atol=1e-12)

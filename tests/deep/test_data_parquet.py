@@ -480,3 +480,18 @@ def test_cifar10_is_whole_and_balanced(tmp_path: Path) -> None:
     assert torch.bincount(labels).tolist() == [5_000] * 10
     assert torch.bincount(data.test.labels).tolist() == [1_000] * 10
     assert data.image_shape == (3, 32, 32)
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="needs LOWLAND_DATA with the real images")
+def test_mnist_binary_is_the_only_pair_of_digits_with_the_originals_13007_training_images(
+    tmp_path: Path,
+) -> None:
+    data = load_training_data("mnist_binary", data_dir=REAL_DATA, cache_dir=tmp_path)
+    assert len(data.train) + len(data.validation) == 13_007
+    whole = load_training_data("mnist", data_dir=REAL_DATA, cache_dir=tmp_path)
+    count = torch.bincount(torch.cat([whole.train.labels, whole.validation.labels])).tolist()
+    pairs = [(a, b) for a in range(10) for b in range(a) if count[a] + count[b] == 13_007]
+    assert pairs == [(7, 1)]
+    ones = data.train.indices[data.train.labels == 0]
+    labels = dict(zip(whole.train.indices.tolist(), whole.train.labels.tolist(), strict=True))
+    assert {labels[row] for row in ones.tolist() if row in labels} == {1}

@@ -100,6 +100,19 @@ def test_split_logits_and_layers_are_what_is_asked_for(subject) -> None:
     assert row["layers"] == "|".join(last)
 
 
+def test_the_norm_of_all_layers_divides_where_the_original_is_asked_for(subject) -> None:
+    loss, params, batch = direct(subject)
+    last = dict(list(params.items())[-2:])
+    (row,) = taken(subject, layers="|".join(last), direction="whole")
+    (own,) = taken(subject, layers="|".join(last))
+    search = ProjectedAscent(3, direction="whole")
+    others = [p for name, p in params.items() if name not in last]
+    found = worst_case(loss, last, batch, rho=0.1, m=8, search=search, beside=others)
+    assert row["value"] == pytest.approx(found.value, rel=1e-9)
+    assert row["direction"] == "whole"
+    assert row["value"] < own["value"]
+
+
 def test_random_targets_are_other_classes_and_change_where_is_looked(subject) -> None:
     (row,) = taken(subject, random_targets=True, steps=10)
     (plain,) = taken(subject, steps=10)
@@ -217,6 +230,9 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
         ({"measure": ("knn-error",)}, "measure knn-error needs feature_layer, the name of a layer, got none"),
         ({"feature_layer": "x"}, "feature_layer must be left out without a measure of features"),
         ({"measure": ("feature-rank",), "feature_layer": "x"}, "layer must be the name of one of"),
+        ({"direction": "whole"}, "direction whole needs layers"),
+        ({"direction": "whole", "layers": ".", "norm": "linf"}, "direction 'whole' is of an l2 norm"),
+        ({"search": "auto", "direction": "whole", "layers": "."}, "direction must be left out with --search"),
         ({"steps": 0}, "steps must be a positive whole number, got 0"),
         ({"layers": "nothing"}, "layers must match a parameter's name"),
         ({"measure": ("average-case",), "samples": 1}, "samples must be from 2 to max_samples"),

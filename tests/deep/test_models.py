@@ -27,6 +27,7 @@ BLOCKS = {
 GROUP_NORM = [name for name in BLOCKS if name.endswith("_gn")]
 PREACT = [name for name in BLOCKS if name != "resnet34"]
 RESIDUAL = [*BLOCKS, "wrn28"]
+TWO_LOGITS = ["resnet34", "wrn28", "vgg16"]  # for two classes, in the original's checkpoints
 NARROW = {name: None if width is None else 4 for name, width in DEFAULT_WIDTHS.items()} | {"wrn28": 1}
 
 
@@ -60,9 +61,14 @@ def scrambled(model: nn.Module) -> nn.Module:
 class Reference:
     """The residual networks written out over a state dict, in evaluation mode."""
 
-    def __init__(self, model: nn.Module, num_groups: int | None = None) -> None:
+    def __init__(self, model: nn.Module, num_groups: int | None = None, beta: float | None = None) -> None:
         self.state = model.state_dict()
         self.num_groups = num_groups
+        self.beta = beta
+
+    def activated(self, x: Tensor) -> Tensor:
+        """ReLU, or softplus with this beta."""
+        return x.clamp(min=0) if self.beta is None else (1 + (self.beta * x).exp()).log() / self.beta
 
     def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = self.state[f"{name}.weight"]
@@ -85,9 +91,9 @@ class Reference:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
 
     def preact_block(self, name: str, x: Tensor, stride: int, shortcut: str) -> Tensor:
-        activated = self.norm(f"{name}.bn1", x).clamp(min=0)
+        activated = self.activated(self.norm(f"{name}.bn1", x))
         residual = self.conv(f"{name}.conv1", activated, stride)
-        residual = self.conv(f"{name}.conv2", self.norm(f"{name}.bn2", residual).clamp(min=0))
+        residual = self.conv(f"{name}.conv2", self.activated(self.norm(f"{name}.bn2", residual)))
         if f"{name}.{shortcut}.weight" in self.state:
             x = self.conv(f"{name}.{shortcut}", activated, stride)
         return x + residual
@@ -172,6 +178,14 @@ def test_preactivation_resnet_equals_the_computation_written_out(name: str) -> N
     torch.testing.assert_close(model(x), reference.preact_resnet(x, BLOCKS[name]), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet_tiny_gn"])
+def test_the_last_activation_of_a_preactivation_resnet_is_relu_whatever_the_others(name: str) -> None:
+    model = scrambled(narrow(name, model_width=6, activation="softplus2")).eval()
+    x = images(2, 3, 32, 32)
+    reference = Reference(model, num_groups=3 if name in GROUP_NORM else None, beta=2.0)
+    torch.testing.assert_close(model(x), reference.preact_resnet(x, BLOCKS[name]), rtol=1e-8, atol=1e-8)
+
+
 def test_postactivation_resnet_equals_the_computation_written_out() -> None:
     model = scrambled(narrow("resnet34")).eval()
     x = images(2, 3, 32, 32)
@@ -186,10 +200,15 @@ def test_wide_resnet_equals_the_computation_written_out(width: int) -> None:
     torch.testing.assert_close(model(x), Reference(model).wrn28(x), rtol=1e-10, atol=1e-10)
 
 
-def test_vgg16_equals_the_computation_written_out() -> None:
-    model = scrambled(narrow("vgg16")).eval()
-    state, x = model.state_dict(), images(2, 3, 32, 32)
-    hidden, convolutions = x, iter([0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_vgg16_standardizes_colours_and_equals_the_computation_written_out(channels: int) -> None:
+    model = scrambled(narrow("vgg16", image_shape=(channels, 32, 32))).eval()
+    state, x = model.state_dict(), images(2, channels, 32, 32)
+    hidden = x
+    if channels == 3:
+        colours = zip(x.unbind(1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+        hidden = torch.stack([(c - mean) / deviation for c, mean, deviation in colours], dim=1)
+    convolutions = iter([0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28])
     for depth in (2, 2, 3, 3, 3):
         for index in (next(convolutions) for _ in range(depth)):
             weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
@@ -199,7 +218,8 @@ def test_vgg16_equals_the_computation_written_out() -> None:
     reference = Reference(model)
     for index in (0, 2):
         hidden = reference.linear(f"classifier.{index}", hidden).clamp(min=0)
-    torch.testing.assert_close(model(x), reference.linear("classifier.4", hidden), rtol=1e-10, atol=1e-10)
+    # The constants are those of float32.
+    torch.testing.assert_close(model(x), reference.linear("classifier.4", hidden), rtol=1e-5, atol=1e-7)
 
 
 def test_lenet_equals_the_computation_written_out() -> None:
@@ -266,8 +286,8 @@ def test_one_backward_pass_gives_every_parameter_a_finite_gradient(name: str) ->
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_two_classes_have_one_output(name: str) -> None:
-    assert output_shape(name, (5, 3, 32, 32), num_classes=2) == (5, 1)
+def test_two_classes_have_one_output_or_two_where_the_original_has_two(name: str) -> None:
+    assert output_shape(name, (5, 3, 32, 32), num_classes=2) == (5, 2 if name in TWO_LOGITS else 1)
 
 
 @pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name != "vgg16"])
@@ -369,9 +389,10 @@ def test_number_of_softplus_is_its_beta(activation: str, beta: float) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name != "linear"])
 def test_activation_is_used_everywhere(name: str) -> None:
-    kinds = {type(module) for module in narrow(name, activation="softplus10").modules()}
-    assert nn.Softplus in kinds
-    assert nn.ReLU not in kinds
+    named = dict(narrow(name, activation="softplus10").named_modules())
+    assert nn.Softplus in {type(module) for module in named.values()}
+    relus = [key for key, module in named.items() if isinstance(module, nn.ReLU)]
+    assert relus == (["activation"] if name in PREACT else [])
 
 
 @pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name not in {"fc", "linear"}])

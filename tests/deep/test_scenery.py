@@ -1,12 +1,17 @@
 """Lines, curves and planes of trained networks."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from deep.measured import same, trained
+from deep.room import make_split
+from lowland.deep.data import Split
+from lowland.deep.models import build_model
 from lowland.deep.scenery import scenery
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import Subject, SubjectOptions, load_subject
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 
@@ -109,15 +114,75 @@ def test_a_trained_curve_lies_lower_than_the_line(subjects) -> None:
     assert points == 6
 
 
-def test_batch_norm_statistics_between_networks_are_estimated_again(tmp_path) -> None:
-    options = {"model": "resnet_tiny", "model_width": 2, "frac_train": 0.1, "batch_size": 32}
-    runs = [trained(tmp_path / f"bn{seed}", seed=seed, **options) for seed in range(2)]
-    two = {path.name: load_subject(str(path), SubjectOptions(device="cpu")) for path in runs}
-    before = {n: t.clone() for n, t in two["bn0"].model.state_dict().items()}
-    seen = scenery(two, small(points=3, low=0.0, high=1.0, n_eval=64))
-    assert same(two["bn0"].model, before)
+def normalized(norm, count=2, dtype=torch.float32):
+    """Untrained networks with batch or group norm on 300 images, by name."""
+    name = {"batch": "resnet_tiny", "group": "resnet_tiny_gn"}[norm]
+    subjects = {}
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = build_model(name, num_classes=3, model_width=2, image_shape=(1, 16, 16)).to(dtype).eval()
+        data = make_split(300, shape=(1, 16, 16)), make_split(20, shape=(1, 16, 16), seed=1)
+        subjects[f"net{seed}"] = Subject(f"net{seed}", model, *data, "own")
+    return subjects
+
+
+@pytest.mark.parametrize("view", ["line", "curve", "plane", "random-line", "sam"])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_every_view_of_a_network_that_normalizes_is_seen_in_both_precisions(norm, view) -> None:
+    options = {"view": view, "points": 3, "n_eval": 30} | ({"curve_steps": 2} if view == "curve" else {})
+    rows = []
+    for dtype in (torch.float32, torch.float64):
+        subjects = normalized(norm, 2 if view in {"line", "curve"} else 1, dtype)
+        paths = scenery(subjects, SceneryConfig(**options)).paths
+        rows.append([row for path in paths.values() for row in path])
+    for narrow, wide in zip(*rows, strict=True):
+        assert narrow == pytest.approx(wide, rel=2e-3, abs=0.04)  # errors may differ by an image
+    assert rows[0] != rows[1]
+
+
+def test_batch_norm_statistics_are_those_of_more_images_than_are_evaluated() -> None:
+    two = normalized("batch", dtype=torch.float64)
+    rows = scenery(two, small(points=3, low=0.0, high=1.0, n_eval=20)).paths["line"]
+    first, second = two.values()
+    x = first.train.images.double() / 255
+    model = copy.deepcopy(first.model)
     with torch.no_grad():
-        for name, p in two["bn0"].model.named_buffers():
+        for p, other in zip(model.parameters(), second.model.parameters(), strict=True):
+            p.copy_((p + other) / 2)
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        seen = {m: [] for m in norms}
+        for m in norms:
+            m.register_forward_pre_hook(lambda m, args: seen[m].append(args[0]) if m.training else None)
+        model.train()
+        for part in (x[: len(x) // 2], x[len(x) // 2 :]):
+            model(part)
+        for m in norms:
+            m.running_mean.copy_(sum(z.mean((0, 2, 3)) for z in seen[m]) / 2)
+            m.running_var.copy_(sum(z.transpose(0, 1).flatten(1).var(1) for z in seen[m]) / 2)
+        loss = F.cross_entropy(model.eval()(x[:20]), first.train.labels[:20])
+    assert rows[1]["train_loss"] == pytest.approx(loss.item(), rel=1e-6)  # x / 255 in float32
+
+
+def test_batch_norm_statistics_are_of_5000_images_in_parts_of_one_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(5200, 1, 1, 2, generator=generator), torch.arange(5200) % 3
+    split = Split(images, labels, labels, torch.arange(5200))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).eval()
+    sizes = []
+    model[2].register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])) if m.training else None)
+    two = {name: Subject(name, model, split, split.head(9), "own") for name in "ab"}
+    scenery(two, small(points=2, low=0.0, high=1.0, n_eval=10))
+    assert sum(sizes) == 2 * 5000
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_batch_norm_statistics_between_networks_are_estimated_again() -> None:
+    two = normalized("batch")
+    before = {n: t.clone() for n, t in two["net0"].model.state_dict().items()}
+    seen = scenery(two, small(points=3, low=0.0, high=1.0, n_eval=64))
+    assert same(two["net0"].model, before)
+    with torch.no_grad():
+        for name, p in two["net0"].model.named_buffers():
             if name.endswith("running_var"):
                 p.fill_(1e-3)
     again = scenery(two, small(points=3, low=0.0, high=1.0, n_eval=64))

@@ -373,7 +373,7 @@ def test_noise_of_one_kind_does_not_move_noise_of_another() -> None:
 
 def test_images_are_augmented_anew_in_each_epoch_where_the_set_says_so() -> None:
     data = make_data(8, shape=(3, 8, 8))
-    options: dict[str, Any] = {"batch_size": 8, "model": "linear", "epochs": 2}
+    options: dict[str, Any] = {"batch_size": 8, "model": "fc", "epochs": 2}
     plain = seen_batches(2, data, dataset="cifar10", no_data_augm=True, **options)
     augmented = seen_batches(2, data, dataset="cifar10", **options)
     assert torch.equal(plain[0][0], seen_batches(1, data, **options)[0][0])
@@ -381,6 +381,8 @@ def test_images_are_augmented_anew_in_each_epoch_where_the_set_says_so() -> None
     assert not torch.equal(augmented[0][0], plain[0][0])
     assert not torch.equal(augmented[0][0][order], augmented[1][0])
     assert torch.equal(augmented[0][1], plain[0][1])
+    linear = seen_batches(2, data, dataset="cifar10", **options | {"model": "linear"})
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(linear, plain, strict=True))  # as in the original
 
 
 def test_dropout_draws_anew_in_each_step_and_alike_in_both_passes() -> None:

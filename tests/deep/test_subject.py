@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from deep.measured import trained
+from lowland.deep.losses import cross_entropy
+from lowland.deep.models import build_model
 from lowland.deep.subject import SubjectOptions, load_subject, pick_parameters
 from lowland.errors import InputError
 from lowland.runs import Run
@@ -56,6 +58,42 @@ def test_weights_of_ours_and_of_the_original_are_read_from_files(run_path, tmp_p
         assert all(torch.equal(t, state[n] + shift) for n, t in found.model.state_dict().items())
         assert found.run is None
         assert len(found.train) > 1000
+
+
+@pytest.mark.parametrize("name", ["resnet34", "wrn28", "vgg16"])
+def test_two_class_checkpoints_of_the_original_with_two_outputs_are_read(tmp_path, name) -> None:
+    data = own_data(
+        tmp_path / "d.npz",
+        x=np.random.default_rng(0).random((4, 3, 32, 32), dtype=np.float32),
+        y=np.array([0, 1, 1, 0]),
+        x_test=None,
+        y_test=None,
+    )
+    torch.manual_seed(0)
+    state = build_model(name, num_classes=3, model_width=1).state_dict()
+    for tensor in list(state)[-2:]:  # the last layer, cut to two rows
+        state[tensor] = state[tensor][:2]
+    torch.save({"last": state}, tmp_path / "original.pth")
+    options = SubjectOptions(data=data, model=name, model_width=1, **CPU)
+    subject = load_subject(str(tmp_path / "original.pth"), options)
+    outputs = subject.outputs(subject.train.images)
+    assert outputs.shape == (4, 2)
+    difference = (outputs[:, 1] - outputs[:, 0]) * (2 * subject.train.labels - 1)
+    torch.testing.assert_close(cross_entropy(outputs, subject.train.labels), (1 + (-difference).exp()).log())
+
+
+def test_the_activation_of_a_file_of_weights_is_asked_for(tmp_path) -> None:
+    torch.manual_seed(0)
+    shape = {"num_classes": 10, "model_width": 2, "image_shape": (1, 32, 32)}
+    model = build_model("resnet_tiny_gn", activation="softplus2", **shape)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    options = {"model": "resnet_tiny_gn", "model_width": 2, "dataset": "digits", **CPU}
+    soft = load_subject(str(tmp_path / "w.safetensors"), SubjectOptions(activation="softplus2", **options))
+    hard = load_subject(str(tmp_path / "w.safetensors"), SubjectOptions(**options))
+    x = soft.test.images[:8]
+    assert x.shape[1:] == (1, 32, 32)
+    assert not torch.allclose(soft.outputs(x), hard.outputs(x))
+    assert [type(m) for m in soft.model.modules()] == [type(m) for m in model.modules()]
 
 
 BUILDER = """
@@ -125,6 +163,7 @@ def test_a_run_can_be_measured_on_other_data(run_path, tmp_path) -> None:
     [
         ("nowhere", {}, "a run directory, a file of weights or package.module:function is needed"),
         ("RUN", {"model": "fc"}, "model must be left out for a run, which says it itself, got fc"),
+        ("RUN", {"activation": "softplus2"}, "activation must be left out for a run"),
         ("RUN", {"n_layers": 2}, "n_layers must be left out for a run"),
         ("RUN", {"device": "abacus"}, "device must be one of this machine's"),
         ("FILE", {}, "needs --model or --builder, got neither"),

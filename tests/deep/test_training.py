@@ -469,7 +469,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "frac_train": ({}, {"frac_train": 0.15}),
     "p_label_noise": ({}, {"p_label_noise": 0.3}),
     "noise_type": ({**SVHN, "p_label_noise": 0.3}, {"noise_type": "asym"}),
-    "no_data_augm": (SVHN, {"no_data_augm": True}),
+    "no_data_augm": (SVHN | {"model": "fc"}, {"no_data_augm": True}),
     "model": ({}, {"model": "linear"}),
     "model_width": ({}, {"model_width": 7}),
     "activation": ({}, {"activation": "softplus10"}),

@@ -418,6 +418,65 @@ def test_another_loss_can_be_climbed_and_points_are_still_chosen_by_the_loss() -
         assert again.value == pytest.approx(worst_case(loss, params, batch, **options).value, rel=1e-9)
 
 
+def test_quarters_are_the_originals_six_five_five_and_four_of_twenty_steps() -> None:
+    w = torch.zeros(2, 3, dtype=DOUBLE, requires_grad=True)
+    slope = torch.arange(1.0, 7.0, dtype=DOUBLE).view(2, 3)
+    lengths = []
+
+    def loss(x):
+        lengths.append((w.detach() * slope).sum().item() / slope.norm().item())
+        return (w * slope).sum() * x
+
+    search = ProjectedAscent(schedule="quarters")
+    found = worst_case(loss, [w], (torch.ones(1, dtype=DOUBLE),), rho=2.0, search=search, engine="loop")
+    steps = np.diff([0.0, *lengths[-20:]]) / 0.2
+    wanted = [1.0] * 6 + [0.5] * 5 + [0.25] * 5 + [0.125] * 4
+    assert steps[:18] == pytest.approx(wanted[:18])
+    assert sum(wanted) * 0.1 == pytest.approx(search.settings()["path"]) == pytest.approx(1.025)
+    assert found.value == pytest.approx(2.0 * slope.norm().item(), rel=1e-12)  # at the edge of the ball
+
+
+@pytest.mark.parametrize("scaling", ["plain", "element"])
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_the_originals_steps_along_some_layers_are_divided_by_the_norm_of_all(engine, scaling) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(DOUBLE)
+    x, y = torch.randn(6, 5, dtype=DOUBLE), torch.arange(6) % 3
+
+    def loss(x, y):
+        return F.cross_entropy(model(x), y, reduction="none")
+
+    chosen, rest = list(model.parameters())[2:], list(model.parameters())[:2]
+    search = ProjectedAscent(steps=8, step_size=0.2, direction="whole")
+    found = worst_case(
+        loss, chosen, (x, y), rho=0.3, m=2, search=search, beside=rest, engine=engine, scaling=scaling
+    )
+    rises = []
+    for rows in torch.arange(6).split(2):
+        before = [p.detach().clone() for p in chosen]
+        c = [torch.ones_like(p) if scaling == "plain" else p.abs() for p in before]
+        z, values = [torch.zeros_like(p) for p in before], []
+        for step in range(9):
+            with torch.no_grad():
+                for p, old, unit, move in zip(chosen, before, c, z, strict=True):
+                    p.copy_(old + unit * move)
+            value = loss(x[rows], y[rows]).mean()
+            values.append(value.item())
+            if step == 8:
+                break
+            slopes = torch.autograd.grad(value, [*chosen, *rest])
+            g = [unit * s for unit, s in zip(c, slopes, strict=False)]
+            whole = torch.cat([t.flatten() for t in (*g, *slopes[2:])]).norm()
+            z = [move + 0.2 * 0.3 * t / whole for move, t in zip(z, g, strict=True)]
+            size = torch.cat([t.flatten() for t in z]).norm()
+            z = [t * min(1.0, 0.3 / size.item()) for t in z]
+        with torch.no_grad():
+            for p, old in zip(chosen, before, strict=True):
+                p.copy_(old)
+        rises.append(max(values) - values[0])
+    assert found.value == pytest.approx(sum(rises) / 3, rel=1e-9)
+
+
 def test_only_the_given_parameters_move() -> None:
     module, batch, loss = network()
     whole = worst_case(loss, list(module.parameters()), batch, rho=0.3, m=1)
@@ -529,6 +588,11 @@ def test_a_row_says_all_that_was_decided_and_progress_reaches_its_end() -> None:
         ({"restarts": 0}, "restarts must be a positive whole number, got 0."),
         ({"engine": "fast"}, "engine must be one of"),
         ({"max_memory": 0}, "max_memory must be a positive number of bytes"),
+        ({"beside": [torch.zeros(1, requires_grad=True)]}, "beside needs a projected ascent along 'whole'"),
+        (
+            {"norm": "linf", "search": ProjectedAscent(direction="whole")},
+            "direction 'whole' is of an l2 norm, got norm 'linf'.",
+        ),
         ({"m": 2, "transfer": True}, "transfer needs two or more groups of the same size, got 5 of"),
         ({"transfer": True}, "transfer needs two or more groups of the same size, got 1 of"),
     ],
@@ -545,7 +609,10 @@ def test_wrong_options_are_refused(options, message) -> None:
     [
         (lambda: ProjectedAscent(steps=0), "steps must be a positive whole number, got 0."),
         (lambda: ProjectedAscent(step_size=0.0), "step_size must be positive and finite, got 0.0."),
-        (lambda: ProjectedAscent(direction="up"), "direction must be one of normalized, raw, got 'up'"),
+        (
+            lambda: ProjectedAscent(direction="up"),
+            "direction must be one of normalized, raw, whole, got 'up'",
+        ),
         (lambda: ProjectedAscent(schedule="x"), "schedule must be one of constant, quarters, got 'x'"),
         (lambda: AutoPGD(steps=-1), "steps must be a positive whole number, got -1."),
         (lambda: AutoPGD(momentum=0.0), r"momentum must be in \(0, 1\], got 0.0."),

@@ -19,7 +19,9 @@ def attacked(
 ) -> Images:
     """``images`` moved within the radius to a higher loss, still in [0, 1].
 
-    Steps of a quarter of the radius from a random start; the model is used as it stands.
+    Steps of a quarter of the radius from a random start, each followed by a projection onto the ball and a
+    cut to what makes a picture. The cut is no part of what is differentiated, so that a pixel at the edge
+    of the range can come back; the model is used as it stands.
 
     Args:
         config: ``at_norm``, ``eps`` (in units of 1/255 for linf) and ``attack_iters``.
@@ -30,15 +32,20 @@ def attacked(
     """
     radius = config.eps / 255 if config.at_norm == "linf" else config.eps
     noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    delta = _project(config.at_norm, radius * (2 * noise - 1), radius)
+    delta = _allowed(config.at_norm, radius * (2 * noise - 1), radius, images)
     for _ in range(config.attack_iters):
         delta.requires_grad_()
         with torch.enable_grad():
-            loss = cross_entropy(model((images + delta).clamp(0, 1)), labels).sum()
+            loss = cross_entropy(model(images + delta), labels).sum()
             gradient = torch.autograd.grad(loss, delta)[0]
         step = 0.25 * radius * _direction(config.at_norm, gradient)
-        delta = _project(config.at_norm, delta.detach() + step, radius)
-    return (images + delta).clamp(0, 1)
+        delta = _allowed(config.at_norm, delta.detach() + step, radius, images)
+    return (images + delta).clamp(0, 1)  # the sum may leave the range by a rounding
+
+
+def _allowed(norm: str, delta: Tensor, radius: float, images: Images) -> Tensor:
+    """``delta`` projected onto the ball, and cut so that ``images + delta`` are pictures."""
+    return (images + _project(norm, delta, radius)).clamp(0, 1) - images
 
 
 def _direction(norm: str, gradient: Tensor) -> Tensor:

@@ -40,16 +40,17 @@ class TrainConfig:
     """One training run. Names and defaults follow the original code of the paper where it has the option.
 
     Attributes:
-        dataset: digits (embedded), mnist, mnist_binary, svhn, cifar10, cifar10_horse_car, cifar10_dog_cat,
-            cifar10c, cifar100, gaussians_binary or uniform_noise.
+        dataset: digits (embedded), mnist, mnist_binary (1 against 7), svhn, cifar10, cifar10_horse_car,
+            cifar10_dog_cat, cifar10c, cifar100, gaussians_binary or uniform_noise.
         frac_train: Share of the training set used, after the 10 % validation split.
         p_label_noise: Share of the training and validation labels that is flipped, once.
         noise_type: sym flips to any other class, asym to the class that looks alike.
-        no_data_augm: Train on the images as they are.
+        no_data_augm: Train on the images as they are; linear always does.
         model: resnet18, resnet18_gn, resnet_tiny, resnet_tiny_gn, resnet34, resnet34preact, resnet34_gn,
             wrn28, vgg16, linear, lenet, cnn or fc.
         model_width: Channels of the first stage (10 for WRN-28-10); the model's own default if not given.
-        activation: relu, or softplusA for softplus with beta A.
+        activation: relu, or softplusA for softplus with beta A (the original's resnet34 and wrn28 ignore it,
+            and droprate too; ours do not).
         droprate: Dropout rate between a block's convolutions, and after the hidden layers of cnn and fc.
         scale_init: Initial l2 norm of the weights of linear; 0 keeps the default.
         n_layers: Number of layers of cnn and fc.
@@ -187,6 +188,11 @@ class TrainConfig:
     def group_size(self) -> int:
         """Examples that share one perturbation, m."""
         return self.m or self.batch_size // (self.acc_steps or 1)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are varied; those of linear are not, as in the original."""
+        return not self.no_data_augm and self.model != "linear"
 
     @property
     def is_sam(self) -> bool:

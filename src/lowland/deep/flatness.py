@@ -44,7 +44,8 @@ class FlatnessConfig:
         search: How the worst case is looked for: projected gradient ascent, or auto-PGD.
         steps: Steps of the search.
         step_size: Size of one step of projected ascent in units of rho.
-        direction: Along the normalized gradient, or along the raw one.
+        direction: Along the gradient over its norm (normalized), along the raw one, or, with layers, along
+            the gradient over the norm of that of all layers, as in the original (whole).
         schedule: Step sizes: all the same, or times 1, 1/2, 1/4, 1/8 in the quarters of the search.
         restarts: Searches; all but the first begin at random points.
         random_targets: Search by lowering the loss of random wrong labels.
@@ -74,7 +75,7 @@ class FlatnessConfig:
     search: Literal["projected", "auto"] = "projected"
     steps: int = 20
     step_size: float = 0.1
-    direction: Literal["normalized", "raw"] = "normalized"
+    direction: Literal["normalized", "raw", "whole"] = "normalized"
     schedule: Literal["constant", "quarters"] = "constant"
     restarts: int = 1
     random_targets: bool = False
@@ -110,6 +111,8 @@ class FlatnessConfig:
         if self.search == "auto":
             decided = ("step_size", "direction", "schedule")
             require_default(self, decided, "with --search auto, which decides it")
+        if self.direction == "whole" and self.layers is None:
+            raise InputError("direction whole needs layers, without which it is normalized, got none.")
         if not {"worst-case", "suboptimality"} & set(self.measure):
             unread = ("norm", "restarts", "random_targets", "batch_transfer")
             require_default(self, unread, "without --measure worst-case, which reads it")

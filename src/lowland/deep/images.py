@@ -17,7 +17,7 @@ _COLUMNS = 8
 def write_image_grid(path: Path, config: TrainConfig, data: TrainingData) -> None:
     """Writes the first 64 training images, augmented as in training, as one PNG."""
     images = data.train.head(_COLUMNS**2).images
-    if not config.no_data_augm:
+    if config.augments:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "exported images"))
         images = augmentation(config.dataset)(images, generator)
     pixels = (to_float(images).clamp(0, 1) * 255).round().byte().cpu()

@@ -1,7 +1,7 @@
 """Losses of a batch, one value per example.
 
 A network for two classes has one output f, the logit of class 1; elsewhere it counts as the logits
-(0, f), whose cross-entropy is the logistic loss of f.
+(0, f), whose cross-entropy is the logistic loss of f. Some have both logits, as in the original code.
 """
 
 import math

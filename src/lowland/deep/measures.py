@@ -242,6 +242,11 @@ class _Taking:
         edge = sam_edge(norm, rho=config.sam_rho, eta=rows[-1]["lr"])
         return {"gradient_norm": norm, "edge": edge, "eta": rows[-1]["lr"], "edge_rho": config.sam_rho}
 
+    def _staying(self) -> list[Tensor]:
+        """Parameters that are not perturbed."""
+        every = pick_parameters(self.subject.model, None)
+        return [p for name, p in every.items() if name not in self.params]
+
     def _options(self, m: int | None) -> dict[str, Any]:
         config = self.config
         return {
@@ -250,6 +255,7 @@ class _Taking:
             "search": search_of(config),
             "restarts": config.restarts,
             "seed": config.seed,
+            "beside": self._staying() if config.direction == "whole" else (),
             "transfer": config.batch_transfer,
             "climbed": self.on.towards_targets if config.random_targets else None,
             "engine": self.on.engine(m),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.deep.averaging import has_batch_norm, reestimate_batch_norm
-from lowland.deep.data import Split, to_float
+from lowland.deep.data import Split
 from lowland.deep.losses import cross_entropy
 from lowland.deep.objective import is_wrong
 from lowland.deep.seeding import derive_seed
@@ -33,6 +34,8 @@ from lowland.sharpness import (
 Rows = list[dict[str, float]]
 Points = dict[str, tuple[float, ...]]
 _BATCH = 256
+_STATISTICS = 5000
+"""Training images that batch-norm statistics are estimated on, as in the original."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def scenery(
 ) -> Scenery:
     """Looks at the landscape around and between networks, on the first one's data.
 
-    Batch-norm statistics between networks are estimated again on the training examples.
+    Batch-norm statistics between networks are estimated again on the first 5,000 training examples, however
+    many of them are evaluated.
 
     Args:
         subjects: One, two or three networks of the same kind, by name; the same afterwards, bit for bit.
@@ -182,8 +186,10 @@ class _Looking:
 
     def _prepare(self, model: nn.Module) -> None:
         if has_batch_norm(model):
-            images = torch.split(self.splits["train"].images, _BATCH)
-            reestimate_batch_norm(model, (to_float(part) for part in images))
+            images = self.first.train.head(_STATISTICS).images
+            # Parts of one size, since each counts the same.
+            parts = torch.tensor_split(images, math.ceil(len(images) / _BATCH))
+            reestimate_batch_norm(model, map(self.first.inputs, parts))
 
     def _evaluated(self, _: nn.Module) -> dict[str, float]:
         row: dict[str, float] = {}

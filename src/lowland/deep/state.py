@@ -192,7 +192,7 @@ class TrainState:
         rows = self._epoch_order()[start : start + config.batch_size]
         # index_select copies whole images, several times as fast as indexing on the CPU.
         images, labels = self.train.images.index_select(0, rows), self.train.labels.index_select(0, rows)
-        if not config.no_data_augm:
+        if config.augments:
             images = self._augmentation(images, self._generator("augmentation"))
         return to_float(images), self._redrawn(labels)
 

@@ -27,6 +27,8 @@ from lowland.runs import Run
 
 Kind = Literal["last", "best", "swa_last", "swa_best"]
 Precision = Literal["float32", "float64"]
+_OF_MODELS = ("model", "model_width", "n_layers", "activation")
+_OF_FILES = ("builder", *_OF_MODELS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SubjectOptions:
         model: Network of a weights file, one of lowland train's.
         model_width: Its width.
         n_layers: Its number of layers.
+        activation: Its activation, if it is not relu.
         data: Your own data: a .safetensors or .npz file with x and y, and perhaps x_test and y_test.
         data_dir: Folder with data sets, DIR/cifar10/*.parquet and so on; else the run's, else $LOWLAND_DATA.
         device: cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one.
@@ -52,6 +55,7 @@ class SubjectOptions:
     model: str | None = None
     model_width: int | None = None
     n_layers: int | None = None
+    activation: str | None = None
     data: Path | None = None
     data_dir: Path | None = None
     device: str = "auto"
@@ -133,7 +137,7 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
         raise InputError(
             f"a run directory, a file of weights or package.module:function is needed, got {source!r}."
         )
-    _refuse(options, ("builder", "model", "model_width", "n_layers"), source)
+    _refuse(options, _OF_FILES, source)
     _refuse_kind(options, source)
     return _placed(source, built_by(source), _data(options, None), options)
 
@@ -185,7 +189,7 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         raise InputError(f"{path} must be a run of lowland train, got one of {run.config['command']!r}.")
     if not run.model_path.is_file():
         raise InputError(f"{path} must be a finished run, but has no {run.model_path.name} yet.")
-    _refuse(options, ("builder", "model", "model_width", "n_layers"), "a run")
+    _refuse(options, _OF_FILES, "a run")
     config = TrainConfig.from_dict(run.config)
     own = load_data(config, options.data_dir or Place.of(run).data_dir)
     model = _built(config, own)
@@ -197,7 +201,7 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
 
 def _of_file(path: Path, options: SubjectOptions) -> Subject:
     if options.builder is not None:
-        _refuse(options, ("model", "model_width", "n_layers"), "a builder")
+        _refuse(options, _OF_MODELS, "a builder")
         model, data = built_by(options.builder), _data(options, None)
     else:
         if options.model is None:
@@ -207,6 +211,7 @@ def _of_file(path: Path, options: SubjectOptions) -> Subject:
             model=options.model,
             model_width=options.model_width,
             n_layers=1 if options.n_layers is None else options.n_layers,
+            activation=options.activation or "relu",
         )
         data = _data(options, options.model)
         model = _built(config, data)

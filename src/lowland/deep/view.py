@@ -24,7 +24,7 @@ class SceneryConfig:
             units of its filters' lengths; along SAM's perturbation, an l2 norm.
         high: Last coordinate.
         margin: How far a plane through three networks goes beyond them, as a share of its size.
-        n_eval: Examples of each split.
+        n_eval: Examples of each split that are evaluated (batch norm's statistics are of 5,000).
         n_direction: Training examples whose gradient SAM's perturbation follows.
         curve_steps: Steps of training the curve, of 128 examples each.
         curve_lr: Size of one step.

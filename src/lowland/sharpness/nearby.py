@@ -30,11 +30,13 @@ class Visit:
         losses: The mean loss of each trial's group, in float64.
         extras: Means of what the loss returned beside it, by name.
         gradient: Gradients, one per parameter; empty unless asked for.
+        share: The norm of the gradient of the parameters that move, over that of all; 1 unless some stay.
     """
 
     losses: Float[Tensor, " trials"]
     extras: Extras
     gradient: list[PerGroup]
+    share: Float[Tensor, " trials"] | float = 1.0
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from lowland.sharpness.ball import Ball
 from lowland.sharpness.nearby import Extras, Visit
 from lowland.sharpness.vectors import Vector
 
-Direction = Literal["normalized", "raw"]
+Direction = Literal["normalized", "raw", "whole"]
 Schedule = Literal["constant", "quarters"]
 Factors = Float[Tensor, " trials"]
 
@@ -56,7 +56,7 @@ class Field(Protocol):
         """The ball."""
 
     def slope(self, z: Vector) -> tuple[Visit, Vector]:
-        """What is at z, and the gradient with respect to z."""
+        """What is at z, with its share, and the gradient with respect to z."""
 
     def value(self, z: Vector) -> Visit:
         """What is at z."""
@@ -84,8 +84,11 @@ class ProjectedAscent:
     Attributes:
         steps: Number of steps.
         step_size: :math:`\eta` in units of the radius.
-        direction: what d is; ``normalized``: g over its norm (for l∞ its signs); ``raw``: g.
-        schedule: ``quarters`` multiplies :math:`\eta` by 1, 1/2, 1/4, 1/8 in the four quarters of the steps.
+        direction: what d is; ``normalized``: g over its norm (for l∞ its signs); ``raw``: g; ``whole``: g
+            over the norm of the gradient of the parameters that stay as well, as in the original.
+        schedule: ``quarters`` multiplies :math:`\eta` by 1, 1/2, 1/4, 1/8 in the four quarters of the steps,
+            counted from 0; a step on a boundary is a long one, as in the original: 6, 5, 5 and 4 of 20, a
+            path of 1.025 radii for :math:`\eta = 0.1`, which reaches the edge of the ball.
     """
 
     steps: int = 20
@@ -107,22 +110,28 @@ class ProjectedAscent:
             seen, g = field.slope(z)
             best = best.or_better(ball, seen.losses, seen.extras, z)
             raw, reuse = self.direction == "raw", k > 0 and not best.keeps
-            z = ball.climbed(z, self._size(k) * ball.rho, g, raw=raw, reuse=reuse)
+            sizes = self._size(k) * ball.rho
+            if self.direction == "whole":
+                sizes = sizes * seen.share
+            z = ball.climbed(z, sizes, g, raw=raw, reuse=reuse)
         last = field.value(z)
         return best.or_better(ball, last.losses, last.extras, z)
 
     def settings(self) -> dict[str, Any]:
-        """What decided the search."""
-        return {
+        """What decided the search; if steps are not all the same, also the radii that they add up to."""
+        settings = {
             "search": "projected ascent",
             "steps": self.steps,
             "step_size": self.step_size,
             "direction": self.direction,
             "schedule": self.schedule,
         }
+        if self.schedule == "constant":
+            return settings
+        return settings | {"path": math.fsum(self._size(k) for k in range(self.steps))}
 
     def _size(self, k: int) -> float:
-        halvings = 4 * k // self.steps if self.schedule == "quarters" else 0
+        halvings = max(0, 4 * k - 1) // self.steps if self.schedule == "quarters" else 0
         return self.step_size * 0.5**halvings
 
 

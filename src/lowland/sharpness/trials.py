@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -15,6 +15,7 @@ from lowland.sam.arguments import Engine
 from lowland.sam.batched.cost import seconds
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.batched.passes import GroupsPasses
+from lowland.sam.batched.per_group import PerGroup, squared_norms
 from lowland.sam.batched.probe import Probe, probe
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.passes import Passes
@@ -62,6 +63,7 @@ class Terrain:
     Attributes:
         passes: The loss that is measured.
         climbed: The loss that is climbed, which may be another one.
+        moving: The number of its parameters that move, the first ones.
         groups: The groups.
         norm: Of the ball.
         scaling: Units of the weights.
@@ -74,6 +76,7 @@ class Terrain:
 
     passes: Passes
     climbed: Passes
+    moving: int
     groups: Grouped
     norm: Norm
     scaling: Scaling
@@ -83,10 +86,15 @@ class Terrain:
     engine: Engine
     max_memory: int
 
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters that move."""
+        return self.passes.params[: self.moving]
+
     def climbed_by(self, trials: Sequence[Trial], on_progress: Callable[[float], object]) -> list[Found]:
         """What each trial found."""
         found: dict[Trial, Found] = {}
-        units = scales(self.passes.params, self.scaling)
+        units = scales(self.params, self.scaling)
         draws = RandomState.capture(self.passes.devices)
         for chunk in self._chunks(trials):
             found |= zip(chunk.trials, _Climb(self, chunk, units, draws).found(), strict=True)
@@ -136,10 +144,10 @@ class Terrain:
         """Whether the sum of all gradients of a climb is smaller than one vector over all weights."""
         low = self.norm == "l2" and self.scaling != "element" and trial.start == 0
         held = self.search.steps * (seen.formed + seen.kept)
-        return low and held <= _weight_bytes(self.passes.params) and Unformed.holds(seen.found.gradient)
+        return low and held <= _weight_bytes(self.params) and Unformed.holds(seen.found.gradient)
 
     def _at_once(self, seen: Probe, trials: int, *, formed: bool) -> int:
-        weights = _weight_bytes(self.passes.params)
+        weights = _weight_bytes(self.params)
         vectors = VECTORS * weights if formed else 2 * self.search.steps * (seen.formed + seen.kept)
         return max(1, min(trials, self.max_memory // max(1, seen.saved + vectors)))
 
@@ -163,7 +171,7 @@ class _Climb:
 
     def __post_init__(self) -> None:
         trials = self.chunk.trials
-        params = self.terrain.passes.params
+        params = self.terrain.params
         rho = torch.tensor([t.rho for t in trials], dtype=torch.float64)
         space: Space = Formed(params, len(trials))
         if self.chunk.formed is False:
@@ -189,14 +197,19 @@ class _Climb:
         return [Found(*row) for row in zip(_each(base), _each(bests), moved, strict=True)]
 
     def slope(self, z: Vector) -> tuple[Visit, Vector]:
-        """What is at z, and the gradient in units."""
+        """What is at z, with the share of those that move in the gradient, and the gradient in units."""
         e = self._moves(z)
         seen = self._climbed.slope(e)
-        g = [
-            t if c is None or t.absent else t.times(c) for t, c in zip(seen.gradient, self.units, strict=True)
-        ]
+        moving, staying = seen.gradient[: self.terrain.moving], seen.gradient[self.terrain.moving :]
+        g = [t if c is None or t.absent else t.times(c) for t, c in zip(moving, self.units, strict=True)]
+        share = self._share(g, staying) if staying else 1.0
         vector = self.ball.space.gradient(g)
-        return (seen if self._measured is None else self._measured.value(e)), vector
+        return replace(seen if self._measured is None else self._measured.value(e), share=share), vector
+
+    def _share(self, moving: list[PerGroup], staying: list[PerGroup]) -> Tensor:
+        trials = len(self.chunk.trials)
+        part, rest = (squared_norms(g, trials).cpu() for g in (moving, staying))
+        return torch.where(part > 0.0, (part / (part + rest)).sqrt(), part)
 
     def value(self, z: Vector) -> Visit:
         """What is at z."""
@@ -206,7 +219,9 @@ class _Climb:
         if z is None:
             return None
         moves = self.ball.space.moves(z)
-        return [t if c is None or t is None else t.times(c) for t, c in zip(moves, self.units, strict=True)]
+        pairs = zip(moves, self.units, strict=True)
+        staying = len(self.terrain.passes.params) - self.terrain.moving
+        return [t if c is None or t is None else t.times(c) for t, c in pairs] + [None] * staying
 
     def _nearby(self, passes: Passes, shift: int) -> Nearby:
         groups = self.terrain.groups
@@ -229,7 +244,7 @@ class _Climb:
     def _point(self, number: int) -> list[Tensor]:
         """A random point of the ball of radius 1, the same for all groups."""
         generator = torch.Generator().manual_seed(self.terrain.seed + 7919 * number)
-        params, wide = self.terrain.passes.params, torch.float64
+        params, wide = self.terrain.params, torch.float64
         if self.terrain.norm == "linf":
             draws = [2.0 * torch.rand(p.shape, generator=generator, dtype=wide) - 1.0 for p in params]
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.errors import InputError, one_of
-from lowland.sam.arguments import Engine, check_engine, check_numbers
+from lowland.sam.arguments import Engine, check_engine, check_numbers, check_params
 from lowland.sam.batch import MicroBatches
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.buffers import Buffers
@@ -125,6 +125,8 @@ class WorstCase:
         restarts: Number of climbs: one from the weights, the others from random points of the ball, the same
             for all groups.
         seed: Of these.
+        beside: Parameters that stay, whose gradients count in the norm that a :class:`ProjectedAscent` along
+            ``"whole"`` divides by.
         climbed: A loss to climb in place of the one that is measured, by which points are still chosen.
         transfer: Whether each group's perturbation is measured on the next group (the first, after the
             last) in place of its own; that may be negative.
@@ -140,6 +142,7 @@ class WorstCase:
     search: Search = ProjectedAscent()  # noqa: RUF009 - immutable
     restarts: int = 1
     seed: int = 0
+    beside: Params = ()
     climbed: Loss | None = None
     transfer: bool = False
     engine: Engine = "auto"
@@ -154,6 +157,16 @@ class WorstCase:
         check_reduction(self.reduction)
         if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
             raise InputError(f"restarts must be a positive whole number, got {self.restarts!r}.")
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        direction = self.search.settings().get("direction")
+        if len(self.beside) > 0 and direction != "whole":
+            raise InputError(
+                f"beside needs a projected ascent along 'whole', which reads it, got {direction!r}."
+            )
+        if direction == "whole" and self.norm != "l2":
+            raise InputError(f"direction 'whole' is of an l2 norm, got norm {self.norm!r}.")
 
     def settings(self) -> dict[str, Any]:
         """What decided the values, as plain ones."""
@@ -179,20 +192,22 @@ class WorstCase:
         """A result for each radius, of groups of ``m``."""
         _check_radii(rho)
         check_numbers(m=m, steps=1, step_size=1.0, l2=0.0, scale=1.0)
-        with objective(loss, params, batch, self.module) as target:
+        beside = _listed(self.beside)
+        check_params(_listed(params))
+        with objective(loss, [*_listed(params), *beside], batch, self.module) as target:
             groups = Grouped(MicroBatches(target.parts), m)
             self._check_transfer(groups)
-            terrain = self._terrain(loss, target.params, groups)
+            terrain = self._terrain(loss, target.params, len(target.params) - len(beside), groups)
             starts, indices = range(self.restarts), range(len(groups))
             trials = [Trial(i, float(r), s) for s in starts for r in rho for i in indices]
             found = dict(zip(trials, terrain.climbed_by(trials, on_progress), strict=True))
-            dtype = dtype_name(target.params)
+            dtype = dtype_name(terrain.params)
             rows = {r: [_best(i, r, found) for i in indices] for r in {float(r) for r in rho}}
             return [_measured(rows[r], groups, {"rho": r, "m": m, **self.settings()}, dtype) for r in rho]
 
-    def _terrain(self, loss: Loss, params: list[Tensor], groups: Grouped) -> Terrain:
+    def _terrain(self, loss: Loss, params: list[Tensor], moving: int, groups: Grouped) -> Terrain:
         def passes(of: Loss) -> Passes:
-            buffers = Buffers(self.module)
+            buffers = Buffers(self.module, trained=params)
             of = averaged(of, self.reduction, watched=len(groups) > 1)
             return Passes(of, params, 0.0, 1.0, "frozen", buffers, None, None, Workspace(), False)
 
@@ -200,6 +215,7 @@ class WorstCase:
         return Terrain(
             measured,
             measured if self.climbed is None else passes(self.climbed),
+            moving,
             groups,
             self.norm,
             self.scaling,
@@ -272,6 +288,10 @@ def _check_radii(rho: Sequence[float]) -> None:
     for radius in rho:
         if not 0.0 < radius < math.inf:
             raise InputError(f"rho must be positive and finite, got {radius}.")
+
+
+def _listed(params: Params) -> list[Tensor]:
+    return list(params.values() if isinstance(params, Mapping) else params)
 
 
 def _report(on_progress: Callable[[float], object], done: int, all_: int, share: float) -> None:

@@ -42,6 +42,8 @@ class _Model:
         width: Its width if none is given; ``None`` if it has none.
         convolutional: Whether it needs images, as opposed to arrays of any shape.
         min_size: The least height and width of an image.
+        outputs_of_two: Outputs for two classes: their logit difference, or a logit each where the original
+            has two, so that its checkpoints fit.
     """
 
     construct: Callable[..., nn.Module]
@@ -49,6 +51,7 @@ class _Model:
     width: int | None = None
     convolutional: bool = True
     min_size: int = 1
+    outputs_of_two: int = 1
 
 
 _BLOCKS = ("model_width", "activation", "droprate")
@@ -62,11 +65,11 @@ _MODELS: Mapping[str, _Model] = {
     "resnet18_gn": _Model(partial(PreActResNet, num_blocks=_EIGHTEEN, norm=group_norm), _BLOCKS, 64),
     "resnet_tiny": _Model(partial(PreActResNet, num_blocks=_TINY, norm=batch_norm), _BLOCKS, 16),
     "resnet_tiny_gn": _Model(partial(PreActResNet, num_blocks=_TINY, norm=group_norm), _BLOCKS, 16),
-    "resnet34": _Model(partial(ResNet, num_blocks=_THIRTY_FOUR), _BLOCKS, 64),
+    "resnet34": _Model(partial(ResNet, num_blocks=_THIRTY_FOUR), _BLOCKS, 64, outputs_of_two=2),
     "resnet34_gn": _Model(partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=group_norm), _BLOCKS, 64),
     "resnet34preact": _Model(partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=batch_norm), _BLOCKS, 64),
-    "wrn28": _Model(partial(WideResNet, depth=28), _BLOCKS, 10),
-    "vgg16": _Model(VGG16, ("model_width", "activation"), 64, min_size=32),
+    "wrn28": _Model(partial(WideResNet, depth=28), _BLOCKS, 10, outputs_of_two=2),
+    "vgg16": _Model(VGG16, ("model_width", "activation"), 64, min_size=32, outputs_of_two=2),
     "lenet": _Model(LeNet, ("activation",), min_size=16),
     "cnn": _Model(ConvNet, _LAYERS, 64),
     "fc": _Model(FullyConnected, _LAYERS, 512, convolutional=False),
@@ -112,8 +115,9 @@ def build_model(
     """A new model, initialized from PyTorch's default generator.
 
     It maps images of shape ``(examples, *image_shape)`` to logits of shape ``(examples, num_classes)``, or
-    ``(examples, 1)`` for two classes: there the one output is the logit difference. It takes images with
-    values in [0, 1] as they are.
+    ``(examples, 1)`` for two classes: there the one output is the logit difference, except that
+    ``resnet34``, ``wrn28`` and ``vgg16`` have two logits, as in the original code. It takes images with
+    values in [0, 1] as they are; ``vgg16`` standardizes colours itself.
 
     Args:
         name: One of :data:`MODEL_NAMES`.
@@ -122,7 +126,9 @@ def build_model(
             layer (``fc``), widening factor (``wrn28``); ``None`` means that of :data:`DEFAULT_WIDTHS`. Even
             for the models with group normalization, which have ``model_width / 2`` groups in every norm.
         image_shape: Channels, height and width of an image.
-        activation: ``"relu"``, or ``"softplusA"`` with β = ``A``, such as ``"softplus10"``.
+        activation: ``"relu"``, or ``"softplusA"`` with β = ``A``, such as ``"softplus10"``. The last one of
+            the pre-activation ResNets is always ReLU; the original's ``resnet34`` and ``wrn28`` ignore it,
+            and ``droprate`` too.
         droprate: Probability of dropping a unit, between a block's two convolutions (ResNets) or after a
             hidden activation (``cnn``, ``fc``).
         n_layers: Number of hidden layers of ``cnn`` and ``fc``.
@@ -152,7 +158,7 @@ def build_model(
     options |= {"model_width": width, "activation": parse_activation(activation)}
     built = model.construct(
         image_shape=image_shape,
-        num_outputs=1 if num_classes == 2 else num_classes,
+        num_outputs=model.outputs_of_two if num_classes == 2 else num_classes,
         **{option: options[option] for option in model.reads},
     )
     initialize(built)

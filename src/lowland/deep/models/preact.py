@@ -54,7 +54,7 @@ class PreActResNet(nn.Module):
 
     The stem is one 3x3 convolution; four stages of :class:`PreActBlock` follow, of which the last three
     double the channels and halve the image; then norm, activation, the mean over the image and a linear
-    layer (He et al., 2016, arXiv 1603.05027).
+    layer (He et al., 2016, arXiv 1603.05027). That last activation is always ReLU, as in the original code.
 
     Args:
         image_shape: Channels, height and width; only the channels matter.
@@ -62,7 +62,7 @@ class PreActResNet(nn.Module):
         num_blocks: Blocks of each of the four stages.
         norm: Given the width, the norm of the model: ``batch_norm`` or ``group_norm``.
         model_width: Channels of the stem and the first stage.
-        activation: Makes the activations.
+        activation: Makes the activations of the blocks.
         droprate: Probability of dropping a unit between a block's convolutions.
     """
 
@@ -87,7 +87,7 @@ class PreActResNet(nn.Module):
         self.layer3 = stage(block, 2 * width, 4 * width, num_blocks=num_blocks[2], stride=2)
         self.layer4 = stage(block, 4 * width, 8 * width, num_blocks=num_blocks[3], stride=2)
         self.bn = make_norm(8 * width)
-        self.activation = activation()
+        self.activation = nn.ReLU()
         self.linear = nn.Linear(8 * width, num_outputs)
 
     def forward(
