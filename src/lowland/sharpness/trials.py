@@ -14,8 +14,9 @@ from torch import Tensor
 from lowland.sam.arguments import Engine
 from lowland.sam.batched.cost import seconds
 from lowland.sam.batched.grouped import Grouped
+from lowland.sam.batched.norms import squared_norms
 from lowland.sam.batched.passes import GroupsPasses
-from lowland.sam.batched.per_group import PerGroup, squared_norms
+from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.probe import Probe, probe
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.passes import Passes
