@@ -62,7 +62,8 @@ def _targets(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.numel() > 0 and tensor.device.type != "meta"
+    inside = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # a transform made it
+    return not inside and tensor.layout == torch.strided and tensor.numel() > 0 and not tensor.is_meta
 
 
 def _tensors(element: Any) -> Iterator[Tensor]:

@@ -446,3 +446,20 @@ def test_dropout_drops_something_else_in_every_group(drop):
     except Unbatchable:
         return
     assert len({bits(group) for group in masks.view(4, 2, 4)}) > 1
+
+
+def test_operations_in_place_beside_a_frozen_module_are_run_at_once():
+    """What watches the frozen parameters asks what is written to, which has no memory of its own there."""
+    module, _, (x,) = two_layers(plain)
+    frozen = nn.Linear(4, 4).double().requires_grad_(False)
+
+    def loss(x):
+        h = frozen(x)
+        h.div_(2.0)
+        return module(h.add_(1.0)).square().mean()
+
+    found = [
+        sam_gradient(loss, list(module.parameters()), (x,), rho=0.1, m=2, engine=engine).gradients
+        for engine in ("loop", "batched")
+    ]
+    assert norm([a - b for a, b in zip(*found, strict=True)]) < 1e-10 * norm(found[0])
