@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lowland.sam.containers import version_of
 from lowland.sam.frozen import Writes
+from lowland.sam.surely import finally_surely
 
 BatchNormStats = Literal["first", "both", "frozen"]
 """``first``: only the unperturbed pass moves running statistics; ``both``: every pass; ``frozen``: none."""
@@ -93,13 +94,13 @@ class Buffers:
         """A pass that sees what the first pass over its group saw, and leaves nothing of what it does."""
         with nullcontext() if self._handle is not None else self.watched():
             saved = self._begun(() if self._start is None else self._start.written())
-            try:
-                if self._start is not None:
-                    self._start.restore()
-                yield saved
-            finally:
-                self._end(saved)
-                saved.restore()
+            with finally_surely(saved.restore):
+                try:
+                    if self._start is not None:
+                        self._start.restore()
+                    yield saved
+                finally:
+                    self._end(saved)
 
     def writes_noticed(self) -> AbstractContextManager[object]:
         """A block in which parameters that are not trained are copied before they are written to."""

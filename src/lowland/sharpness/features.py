@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from lowland.errors import InputError
 from lowland.sam.buffers import Buffers
-from lowland.sharpness.kept import finally_surely, generators_kept
+from lowland.sam.surely import finally_surely
+from lowland.sharpness.kept import generators_kept
 
 _CHUNK = 1024
 

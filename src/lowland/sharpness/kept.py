@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from lowland.sam.randomness import RandomState
-
-
-@contextmanager
-def finally_surely(restore: Callable[[], object]) -> Iterator[None]:
-    """After the block ``restore`` is called, and once more if it is interrupted."""
-    try:
-        yield
-    finally:
-        try:
-            restore()
-        except BaseException:
-            restore()
-            raise
+from lowland.sam.surely import finally_surely
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.errors import InputError
 from lowland.sam.buffers import Buffers
-from lowland.sharpness.kept import finally_surely, generators_kept
+from lowland.sam.surely import finally_surely
+from lowland.sharpness.kept import generators_kept
 
 State = Mapping[str, Tensor]
 _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
