@@ -1,5 +1,6 @@
 """Steps along the gradient, and the ball they stay in."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -97,9 +98,8 @@ def vanishes(size: float, norm: float, g: Sequence[Tensor]) -> bool:
 
 def largest_factor(tensors: Sequence[Tensor]) -> float:
     """The largest number that all ``tensors`` can be multiplied with, in float32 or better."""
-    return min(
-        torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in {t.dtype for t in tensors}
-    )
+    dtypes = {torch.promote_types(t.dtype, torch.float32) for t in tensors}
+    return min((torch.finfo(dtype).max for dtype in dtypes), default=math.inf)
 
 
 def _within_ball(e: Sequence[Tensor], radius: float) -> Sequence[Tensor]:
