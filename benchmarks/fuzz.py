@@ -10,6 +10,7 @@ counted: inputs that are read, that are refused (``InputError``, ``OSError``, ex
 """
 
 import argparse
+import functools
 import json
 import os
 import pickle
@@ -40,6 +41,7 @@ from lowland.deep.data.cache import cached
 from lowland.deep.data.locate import locate
 from lowland.deep.data.parquet import read_images
 from lowland.deep.data.sets import DATASETS
+from lowland.deep.models import build_model
 from lowland.deep.records import MeasureRow, MetricsRow, TrainingSummary
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.diagonal.experiment import DiagonalConfig
@@ -190,6 +192,7 @@ def _is_measured(folder: Path) -> None:
     read_lines(folder / "run" / "sharpness.jsonl", MeasureRow)
 
 
+@functools.cache
 def _state() -> TrainState:
     return TrainState(CONFIG, load_data(CONFIG, None), torch.device("cpu"))
 
@@ -295,7 +298,8 @@ def _is_own_data(name: str) -> Callable[[Path], None]:
     options = {"builder": None, "device": "cpu", "data": None, "model": "linear"}
 
     def use(folder: Path) -> None:
-        torch.save(torch.nn.Linear(64, 6, bias=False).state_dict(), folder / "w.pth")
+        network = build_model("linear", num_classes=6, image_shape=(1, 8, 8))
+        torch.save(network.state_dict(), folder / "w.pth")
         load_subject(str(folder / "w.pth"), SubjectOptions(**{**options, "data": folder / name}))
 
     return use
@@ -374,12 +378,13 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     total: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder, _planted(arguments.plant):
+    with tempfile.TemporaryDirectory() as folder:
         _TRAINED.append(_trained(Path(folder) / "trained"))
-        for name in arguments.only:
-            counts = fuzzed(name, Path(folder) / "target", arguments.count, arguments.seed)
-            total += counts
-            print(f"{name:40}" + _line(counts), flush=True)
+        with _planted(arguments.plant):
+            for name in arguments.only:
+                counts = fuzzed(name, Path(folder) / "target", arguments.count, arguments.seed)
+                total += counts
+                print(f"{name:40}" + _line(counts), flush=True)
     print(f"{'all':40}" + _line(total))
     return bool(total["traceback"] or total["hang"] or total["crash"])
 

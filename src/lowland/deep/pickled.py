@@ -13,6 +13,13 @@ import torch
 
 from lowland.errors import InputError
 
+_DAMAGED = (
+    *(pickle.UnpicklingError, struct.error, EOFError, OSError, ValueError, LookupError, RuntimeError),
+    *(TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError, ImportError),
+)
+"""What torch makes of a file that is none of its own: it calls the few functions that it allows with what is
+there, and those raise what they like."""
+
 
 def read_pickle(path: Path) -> dict[str, dict[str, Any]]:
     """The ``state_dict`` of each kind in a ``.pth``; of a plain one under the empty name.
@@ -26,15 +33,7 @@ def read_pickle(path: Path) -> dict[str, dict[str, Any]]:
     _require_no_bomb(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        struct.error,
-    ) as error:
+    except _DAMAGED as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} must be a checkpoint of tensors only: {reason}") from None
     if not isinstance(content, Mapping):

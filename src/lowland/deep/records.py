@@ -63,12 +63,17 @@ class _Point(TypedDict):
 class PointRow(_Point, total=False):
     """A point of a line, a curve or a plane."""
 
-    path: str
     t: float
     x: float
     y: float
     test_loss: float | None
     test_error: float
+
+
+class PathRow(PointRow):
+    """A point of one of several paths."""
+
+    path: str
 
 
 class ProgressRecord(TypedDict):

@@ -1,5 +1,6 @@
 """A run's directory: config, environment, metrics, checkpoint; tables; many small runs at once."""
 
+from lowland.runs.arrays import read_arrays
 from lowland.runs.atomic import replace_atomically, write_json, write_text
 from lowland.runs.directory import Run, config_hash
 from lowland.runs.environment import describe_environment
@@ -20,6 +21,7 @@ __all__ = [
     "describe_environment",
     "in_threads",
     "parse_json",
+    "read_arrays",
     "read_json",
     "read_lines",
     "read_table",
