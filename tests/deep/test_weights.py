@@ -1,5 +1,6 @@
 """Weights from files: which are loaded, which are refused, and that nothing in them is run."""
 
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,14 @@ def test_an_archive_that_declares_more_than_it_has_is_refused_before_it_is_read(
         bomb.writestr("archive/data/99", bytes(50_000_000))
     assert (tmp_path / "bomb.pth").stat().st_size < 100_000
     assert_refused(tmp_path / "bomb.pth", r"must hold no more than its \d+ bytes, it declares 500\d{5}\.$")
+
+
+def test_an_archive_that_says_it_is_on_several_disks_is_refused(tmp_path: Path) -> None:
+    torch.save(STATES, tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    (tmp_path / "x.pth").write_bytes(whole[:-22] + locator + whole[-22:])
+    assert_refused(tmp_path / "x.pth", "must be a whole archive of tensors: .*multiple disks")
 
 
 def test_an_entry_that_is_no_tensor_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -45,12 +45,12 @@ def read_pickle(path: Path) -> dict[str, dict[str, Any]]:
 
 def _require_no_bomb(path: Path) -> None:
     """torch compresses nothing, so that all its files together are smaller than the archive."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise InputError(f"{path} must be a whole archive of tensors: {error}.") from None
     if declared > path.stat().st_size:
         raise InputError(

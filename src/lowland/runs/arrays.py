@@ -22,9 +22,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         FileNotFoundError: If there is none.
     """
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise InputError(f"{path} must be an .npz file of arrays.")
         try:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{path} must be an .npz file of arrays.")
             _require_room(path, file)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
