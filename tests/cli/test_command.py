@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lowland import __version__
-from lowland.deep import checkpoint
+from lowland.deep import tensors
 
 TINY = ("--model=fc", "--model_width=8", "--epochs=2", "--quiet", "--device=cpu", "--threads=1")
 
@@ -53,6 +53,23 @@ def test_the_same_command_again_says_that_the_run_is_finished(run) -> None:
         assert (code, err) == (0, "")
         assert out.strip() == "a is finished already; nothing to do."
     assert (Path("a") / "model.safetensors").read_bytes() == before
+
+
+def test_a_picture_that_a_killed_run_never_got_is_drawn(run) -> None:
+    run("train", *TINY, "--out", "a")
+    drawn = (Path("a") / "curves.png").read_bytes()
+    (Path("a") / "curves.png").unlink()
+    assert run("train", "--resume", "a")[0] == 0
+    assert (Path("a") / "curves.png").read_bytes() == drawn
+
+
+def test_an_edited_config_is_refused_also_when_the_run_has_ended(run) -> None:
+    run("train", *TINY, "--out", "a")
+    stored = json.loads((Path("a") / "config.json").read_text())
+    (Path("a") / "config.json").write_text(json.dumps(stored | {"seed": 7, "lr_max": 0.2}))
+    code, out, err = run("train", "--resume", "a")
+    assert (code, out) == (2, "")
+    assert "lr_max (0.1 there, 0.2 here), seed (0 there, 7 here)" in err
 
 
 def test_another_config_does_not_touch_a_run(run) -> None:
@@ -132,7 +149,7 @@ def test_a_full_disk_is_one_sentence_and_costs_no_earlier_file(run, monkeypatch)
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "a/checkpoint/state.safetensors")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     code, _, err = run("train", *TINY, "--out", "a")
     assert code == 2
     assert err.startswith("lowland: a file could not be read or written: ")

@@ -126,6 +126,27 @@ def test_a_line_between_two_networks_is_drawn_and_kept(two) -> None:
     assert two("runs", "show", "l")[0] == 0
 
 
+def test_a_line_that_was_stopped_goes_on_with_the_rows_that_it_has(two) -> None:
+    words = ("landscape", "a", "b", "--points", "5", "--n_eval", "50", "--device", "cpu", "--out", "l")
+    two(*words)
+    whole = Path("l/metrics.jsonl").read_text()
+    first, second, *_ = whole.splitlines(keepends=True)
+    marked = first.replace('"train_loss": ', '"train_loss": 1')  # one made again is not
+    Path("l/metrics.jsonl").write_text(marked + second + '{"path": "li')
+    Path("l/summary.json").unlink()
+    assert two(*words)[0] == 0
+    assert Path("l/metrics.jsonl").read_text() == whole.replace(first, marked)
+
+
+def test_a_landscape_of_weights_that_have_changed_is_another_one(two) -> None:
+    words = ("landscape", "a", "b", "--points", "3", "--n_eval", "20", "--device", "cpu", "--out", "l")
+    two(*words)
+    shutil.copy("b/model.safetensors", "a/model.safetensors")
+    code, _, err = two(*words)
+    assert code == 2
+    assert "weights is" in err
+
+
 def test_a_surface_is_one_page_that_needs_no_network(two) -> None:
     code, out, _ = two("landscape", "a", "--points", "3", "--n_eval", "20", "--device", "cpu", "--out", "p")
     assert code == 0

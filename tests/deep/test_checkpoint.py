@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-import lowland.deep.checkpoint
+import lowland.deep.tensors
 from full_disk import files_of_at_most
 from lowland.deep import TrainState
-from lowland.deep.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from lowland.deep.checkpoint import load_checkpoint, save_checkpoint
 from lowland.deep.measuring import measure
+from lowland.deep.tensors import write_tensors
 from lowland.errors import InputError
 
 from .room import copied, make_data, make_state, run_steps, same_bits
@@ -100,7 +102,7 @@ def test_a_loaded_state_shares_no_memory_with_the_file(tmp_path: Path) -> None:
 
 
 def refused(path: Path, message: str = "", **options: Any) -> None:
-    with pytest.raises(InputError, match=f"^{path} must be .*{message}"):
+    with pytest.raises(InputError, match=f"{path} must be .*{message}"):
         load_checkpoint(path, make_state(**options))
 
 
@@ -114,13 +116,13 @@ def test_a_checkpoint_cut_off_anywhere_is_refused_by_name(tmp_path: Path) -> Non
 
 
 def rewritten(path: Path, *, without: str | None = None, **changed: Any) -> None:
-    """The checkpoint again, with other values in its header or without a tensor."""
+    """The checkpoint again with a right checksum, but with other values in its header or without a tensor."""
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         values = json.loads(file.metadata()["state"])
     values |= changed
     tensors = {name: t for name, t in tensors.items() if without is None or not name.startswith(without)}
-    save_file(tensors, path, {"state": json.dumps(values)})
+    write_tensors(path, tensors, {"state": json.dumps(values)})
 
 
 @pytest.mark.parametrize("without", ["model.", "average.", "optimizer.", "sums", "kept", "best:best."])
@@ -134,7 +136,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused_by_name(tmp_path: Path
 @pytest.mark.parametrize(
     "changed",
     [
-        {"format": 2},
+        {"format": 1},
         {"format": None},
         {"best": []},
         {"best": {"best": "low"}},
@@ -143,6 +145,10 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused_by_name(tmp_path: Path
         {"iteration": -1},
         {"seen": None},
         {"scaler": 3},
+        {"lr": "high"},
+        {"progress": []},
+        {"config": None},
+        {"config": {"seed": "one"}},
     ],
 )
 def test_a_checkpoint_with_a_wrong_value_is_refused_by_name(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -150,6 +156,36 @@ def test_a_checkpoint_with_a_wrong_value_is_refused_by_name(tmp_path: Path, chan
     save_checkpoint(path, advanced())
     rewritten(path, **changed)
     refused(path)
+
+
+@pytest.mark.parametrize("part", ["header", "data"])
+def test_a_checkpoint_of_which_one_bit_is_another_is_refused(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "x"
+    save_checkpoint(path, advanced())
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    start, end = (0, header) if part == "header" else (header, len(whole))
+    state = make_state()
+    for bit in random.Random(0).sample(range(8 * start, 8 * end), 80):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"^{path} must be "):
+            load_checkpoint(path, state)
+
+
+def test_a_checkpoint_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x", advanced())
+    with safe_open(tmp_path / "x", framework="pt") as file:
+        values = file.metadata()["state"]
+    save_file(load_file(tmp_path / "x"), tmp_path / "x", {"state": values})
+    refused(tmp_path / "x", "with a checksum")
+
+
+def test_a_checkpoint_of_another_config_is_refused_naming_every_option_that_differs(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x", advanced())
+    message = r"of another epochs \(2 there, 5 here\), seed \(0 there, 4 here\)\.$"
+    refused(tmp_path / "x", message, epochs=5, seed=4)
 
 
 def test_a_checkpoint_of_another_network_or_none_at_all_is_refused_by_name(tmp_path: Path) -> None:
@@ -176,7 +212,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lowland.deep.checkpoint, "save_file", fails)
+        patch.setattr(lowland.deep.tensors, "save_file", fails)
         yield
 
 

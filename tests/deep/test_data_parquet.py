@@ -189,7 +189,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
 def test_missing_columns_are_named_with_those_that_are_there(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [GOOD], [0], ("picture", "label"))
     with pytest.raises(
-        InputError, match=r"'image' and 'label' of mnist, but 'image' is not among \['picture', 'label'\]"
+        InputError, match=r"'image' and 'label' of mnist, each once, got \['picture', 'label'\]\.$"
     ):
         read_images([path], MNIST)
 

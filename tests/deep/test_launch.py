@@ -1,8 +1,10 @@
 """A run from its config: name, place, directory, files."""
 
+import dataclasses
 import fcntl
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,68 @@ def test_a_directory_with_a_run_of_another_config_is_refused_and_left_alone(tmp_
     with pytest.raises(InputError, match=re.escape(message)):
         launch(quick(lr_max=0.2), tmp_path / "x", HERE, Control())
     assert {p: p.read_bytes() for p in (tmp_path / "x").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_edited_config_is_refused_naming_the_options_and_everything_is_left_alone(
+    tmp_path: Path, ended: bool
+) -> None:
+    path, config = tmp_path / "x", quick(epochs=2)
+    stop = iter([False, True])
+    with pytest.raises(Interrupted):
+        launch(config, path, HERE, Control(should_stop=lambda: next(stop)))
+    if ended:
+        launch(config, path, HERE, Control())
+    edited = dataclasses.replace(config, seed=5, lr_max=0.3, dataset="mnist")
+    (path / "config.json").write_text(json.dumps(edited.to_dict()))
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    options = "dataset ('digits' there, 'mnist' here), lr_max (0.1 there, 0.3 here), seed (0 there, 5 here)."
+    with pytest.raises(InputError, match=re.escape(f"it is of another {options}")):
+        launch(edited, path, HERE, Control())  # there is no mnist here: the config comes before the data
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_may_go_on_with_other_threads(tmp_path: Path) -> None:
+    path, config = tmp_path / "x", quick(epochs=2)
+    stop = iter([False, True])
+    with pytest.raises(Interrupted):
+        launch(config, path, HERE, Control(should_stop=lambda: next(stop)))
+    assert launch(config, path, Place("cpu", threads=2), Control())[-1]["epoch"] == 2
+
+
+def test_a_run_named_by_its_name_is_found_beside_and_the_two_may_move_together(tmp_path: Path) -> None:
+    old, moved = tmp_path / "old", tmp_path / "moved"
+    launch(quick(), old / "first", HERE, Control())
+    config = quick(model_path="first", epochs=2, seed=1)
+    with pytest.raises(Interrupted):
+        launch(config, old / "second", HERE, Control(should_stop=lambda: True))
+    shutil.copytree(old, moved)
+    (moved / "second" / "checkpoint" / "state.safetensors").unlink()  # killed before the first one
+    for store in (old, moved):
+        launch(config, store / "second", HERE, Control())
+    found = [(store / "second" / "model.safetensors").read_bytes() for store in (old, moved)]
+    assert found[0] == found[1]
+    assert str(tmp_path) not in (moved / "second" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("env.json", "[]", "must hold a JSON object, got list"),
+        ("env.json", '{"place": {"threads": 100000}}', "threads must be at most 1024, got 100000"),
+        ("env.json", '{"place": {"device": null}}', "place.device of .* must be text, got None"),
+        ("config.json", '{"n_layers": 1000000}', "n_layers must be at most 1000, got 1000000"),
+        ("config.json", '{"optimizer_options": "momentum=0"}', "optimizer_options must be a list, got"),
+        ("config.json", '{"activation": 3}', "activation must be text, got 3"),
+    ],
+)
+def test_a_file_of_a_run_with_something_else_in_it_is_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    run = Run.create(tmp_path / "x", quick().to_dict(), {})
+    (run.path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        _ = Place.of(run), TrainConfig.from_dict(run.config)
 
 
 def test_a_directory_with_other_files_or_a_file_is_refused(tmp_path: Path) -> None:

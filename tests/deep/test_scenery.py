@@ -1,11 +1,13 @@
 """Lines, curves and planes of trained networks."""
 
 import copy
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import lowland.deep.scenery
 from deep.measured import same, trained
 from deep.room import make_split
 from lowland.deep.data import Split
@@ -208,3 +210,44 @@ def test_batch_norm_statistics_between_networks_are_estimated_again() -> None:
 def test_wrong_views_are_refused(subjects, count, options, message) -> None:
     with pytest.raises(InputError, match=message):
         scenery(some(subjects, count), small(**options))
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (2, {"points": 4}),
+        (2, {"view": "curve", "points": 3, "curve_steps": 2}),
+        (1, {"view": "plane", "points": 3}),
+    ],
+)
+def test_rows_are_told_as_they_come_and_those_that_are_known_are_not_looked_at_again(
+    count, options, tmp_path, monkeypatch
+) -> None:
+    paths = [trained(tmp_path / str(seed), seed=seed) for seed in range(count)]
+    subjects = {p.name: load_subject(str(p), SubjectOptions(device="cpu")) for p in paths}
+    config = SceneryConfig(n_eval=20, **options)
+    told = []
+    whole = scenery(subjects, config, on_row=told.append)
+    rows = [{"path": name} | row for name, path in whole.paths.items() for row in path]
+    assert json.dumps(told) == json.dumps(rows)
+
+    class Killed(BaseException):
+        pass
+
+    first = []
+
+    def die(row) -> None:
+        if len(first) == 3:
+            raise Killed
+        first.append(row)
+
+    with pytest.raises(Killed):
+        scenery(subjects, config, on_row=die)
+    assert first == rows[:3]
+    rest, looked = [], []
+    evaluated = lowland.deep.scenery._loss_and_error
+    monkeypatch.setattr(lowland.deep.scenery, "_loss_and_error", lambda *a: looked.append(a) or evaluated(*a))
+    again = scenery(subjects, config, known=json.loads(json.dumps(first)), on_row=rest.append)
+    assert rest == rows[3:]
+    assert len(looked) == 2 * len(rest)  # on both splits
+    assert again.paths == whole.paths

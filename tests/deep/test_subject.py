@@ -1,13 +1,15 @@
 """Networks to measure: runs, files of weights, the original's checkpoints, functions that build one."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from deep.measured import trained
+from deep.measured import SMALL, trained
+from lowland.deep import Control, Interrupted, Place, TrainConfig, launch
 from lowland.deep.losses import cross_entropy
 from lowland.deep.models import build_model
 from lowland.deep.subject import SubjectOptions, load_subject, pick_parameters
@@ -178,7 +180,7 @@ def test_a_run_can_be_measured_on_other_data(run_path, tmp_path) -> None:
         ("mynets:net", {"model_width": 3, "dataset": "digits"}, "model_width must be left out for"),
         ("mynets:net", {"data": "d.npz", "dataset": "digits"}, "either data or dataset may be given"),
         ("mynets:net", {"data": "none.npz"}, "data must be a .safetensors or .npz file, but there is no"),
-        ("mynets:net", {"data": "mynets.py"}, "must be a whole .safetensors or .npz file"),
+        ("mynets:net", {"data": "mynets.py"}, "must be a whole safetensors file"),
         ("mynets:net", {"data": "no_y.npz"}, "no_y.npz must hold y, it holds x"),
         ("mynets:net", {"data": "short.npz"}, "must hold images .n, channels, height, width. and y"),
         ("mynets:net", {"data": "float.npz"}, "a class number from 0 each"),
@@ -205,7 +207,7 @@ def test_unfinished_runs_and_those_of_other_commands_are_refused(run_path, tmp_p
     with pytest.raises(InputError, match="must be a run of lowland train, got one of 'diagonal'"):
         load_subject(str(other.path), SubjectOptions(**CPU))
     begun = Run.create(tmp_path / "begun", Run.open(run_path).config, {})
-    with pytest.raises(InputError, match="must be a finished run, but has no model"):
+    with pytest.raises(InputError, match=r"must have weights, but has neither model\.safetensors"):
         load_subject(str(begun.path), SubjectOptions(**CPU))
 
 
@@ -218,3 +220,21 @@ def test_parameters_are_picked_by_their_names() -> None:
         pick_parameters(model, "conv")
     with pytest.raises(InputError, match="layers must be a regular expression"):
         pick_parameters(model, "(")
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("last", "model."), ("swa_last", "average."), ("best", "best:best.")]
+)
+def test_a_run_that_has_not_ended_is_measured_at_its_checkpoint(tmp_path, kind, prefix) -> None:
+    config = TrainConfig(**{**SMALL, "epochs": 3, "eval_iter_freq": 4})
+    asked = iter(range(99))
+    with pytest.raises(Interrupted):
+        launch(config, tmp_path / "x", Place("cpu"), Control(should_stop=lambda: next(asked) == 6))
+    subject = load_subject(str(tmp_path / "x"), SubjectOptions(kind=kind, **CPU))
+    stored = load_file(tmp_path / "x" / "checkpoint" / "state.safetensors")
+    own = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
+    found = subject.model.state_dict()
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], own[name]) for name in own)
+    with pytest.raises(InputError, match=r"there is no .*model\.safetensors"):
+        launch(replace(config, model_path=str(tmp_path / "x")), tmp_path / "y", Place("cpu"), Control())

@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_refused_and_not_trained_over(tmp_path: Path) ->
     checkpoint = Run(tmp_path / "x").checkpoint_path
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     rows = Run(tmp_path / "x").rows()
-    with pytest.raises(InputError, match=f"^{checkpoint} must be a whole checkpoint"):
+    with pytest.raises(InputError, match=f"^{checkpoint} must be a whole safetensors file"):
         start(config, data, tmp_path / "x")
     assert Run(tmp_path / "x").rows() == rows
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_to_go_on_from(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lowland.deep.checkpoint.save_file", fails)
+        patch.setattr("lowland.deep.tensors.save_file", fails)
         with pytest.raises(OSError, match="No space"):
             start(config, data, tmp_path / "x")
     assert [p.name for p in (tmp_path / "x" / "checkpoint").iterdir()] == ["state.safetensors"]

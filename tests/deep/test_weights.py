@@ -1,5 +1,7 @@
 """Weights from files: which are loaded, which are refused, and that nothing in them is run."""
 
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,66 @@ def test_a_scalar_and_no_entry_are_told_apart(tmp_path: Path) -> None:
     state = {name: t for name, t in STATES["last"].items() if name != "1.num_batches_tracked"}
     save_file(state, tmp_path / "x.safetensors")
     assert_refused(tmp_path / "x.safetensors", r"num_batches_tracked \(scalar needed, none in the file\)")
+
+
+def not_plain(name: str) -> Any:
+    """An entry of two times five that weights cannot be copied from."""
+    plain = torch.zeros(2, 5)
+    kinds: dict[str, Callable[[], Any]] = {
+        "sparse": plain.to_sparse,
+        "sparse, csr": plain.to_sparse_csr,
+        "nested": lambda: torch.nested.nested_tensor([torch.zeros(5), torch.zeros(5)]),
+        "without data": lambda: plain.to("meta"),
+        "quantized": lambda: torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
+        "torch.complex64": lambda: plain.to(torch.complex64),
+        "list": plain.tolist,
+    }
+    return kinds[name]()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("sparse", "sparse"),
+        ("sparse, csr", "sparse"),
+        ("nested", "sparse"),
+        ("without data", "without data"),
+        ("quantized", "quantized"),
+        ("torch.complex64", "torch.complex64"),
+        ("list", "list"),
+    ],
+)
+def test_an_entry_that_cannot_be_copied_from_is_refused_and_the_model_stays_whole(
+    tmp_path: Path, name: str, word: str
+) -> None:
+    torch.save({**STATES["best"], "2.weight": not_plain(name)}, tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "")
+    with pytest.raises(InputError) as caught:
+        load_weights(network(), tmp_path / "x.pth")
+    refused_whole = "tensors only" in str(caught.value)  # what torch itself does not unpickle
+    assert refused_whole or f"2.weight (2x5 needed, {word} in the file)" in str(caught.value)
+
+
+def test_an_archive_that_declares_more_than_it_has_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    torch.save(STATES, tmp_path / "x.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as archive,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
+        bomb.writestr("archive/data/99", bytes(50_000_000))
+    assert (tmp_path / "bomb.pth").stat().st_size < 100_000
+    assert_refused(tmp_path / "bomb.pth", r"must hold no more than its \d+ bytes, it declares 500\d{5}\.$")
+
+
+def test_an_archive_that_says_it_is_on_several_disks_is_refused(tmp_path: Path) -> None:
+    torch.save(STATES, tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    (tmp_path / "x.pth").write_bytes(whole[:-22] + locator + whole[-22:])
+    assert_refused(tmp_path / "x.pth", "must be a whole archive of tensors: .*multiple disks")
 
 
 def test_an_entry_that_is_no_tensor_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """A run's directory: files that are whole, rows that are whole, errors by name."""
 
+import hashlib
 import json
 import os
 import platform
 import shutil
+import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,50 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         replace_atomically(path, lambda temporary: temporary.write_bytes(bytes(1000)))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["x"]
+
+
+def owned(name: str, *, pid: int, process: str = "0" * 8) -> str:
+    """The name of a temporary file of a process of this machine."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f".{name}.{host}-{pid}-{process}-0.tmp"
+
+
+def a_process_that_is_gone() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write_and_nothing_else(tmp_path: Path) -> None:
+    gone = a_process_that_is_gone()
+    left = {owned("x", pid=gone), owned("y", pid=gone), owned("x", pid=os.getpid())}  # an earlier process's
+    kept = {
+        owned("x", pid=os.getppid()),
+        f".x.{'0' * 8}-{gone}-{'0' * 8}-0.tmp",  # another machine's
+        "x.tmp",
+        ".hidden",
+    }
+    for name in left | kept:
+        (tmp_path / name).touch()
+    replace_atomically(tmp_path / "z", lambda temporary: temporary.write_text("new"))
+    assert set(names(tmp_path)) == kept | {"z"}
+
+
+def test_a_file_that_this_process_is_writing_is_not_taken_for_abandoned(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        replace_atomically(tmp_path / "other", lambda t: t.write_text("in between"))
+        temporary.write_text("new")
+
+    replace_atomically(tmp_path / "x", write)
+    assert (tmp_path / "x").read_text() == "new"
+    assert names(tmp_path) == ["other", "x"]
+
+
+def test_a_directory_in_which_only_a_temporary_file_was_left_can_become_a_run(tmp_path: Path) -> None:
+    (tmp_path / owned("env.json", pid=a_process_that_is_gone())).write_text('{"pyth')
+    assert new(tmp_path).config == {"m": 1}
+    assert set(names(tmp_path)) == {"checkpoint", "config.json", "env.json"}
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

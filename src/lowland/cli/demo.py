@@ -16,6 +16,7 @@ from rich.table import Table
 from lowland.cli.arguments import parse
 from lowland.cli.interrupts import stop_on_signals
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name
+from lowland.deep.records import MetricsRow
 from lowland.errors import InputError
 from lowland.figures.label_noise import plot_label_noise
 from lowland.figures.style import save
@@ -73,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
                 except Interrupted:
                     console.print("stopped; the same command continues.")
                     return 130
-    rows = {label: [r.rows() for r in runs] for label, runs in results.items()}
+    rows = {label: [r.rows(MetricsRow) for r in runs] for label, runs in results.items()}
     console.print(_table(rows))
     picture = command.out / "demo.png"
     save(plot_label_noise(rows), picture)
@@ -85,11 +86,11 @@ def _trained(label: str, config: TrainConfig, path: Path, control: Control, cons
     """The run in ``path``, trained unless it is finished already."""
     started = time.monotonic()
     stored = Run(path)
-    if stored.summary is None:
+    if not stored.is_finished:
         with console.status(f"{label}, seed {config.seed}"):
             # One thread: for networks this small more are slower.
             launch(config, path, Place(device="cpu", threads=1), control)
-    row = stored.rows()[-1]
+    row = stored.last_row(MetricsRow)
     console.print(
         f"{label:<13} seed {config.seed}: test error {100 * row['test_error']:.1f} % "
         f"after {config.epochs} epochs ({time.monotonic() - started:.0f} s)",

@@ -18,14 +18,15 @@ from rich.table import Table
 
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.sources import names_of, sources_and_options
-from lowland.cli.sweeps import print_wide, require_positive
+from lowland.cli.sweeps import print_wide
+from lowland.deep.records import PathRow
 from lowland.deep.scenery import Scenery, scenery
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 from lowland.figures.landscape import plot_contour, plot_line, surface_html
 from lowland.figures.style import save_all
-from lowland.runs import Run, config_hash, describe_environment, write_text
+from lowland.runs import Run, config_hash, describe_environment, require_threads, write_text
 from lowland.sharpness import barrier
 
 
@@ -50,20 +51,23 @@ def run(argv: Sequence[str]) -> int:
     sources, options = sources_and_options(argv, "lowland landscape A [B [C]]")
     command, console = parse(LandscapeCommand, options, prog="lowland landscape A [B [C]]"), Console()
     config, names = part_of(command, SceneryConfig), names_of(sources)
-    require_positive("threads", command.threads)
+    require_threads(command.threads)
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     config.resolved(len(sources))
     subjects = {n: load_subject(s, command) for n, s in zip(names, sources, strict=True)}
-    asked = {"command": "landscape", "networks": sources, **dataclasses.asdict(config), **_plain(command)}
+    weights = [subject.fingerprint() for subject in subjects.values()]
+    asked = {"command": "landscape", "networks": sources, "weights": weights}
+    asked |= dataclasses.asdict(config) | _plain(command)
     path = command.out or Path("runs") / f"landscape-{config_hash(asked)}"
     stored = Run.create(path, asked, describe_environment())
-    if stored.summary is not None:
+    if stored.is_finished:
         console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
         return 0
     with stored.locked(), _progress(config, len(sources), console) as on_point:
-        seen = scenery(subjects, config, on_point=on_point)
-    _keep(stored, seen)
+        rows = stored.rows(PathRow)
+        stored.keep_rows(len(rows))
+        seen = scenery(subjects, config, known=rows, on_row=stored.append, on_point=on_point)
     _draw(seen, path, console)
     print_wide(_table(seen), console)
     stored.finish({"runs": _summary(seen)})
@@ -73,13 +77,6 @@ def run(argv: Sequence[str]) -> int:
 def _plain(command: LandscapeCommand) -> dict[str, Any]:
     values = {f.name: getattr(command, f.name) for f in fields(SubjectOptions)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def _keep(stored: Run, seen: Scenery) -> None:
-    stored.keep_rows(0)
-    for name, rows in seen.paths.items():
-        for row in rows:
-            stored.append({"path": name, **row})
 
 
 def _summary(seen: Scenery) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from lowland.cli.arguments import directory
 from lowland.cli.progress import loss_text
 from lowland.cli.sweeps import print_wide
 from lowland.deep import TrainConfig
+from lowland.deep.records import MetricsRow, TrainingSummary
 from lowland.errors import InputError, one_of
 from lowland.figures.curves import plot_overlay
 from lowland.figures.style import save
@@ -91,7 +92,7 @@ def _compare(directories: list[Path], console: Console) -> None:
     if len(set(labels.values())) < len(labels):
         labels = {path: f"{path.name}: {label}" for path, label in labels.items()}
     picture = next(iter(runs)) / "compare.png"
-    save(plot_overlay({labels[path]: stored.rows() for path, stored in runs.items()}), picture)
+    save(plot_overlay({labels[path]: stored.rows(MetricsRow) for path, stored in runs.items()}), picture)
     console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 
 
@@ -121,18 +122,19 @@ def _is_training(stored: Run) -> bool:
 def _chosen_rows(stored: Run) -> dict[str, dict[str, Any]]:
     if not _is_training(stored):
         return {}
-    if stored.summary is not None:
-        return stored.summary
-    rows = stored.rows()
+    if stored.is_finished:
+        chosen: dict[str, dict[str, Any]] = stored.read("summary.json", TrainingSummary)
+        return chosen
+    rows = stored.rows(MetricsRow)
     return {"last": rows[-1]} if rows else {}
 
 
 def _status(stored: Run) -> str:
-    if stored.summary is not None:
+    if stored.is_finished:
         return "finished" if _is_training(stored) else f"finished ({stored.config['command']})"
     if not _is_training(stored):
         return f"unfinished ({stored.config['command']})"
-    rows = stored.rows()
+    rows = stored.rows(MetricsRow)
     return f"epoch {rows[-1]['epoch']:g}" if rows else "not begun"
 
 

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.sources import names_of, sources_and_options
-from lowland.cli.sweeps import print_wide, require_positive
+from lowland.cli.sweeps import print_wide
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.measures import Row, Taken, measures
+from lowland.deep.records import MeasureRow
 from lowland.deep.subject import Subject, SubjectOptions, load_subject
 from lowland.figures.sharpness import plot_densities, plot_sharpness
 from lowland.figures.style import save_all
-from lowland.runs import append_line, read_lines
+from lowland.runs import append_line, read_lines, require_threads
 from lowland.sharpness import SpectralDensity
 
 FILE = "sharpness.jsonl"
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     sources, options = sources_and_options(argv, "lowland sharpness RUN_OR_FILE ...")
     command, console = parse(SharpnessCommand, options, prog="lowland sharpness RUN_OR_FILE ..."), Console()
     config = part_of(command, FlatnessConfig)
-    require_positive("threads", command.threads)
+    require_threads(command.threads)
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     names = names_of(sources)
@@ -76,7 +77,7 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
     path = directory / FILE
     identity = {"network": subject.name, "kind": subject.kind, "data": subject.data}
     identity |= {"weights": subject.fingerprint()}
-    known = [row for row in read_lines(path) if identity.items() <= row.items()]
+    known = [row for row in read_lines(path, MeasureRow) if identity.items() <= row.items()]
 
     def keep(row: Row) -> None:
         append_line(path, identity | row)

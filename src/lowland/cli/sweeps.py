@@ -45,7 +45,7 @@ def carried_out(
     config, out = place
     path = out or Path("runs") / f"{config['command']}-{config_hash(config)}"
     run = Run.create(path, config, describe_environment())
-    if run.summary is not None:
+    if run.is_finished:
         console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
         return None
     with run.locked():

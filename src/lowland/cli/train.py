@@ -13,8 +13,9 @@ from lowland.cli.arguments import given_options, parse, part_of
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.progress import describe, shown
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
+from lowland.deep.launch import require_same_run
 from lowland.errors import InputError
-from lowland.figures.curves import draw_curves
+from lowland.figures.curves import CURVES, draw_curves
 from lowland.runs import Run
 
 
@@ -60,7 +61,9 @@ def run(argv: Sequence[str]) -> int:
         config = TrainConfig.from_dict(stored.config)
     console = Console()
     if path is not None and (path / "summary.json").exists():
-        Run.create(path, config.to_dict(), {})
+        require_same_run(path, config)
+        if not (path / CURVES).exists():  # the run was killed before it was drawn
+            draw_curves(path)
         console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
         return 0
     return _train(config, path, place, command, console)
@@ -115,7 +118,7 @@ def _train(
             f"{_LABELS[name]}, epoch {row['epoch']:g}:  {describe(row)}", highlight=False, soft_wrap=True
         )
     if path is not None:
-        console.print(f"curves: {path / 'curves.png'}", highlight=False, soft_wrap=True)
+        console.print(f"curves: {path / CURVES}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lowland.deep.config import TrainConfig
+from lowland.deep.records import CheckpointRecord
 from lowland.deep.state import TrainState
+from lowland.deep.tensors import is_sealed, read_metadata, read_tensors, write_tensors
+from lowland.deep.weights import require_fits
 from lowland.errors import InputError
-from lowland.runs import replace_atomically
+from lowland.runs import conform, parse_json
 
-FORMAT = 1
+FORMAT = 2
+"""1 had neither a checksum nor the config."""
 
 
 def save_checkpoint(path: Path, state: TrainState, **progress: Any) -> None:
@@ -44,6 +47,7 @@ def save_checkpoint(path: Path, state: TrainState, **progress: Any) -> None:
     }
     values = {
         "format": FORMAT,
+        "config": state.config.to_dict(),
         "epoch": state.epoch,
         "iteration": state.iteration,
         "steps": state.steps,
@@ -65,39 +69,77 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
     Raises:
         InputError: If the file is not a whole checkpoint of such a state.
     """
+    tensors, metadata = read_tensors(path, device=str(state.device))
+    values = _values(path, metadata)
+    _require_same(path, values, state.config)
+    if values["tensors"] != sorted(tensors):
+        raise InputError(f"{path} must be a whole checkpoint of this run, it lacks tensors that it lists.")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # of its own, not the file's memory
     try:
-        with safe_open(path, framework="pt", device=str(state.device)) as file:
-            values = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if values["format"] != FORMAT:
-            raise InputError(f"{path} must be a checkpoint of format {FORMAT}, got {values['format']}.")
-        if values["tensors"] != sorted(tensors):
-            raise ValueError("its tensors are not those that it lists")
-        _check_values(values)
-        _restore(state, tensors, values)
+        _restore(path, state, tensors, values)
     except InputError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} must be a whole checkpoint of this run: {reason}.") from None
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} must be a whole checkpoint of this run: {error}.") from None
     progress: dict[str, Any] = values["progress"]
     return progress
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file atomically.
+def require_config(path: Path, config: TrainConfig) -> None:
+    """Raises :class:`InputError` unless the file is a whole checkpoint of a run of ``config``.
+
+    Device, threads and folder of the data are no part of a config: a run may go on with others.
+    """
+    _require_same(path, _values(path, read_metadata(path)), config)
+
+
+def saved_states(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The ``state_dict`` of each kind that a checkpoint has: as a run's weights file holds them in the end.
 
     Raises:
-        OSError: If it cannot be written; the file that was there is whole.
+        InputError: If the file is not a whole checkpoint.
     """
-    contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
+    tensors, metadata = read_tensors(path)
+    kinds = {"last": "model", "swa_last": "average"}
+    kinds |= {kind: f"best:{kind}" for kind in _values(path, metadata)["best"]}
+    return {kind: _under(prefix, tensors) for kind, prefix in kinds.items()}
+
+
+def _values(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the checkpoint holds beside tensors."""
     try:
-        replace_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(f"{path} could not be written: {error}") from error
+        values = parse_json(metadata["state"])
+    except (KeyError, ValueError):
+        raise InputError(f"{path} must be a checkpoint of lowland train, it holds something else.") from None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT or not is_sealed(metadata):
+        raise InputError(
+            f"{path} must be a checkpoint of format {FORMAT} with a checksum, got format {found}; "
+            "another version of lowland continues it."
+        )
+    for name in ("epoch", "iteration", "steps", "seen"):
+        if isinstance(values.get(name), int) and values[name] < 0:
+            raise InputError(f"{name} of {path} must be non-negative, got {values[name]}.")
+    checked: dict[str, Any] = conform(values, CheckpointRecord, "", of=f" of {path}")
+    return checked
 
 
-def _restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def _require_same(path: Path, values: Mapping[str, Any], config: TrainConfig) -> None:
+    wanted = config.to_dict()
+    stored = (
+        TrainConfig().to_dict() | values["config"]
+    )  # an option that is newer than the run had its default
+    differing = [name for name in {**wanted, **stored} if stored[name] != wanted.get(name)]
+    if differing:
+        options = ", ".join(
+            f"{name} ({stored[name]!r} there, {wanted.get(name)!r} here)" for name in differing
+        )
+        raise InputError(f"{path} must be of this config, but it is of another {options}.")
+
+
+def _restore(path: Path, state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    require_fits(state.model, _under("model", tensors), path)
+    require_fits(state.average.model, _under("average", tensors), path)
     state.model.load_state_dict(_under("model", tensors))
     state.average.model.load_state_dict(_under("average", tensors))
     _restore_optimizer(state.optimizer, _under("optimizer", tensors), values["optimizer"])
@@ -111,17 +153,6 @@ def _restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[s
     state.epoch, state.iteration = values["epoch"], values["iteration"]
     state.steps, state.seen = values["steps"], values["seen"]
     state.last_learning_rate, state.last_rho = values["lr"], values["rho"]
-
-
-def _check_values(values: Mapping[str, Any]) -> None:
-    for name in ("epoch", "iteration", "steps", "seen"):
-        if type(values[name]) is not int or values[name] < 0:
-            raise ValueError(f"its {name} is {values[name]!r}")
-    for name, value in {"lr": values["lr"], "rho": values["rho"], **values["best"]}.items():
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"its {name} is {value!r}")
-    if not isinstance(values["scaler"], dict):
-        raise TypeError(f"its scaler is {values['scaler']!r}")
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

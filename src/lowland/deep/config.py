@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from lowland.deep.data import DATASETS
 from lowland.deep.models import MODEL_NAMES
 from lowland.errors import InputError, one_of
+from lowland.runs import conform
 from lowland.sam import BatchNormStats
 
 LearningRateSchedule = Literal[
@@ -218,17 +219,13 @@ class TrainConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             one_of("option", name, names)
-        return cls(**{**values, "optimizer_options": tuple(values.get("optimizer_options", ()))})
+        options = conform(values.get("optimizer_options", []), list[str], "optimizer_options")
+        return cls(**{**values, "optimizer_options": tuple(options)})
 
     def _check_types(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if hint is bool and not isinstance(value, bool):
-                raise InputError(f"{name} must be true or false, got {value!r}.")
-            if hint in (int, int | None) and (isinstance(value, bool) or not isinstance(value, hint)):
-                raise InputError(f"{name} must be a whole number, got {value!r}.")
-            if hint is float:
-                _require(name, value, "a finite number", lambda _: True)
+            if get_origin(hint) is not Literal and name not in ("dataset", "model"):
+                conform(getattr(self, name), hint, name)
 
     def _check_choices(self) -> None:
         one_of("dataset", self.dataset, DATASETS)
@@ -242,6 +239,9 @@ class TrainConfig:
             _require(name, getattr(self, name), "between 0 and 1", lambda v: 0 <= v <= 1)
         for name in _NON_NEGATIVE:
             _require(name, getattr(self, name), "non-negative", lambda v: v >= 0)
+        for name, most in _AT_MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise InputError(f"{name} must be at most {most}, got {getattr(self, name)}.")
         for name in _POSITIVE:
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), "positive", lambda v: v > 0)
@@ -324,6 +324,8 @@ _FRACTIONS = (
     "sam_epoch_frac_end",
     "swa_tau",
 )
+_AT_MOST = {"model_width": 65_536, "n_layers": 1_000}
+"""Beyond these a network takes hours to build before it is found not to fit anywhere."""
 _NON_NEGATIVE = (
     "scale_init",
     "lr_max",

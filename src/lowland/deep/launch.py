@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from lowland.deep.checkpoint import write_tensors
+from lowland.deep.checkpoint import require_config
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData, load_training_data
 from lowland.deep.images import write_image_grid
 from lowland.deep.models import is_convolutional
 from lowland.deep.state import TrainState
+from lowland.deep.tensors import write_tensors
 from lowland.deep.training import Control, train
 from lowland.errors import InputError
-from lowland.runs import Run, config_hash, describe_environment
+from lowland.runs import Run, config_hash, describe_environment, require_threads
 
 IMAGE_SIZE = 32
 """Height and width that images are padded to for the convolutional models."""
@@ -37,6 +38,10 @@ class Place:
     device: str = "auto"
     data_dir: Path | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises :class:`~lowland.errors.InputError` for a number of threads that no machine has."""
+        require_threads(self.threads)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, resolved to what is used here."""
@@ -123,19 +128,29 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
         Interrupted: If ``control.should_stop`` said so.
     """
     device = place.torch_device()
-    if path is not None and (path / "config.json").exists():
-        Run.create(path, config.to_dict(), {})  # another config is refused before any data is read
+    if path is not None:
+        require_same_run(path, config)  # another config is refused before any data is read
     data = load_data(config, place.data_dir)
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False), _threads(place.threads):
         if path is None:
             return train(config, data, device, None, control)
         if not Run(path).checkpoint_path.exists():
             with torch.random.fork_rng():
-                TrainState(config, data, device)  # refuses what cannot be trained before a file is written
+                # What cannot be trained is refused before a file is written.
+                TrainState(config, data, device, beside=path.parent)
         run = Run.create(path, config.to_dict(), {**describe_environment(), "place": place.to_dict()})
         with run.locked():
-            _write_inputs(config, run, data)
+            if not run.checkpoint_path.exists():
+                _write_inputs(config, run, data)
             return train(config, data, device, run, control)
+
+
+def require_same_run(path: Path, config: TrainConfig) -> None:
+    """Raises :class:`InputError` if ``path`` holds a run of another config, or was trained by another."""
+    if (path / "config.json").exists():
+        run = Run.create(path, config.to_dict(), {})
+        if run.checkpoint_path.exists():
+            require_config(run.checkpoint_path, config)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from lowland.deep.asked import requests, search_of
 from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig, Measure
+from lowland.deep.records import MetricsRow
 from lowland.deep.subject import Subject, pick_parameters
 from lowland.sharpness import (
     ActiveReLUs,
@@ -235,7 +236,7 @@ class _Taking:
     def _edge(self) -> Row:
         """The sharpness at which SAM would be unstable with the run's last step size and its radius."""
         run, config = self.subject.run, self.subject.config
-        rows = [] if run is None else [row for row in run.rows() if row.get("lr")]
+        rows = [] if run is None else [row for row in run.rows(MetricsRow) if row.get("lr")]
         if config is None or not rows:
             return {}
         norm = gradient_norms(self.on.loss, self.params, self.on.parts(), m=None, engine="loop").value

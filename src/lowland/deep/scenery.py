@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lowland.deep.subject import Subject
 from lowland.deep.view import SceneryConfig, View
 from lowland.errors import InputError
 from lowland.sharpness import (
+    Bezier,
     along_curve,
     distances,
     gradient_direction,
@@ -30,9 +32,13 @@ from lowland.sharpness import (
     state_of,
     trained_bezier,
 )
+from lowland.sharpness.directions import Direction
+from lowland.sharpness.states import State
 
 Rows = list[dict[str, float]]
+Point = dict[str, float]
 Points = dict[str, tuple[float, ...]]
+_AXES = ("t", "x", "y")
 _BATCH = 256
 _STATISTICS = 5000
 """Training images that batch-norm statistics are estimated on, as in the original."""
@@ -59,6 +65,8 @@ def scenery(
     subjects: Mapping[str, Subject],
     config: SceneryConfig,
     *,
+    known: Sequence[Mapping[str, Any]] = (),
+    on_row: Callable[[dict[str, Any]], object] = lambda _: None,
     on_point: Callable[[], object] = lambda: None,
 ) -> Scenery:
     """Looks at the landscape around and between networks, on the first one's data.
@@ -69,19 +77,27 @@ def scenery(
     Args:
         subjects: One, two or three networks of the same kind, by name; the same afterwards, bit for bit.
         config: What to look at.
-        on_point: Called after each point.
+        known: Rows of an earlier look at the same, as ``on_row`` was given them; not looked at again.
+        on_row: Called with each new row, with the name of its ``path``, as soon as there is one.
+        on_point: Called after each point, known or new.
 
     Raises:
         InputError: If the view is not of that many networks, or they are not of the same kind.
     """
-    return _Looking(subjects, config, on_point).seen()
+    return _Looking(subjects, config, known, on_row, on_point).seen()
 
 
 class _Looking:
     def __init__(
-        self, subjects: Mapping[str, Subject], config: SceneryConfig, on_point: Callable[[], object]
+        self,
+        subjects: Mapping[str, Subject],
+        config: SceneryConfig,
+        known: Sequence[Mapping[str, Any]],
+        on_row: Callable[[dict[str, Any]], object],
+        on_point: Callable[[], object],
     ) -> None:
-        self.subjects, self.config, self.on_point = subjects, config, on_point
+        self.subjects, self.config, self.on_row, self.on_point = subjects, config, on_row, on_point
+        self.known = {_place(row["path"], row): _numbers(row) for row in known}
         self.view = config.resolved(len(subjects))
         self.names = list(subjects)
         self.first = next(iter(subjects.values()))
@@ -105,7 +121,7 @@ class _Looking:
     def _line(self) -> tuple[dict[str, Rows], Points]:
         a, b = self.states.values()
         at = self._coordinates(-0.5, 1.5, through=(0.0, 1.0))
-        rows = interpolation(self.first.model, a, b, at, self._evaluated, prepare=self._prepare)
+        rows = self._rows("line", [{"t": t} for t in at], functools.partial(self._between, a, b))
         return {"line": rows}, dict(zip(self.names, ((0.0,), (1.0,)), strict=True))
 
     def _curve(self) -> tuple[dict[str, Rows], Points]:
@@ -122,8 +138,9 @@ class _Looking:
             seed=config.seed,
         )
         at = list(np.linspace(0.0, 1.0, config.points))
-        line = interpolation(model, a, b, at, self._evaluated, prepare=self._prepare)
-        bent = along_curve(model, curve, at, self._evaluated, prepare=self._prepare)
+        points = [{"t": float(t)} for t in at]
+        line = self._rows("straight", points, functools.partial(self._between, a, b))
+        bent = self._rows("curve", points, functools.partial(self._bent, curve))
         return {"straight": line, "curve": bent}, dict(zip(self.names, ((0.0,), (1.0,)), strict=True))
 
     def _plane(self) -> tuple[dict[str, Rows], Points]:
@@ -133,13 +150,14 @@ class _Looking:
                 random_direction(model, seed=derive_seed(self.config.seed, "plane", i)) for i in (0, 1)
             ]
             at = self._coordinates(-1.0, 1.0, through=(0.0,))
-            rows = plane(model, directions, [at, at], self._evaluated)
+            rows = self._rows("plane", _grid(at, at), functools.partial(self._moved, directions))
             return {"plane": rows}, {self.names[0]: (0.0, 0.0)}
         a, b, c = self.states.values()
         names = [name for name, _ in model.named_parameters()]
         through, places = plane_through(names, a, b, c)
         axes = [self._around([place[i] for place in places]) for i in (0, 1)]
-        rows = plane(model, through, axes, self._evaluated, origin=a, prepare=self._prepare)
+        prepared = functools.partial(self._moved, through, origin=a, prepare=self._prepare)
+        rows = self._rows("plane", _grid(*axes), prepared)
         return {"plane": rows}, dict(zip(self.names, places, strict=True))
 
     def _random_line(self) -> tuple[dict[str, Rows], Points]:
@@ -160,8 +178,37 @@ class _Looking:
         self, direction: Mapping[str, Tensor], low: float, high: float
     ) -> tuple[dict[str, Rows], Points]:
         at = self._coordinates(low, high, through=(0.0,))
-        rows = plane(self.first.model, [direction], [at], self._evaluated)
+        rows = self._rows("line", [{"x": x} for x in at], functools.partial(self._moved, [direction]))
         return {"line": rows}, {self.names[0]: (0.0,)}
+
+    def _rows(self, path: str, points: Sequence[Point], look: Callable[[Point], Rows]) -> Rows:
+        """A row for each point of a path."""
+        rows: Rows = []
+        for point in points:
+            row = self.known.get(_place(path, point))
+            if row is None:
+                (row,) = look(point)
+                self.on_row({"path": path} | row)
+            rows.append(row)
+            self.on_point()
+        return rows
+
+    def _between(self, a: State, b: State, point: Point) -> Rows:
+        return interpolation(self.first.model, a, b, [point["t"]], self._evaluated, prepare=self._prepare)
+
+    def _bent(self, curve: Bezier, point: Point) -> Rows:
+        return along_curve(self.first.model, curve, [point["t"]], self._evaluated, prepare=self._prepare)
+
+    def _moved(
+        self,
+        directions: Sequence[Direction],
+        point: Point,
+        *,
+        origin: State | None = None,
+        prepare: Callable[[nn.Module], object] | None = None,
+    ) -> Rows:
+        at = [[x] for x in point.values()]
+        return plane(self.first.model, directions, at, self._evaluated, origin=origin, prepare=prepare)
 
     def _coordinates(self, low: float, high: float, *, through: Sequence[float]) -> list[float]:
         """Evenly spaced, and the networks' own."""
@@ -196,8 +243,21 @@ class _Looking:
         for name, split in self.splits.items():
             loss, error = _loss_and_error(self.first, split)
             row |= {f"{name}_loss": loss, f"{name}_error": error}
-        self.on_point()
         return row
+
+
+def _grid(xs: Sequence[float], ys: Sequence[float]) -> list[Point]:
+    return [{"x": float(x), "y": float(y)} for y in ys for x in xs]
+
+
+def _place(path: str, point: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a point from the others."""
+    return (path, *(point.get(name) for name in _AXES))
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row that was kept, as it was: a number that JSON cannot hold is ``null`` there."""
+    return {name: math.nan if v is None else v for name, v in row.items() if name != "path"}
 
 
 @torch.no_grad()

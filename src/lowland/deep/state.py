@@ -47,6 +47,8 @@ class TrainState:
         config: The run.
         data: Its data.
         device: Where it trains.
+        fresh: Whether it begins with the weights that the config names; a checkpoint's follow otherwise.
+        beside: Where a run is looked for that ``model_path`` names without saying where it is.
 
     Attributes:
         model: The network.
@@ -63,7 +65,15 @@ class TrainState:
         best: Error on the validation examples, and weights, of the best evaluation so far, by kind.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        device: torch.device,
+        *,
+        fresh: bool = True,
+        beside: Path | None = None,
+    ) -> None:
         self.config = config
         self.data = replace(
             data,
@@ -76,8 +86,8 @@ class TrainState:
             raise InputError(f"loss ce_offset needs two classes, got {data.num_classes}.")
         torch.manual_seed(derive_seed(config.seed, "initialization"))
         self.model = new_network(config, data).to(device)
-        if config.model_path is not None:
-            load_weights(self.model, Path(config.model_path), kind=config.model_type)
+        if config.model_path is not None and fresh:
+            load_weights(self.model, _start(config.model_path, beside), kind=config.model_type)
         set_training_mode(self.model, freeze_batch_norm=config.freeze_bn_stats)
         self.average = WeightAverage(self.model, config.swa_tau)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
@@ -264,6 +274,12 @@ def set_training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+def _start(model_path: str, beside: Path | None) -> Path:
+    """Where the weights are: the path itself, or the run of that name."""
+    path = Path(model_path)
+    return path if beside is None or path.exists() or not (beside / path).exists() else beside / path
 
 
 def _ascent(config: TrainConfig) -> Ascent:

@@ -10,25 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lowland.deep.checkpoint import require_config, saved_states
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import Split, TrainingData, load_training_data, to_float
 from lowland.deep.launch import IMAGE_SIZE, Place, load_data
 from lowland.deep.models import is_convolutional
 from lowland.deep.state import new_network
-from lowland.deep.weights import load_weights
+from lowland.deep.tensors import read_tensors
+from lowland.deep.weights import load_weights, put_weights
 from lowland.errors import InputError
-from lowland.runs import Run
+from lowland.runs import Run, read_arrays
 
 Kind = Literal["last", "best", "swa_last", "swa_best"]
 Precision = Literal["float32", "float64"]
 _OF_MODELS = ("model", "model_width", "n_layers", "activation")
 _OF_FILES = ("builder", *_OF_MODELS)
+
+
+_MOST_CLASSES = 65_536
+_PIXELS = {torch.uint8, torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_CLASSES = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool}
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
     """A network and its data.
 
     Args:
-        source: A run directory of ``lowland train``, a file of weights (ours, or a ``.pth`` of the original
+        source: A run directory of ``lowland train`` (of one that has not ended, the weights of its
+            checkpoint), a file of weights (ours, or a ``.pth`` of the original
             code, read without running anything in it), or ``package.module:function``, which is called
             without arguments and returns a :class:`torch.nn.Module` with its weights.
         options: What the source does not say.
@@ -187,13 +192,17 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
     run = Run.open(path)
     if "command" in run.config:
         raise InputError(f"{path} must be a run of lowland train, got one of {run.config['command']!r}.")
-    if not run.model_path.is_file():
-        raise InputError(f"{path} must be a finished run, but has no {run.model_path.name} yet.")
+    if not run.model_path.is_file() and not run.checkpoint_path.is_file():
+        raise InputError(f"{path} must have weights, but has neither model.safetensors nor a checkpoint.")
     _refuse(options, _OF_FILES, "a run")
     config = TrainConfig.from_dict(run.config)
     own = load_data(config, options.data_dir or Place.of(run).data_dir)
     model = _built(config, own)
-    load_weights(model, path, kind=options.kind)
+    if run.model_path.is_file():
+        load_weights(model, path, kind=options.kind)
+    else:
+        require_config(run.checkpoint_path, config)
+        put_weights(model, saved_states(run.checkpoint_path), run.checkpoint_path, kind=options.kind)
     given = options.data is not None or options.dataset not in (None, config.dataset)
     data = _data(options, config.model) if given else own
     return _placed(path.name, model, data, options, run, config)
@@ -257,21 +266,26 @@ def _own_data(path: Path) -> TrainingData:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        return load_file(path)
+            return {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
+        if path.is_file():
+            return read_tensors(path)[0]
     except FileNotFoundError:
-        raise InputError(f"data must be a .safetensors or .npz file, but there is no {path}.") from None
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
-        raise InputError(f"{path} must be a whole .safetensors or .npz file: {error}.") from None
+        pass
+    except TypeError as error:  # an array of text, say
+        raise InputError(f"{path} must hold numbers only: {str(error).rstrip('.')}.") from None
+    raise InputError(f"data must be a .safetensors or .npz file, but there is no {path}.")
 
 
 def _checked(x: Tensor, y: Tensor, path: Path, name: str) -> Split:
-    whole = y.dim() == 1 and not y.is_floating_point() and len(y) > 0 and int(y.min()) >= 0
-    if x.dim() != 4 or not whole or len(x) != len(y):
+    if x.dim() != 4 or x.dtype not in _PIXELS or y.dim() != 1 or y.dtype not in _CLASSES or len(x) != len(y):
         raise InputError(
             f"{path} must hold images (n, channels, height, width) and {name}, a class number from 0 each, "
-            f"got shapes {tuple(x.shape)} and {tuple(y.shape)} of {y.dtype}."
+            f"got shapes {tuple(x.shape)} of {x.dtype} and {tuple(y.shape)} of {y.dtype}."
+        )
+    if x.numel() == 0 or int(y.min()) < 0 or int(y.max()) >= _MOST_CLASSES:
+        raise InputError(
+            f"{path} must hold at least one image, and class numbers {name} from 0 to {_MOST_CLASSES - 1}, "
+            f"got {tuple(x.shape)} and {y.tolist()[:3]}."
         )
     labels = y.long()
     return Split(x if x.dtype == torch.uint8 else x.float(), labels, labels, torch.arange(len(labels)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -11,13 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from lowland.deep.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from lowland.deep.checkpoint import load_checkpoint, save_checkpoint
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData
 from lowland.deep.evaluation import ranking
 from lowland.deep.measuring import measure
+from lowland.deep.records import MetricsRow, ProgressRecord
 from lowland.deep.state import TrainState
-from lowland.runs import Run
+from lowland.deep.tensors import write_tensors
+from lowland.runs import Run, conform
 
 
 class Interrupted(Exception):
@@ -88,14 +89,17 @@ class _Loop:
         self.config, self.control, self.record = config, control, run
         resumed = run is not None and run.checkpoint_path.exists()
         # The checkpoint has the weights; the file that they once came from may be gone.
-        start = dataclasses.replace(config, model_path=None) if resumed else config
-        self.state = TrainState(start, data, device)
+        beside = None if run is None else run.path.parent
+        self.state = TrainState(config, data, device, fresh=not resumed, beside=beside)
         self.rows: list[dict[str, Any]] = []
         self.started = time.monotonic()
         if run is not None and resumed:
-            progress = load_checkpoint(run.checkpoint_path, self.state)
+            path = run.checkpoint_path
+            progress = conform(
+                load_checkpoint(path, self.state), ProgressRecord, "progress", of=f" of {path}"
+            )
             run.keep_rows(progress["rows"])
-            self.rows = run.rows()
+            self.rows = run.rows(MetricsRow)
             self.started -= progress["seconds"]
         elif run is not None:
             run.keep_rows(0)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lowland.deep.pickled import read_pickle
+from lowland.deep.tensors import read_tensors
 from lowland.errors import InputError, one_of
 
 KINDS = ("last", "best", "swa_last", "swa_best")
+_NUMBERS = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+"""Types of entries that weights can be copied from."""
 
 
 def load_weights(model: nn.Module, path: Path, *, kind: str = "last") -> None:
@@ -34,11 +39,22 @@ def load_weights(model: nn.Module, path: Path, *, kind: str = "last") -> None:
         path = path / "model.safetensors"
     if not path.is_file():
         raise InputError(f"model_path must be a run directory or a file of weights, but there is no {path}.")
-    states = _read_pickle(path) if path.suffix in {".pth", ".pt"} else read_states(path)
+    states = read_pickle(path) if path.suffix in {".pth", ".pt"} else read_states(path)
+    put_weights(model, states, path, kind=kind)
+
+
+def put_weights(
+    model: nn.Module, states: Mapping[str, Mapping[str, Any]], path: Path, *, kind: str = "last"
+) -> None:
+    """Loads one of the states of a file into ``model``, all of it or none.
+
+    Raises:
+        InputError: If there is no such state, or it is not the model's.
+    """
     if kind not in states and set(states) != {""}:
         raise InputError(f"{path} must hold the weights {kind!r}, it holds {', '.join(map(repr, states))}.")
     state = states.get(kind, states.get("", {}))
-    _check_fits(model, state, path)
+    require_fits(model, state, path)
     model.load_state_dict(state)
 
 
@@ -49,44 +65,21 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
         InputError: If the file is not a whole safetensors file.
     """
     states: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                kind, dot, rest = name.partition(".")
-                kind, key = (kind, rest) if dot and kind in KINDS else ("", name)
-                states.setdefault(kind, {})[key] = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} must be a whole safetensors file: {error}.") from None
+    for name, tensor in read_tensors(path)[0].items():
+        kind, dot, rest = name.partition(".")
+        kind, key = (kind, rest) if dot and kind in KINDS else ("", name)
+        states.setdefault(kind, {})[key] = tensor
     return states
 
 
-def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        struct.error,
-    ) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} must be a checkpoint of tensors only: {reason}") from None
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} must hold a state_dict, got {type(content).__name__}.")
-    nested = {kind: dict(content[kind]) for kind in KINDS if isinstance(content.get(kind), Mapping)}
-    return nested or {"": dict(content)}
-
-
-def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    got = {name: tuple(t.shape) if isinstance(t, Tensor) else None for name, t in state.items()}
+def require_fits(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Raises :class:`InputError`, with the first differences, unless ``state`` is one of such a model."""
+    wanted = {name: _shape(t.shape) for name, t in model.state_dict().items()}
+    got = {name: _described(entry) for name, entry in state.items()}
     differing = [
-        f"{name} ({_shape(wanted.get(name))} needed, {_shape(got.get(name))} in the file)"
+        f"{name} ({wanted.get(name, 'none')} needed, {got.get(name, 'none')} in the file)"
         for name in {**wanted, **got}
-        if name not in wanted or wanted[name] != got.get(name)
+        if wanted.get(name) != got.get(name)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -95,5 +88,18 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         )
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else "x".join(map(str, shape)) or "scalar"
+def _described(entry: Any) -> str:
+    """The shape of a tensor that can be copied from, or what is there in its place."""
+    if not isinstance(entry, Tensor):
+        return type(entry).__name__
+    if entry.is_quantized:
+        return "quantized"
+    if entry.layout != torch.strided or entry.is_nested:
+        return "sparse"
+    if entry.is_meta:
+        return "without data"
+    return _shape(entry.shape) if entry.dtype in _NUMBERS else str(entry.dtype)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

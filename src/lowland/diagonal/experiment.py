@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from lowland.diagonal.dynamics import Convention, Kernel, Method, Phase, Plan, R
 from lowland.diagonal.problem import Array, Problem, Stream, sparse_regression
 from lowland.diagonal.theory import Comparison, compare
 from lowland.errors import InputError, one_of, require_default
-from lowland.runs import in_threads
+from lowland.runs import in_threads, read_arrays
 
 
 @dataclass(frozen=True)
@@ -272,11 +271,7 @@ def _outcome(config: DiagonalConfig, label: str, seed: int, problem: Problem, pl
 
 def _stored(path: Path) -> Problem:
     """The data in an ``.npz`` file."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, TypeError, EOFError, BadZipFile):
-        raise InputError(f"{path} must be an .npz file of arrays.") from None
+    found = read_arrays(path)
     if not {"X", "y"} <= set(found) or set(found) - {"X", "y", "X_test", "y_test"}:
         names = ", ".join(sorted(found)) or "nothing"
         raise InputError(f"{path} must hold X and y, and X_test and y_test or not, got {names}.")

@@ -8,9 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lowland.deep.records import MetricsRow
 from lowland.figures.style import in_our_style, log_scale_if_wide, panels, save, shared_legend
 from lowland.runs import Run
 
+CURVES = "curves.png"
+"""The picture of a training run."""
 Rows = Sequence[Mapping[str, Any]]
 _ERRORS = (
     ("train_error", "train"),
@@ -56,8 +59,8 @@ def plot_overlay(runs: Mapping[str, Rows]) -> Figure:
 
 def draw_curves(directory: Path) -> Path:
     """Writes ``curves.png`` into a run's directory and returns its path."""
-    path = directory / "curves.png"
-    save(plot_run(Run.open(directory).rows(), directory.name), path)
+    path = directory / CURVES
+    save(plot_run(Run.open(directory).rows(MetricsRow), directory.name), path)
     return path
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lowland.deep import TrainConfig
+from lowland.deep.records import MeasureRow, MetricsRow
 from lowland.errors import InputError
 from lowland.figures.paper.networks import method
-from lowland.runs import Run, read_lines
+from lowland.figures.paper.records import FigureRecord
+from lowland.runs import Run, as_rows, read_json, read_lines, read_table
 
 Row = dict[str, Any]
 _DEPTH = 3
@@ -74,8 +72,10 @@ def gathered(directories: Sequence[Path], order: Sequence[str] = ()) -> Gathered
         elif (path / "config.json").is_file() and (path / "summary.json").is_file():
             run = Run(path)
             if "command" not in run.config:
-                runs[path.name] = _run_row(path.name, run.config, run.rows()[-1])
-                sharpness += [{"network": path.name} | row for row in read_lines(path / "sharpness.jsonl")]
+                runs[path.name] = _run_row(path.name, run.config, run.last_row(MetricsRow))
+                sharpness += [
+                    {"network": path.name} | row for row in read_lines(path / "sharpness.jsonl", MeasureRow)
+                ]
     if not figures and not runs:
         looked = ", ".join(map(str, directories))
         raise InputError(f"there must be a figure or a finished run to report, got none in {looked}.")
@@ -107,10 +107,10 @@ def _below(directories: Sequence[Path]) -> Iterator[Path]:
 
 def _figure(path: Path) -> FigureFiles:
     try:
-        about = json.loads((path / "figure.json").read_text(encoding="utf-8"))
-        rows = pq.read_table(path / "data.parquet").to_pylist()
+        about = read_json(path / "figure.json", FigureRecord)
+        rows = as_rows(read_table(path / "data.parquet"))
         svg = (path / "figure.svg").read_bytes()
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
+    except OSError as error:
         raise InputError(f"{path} must hold what lowland figure wrote: {error}.") from None
     return FigureFiles(path, about, svg, [{k: v for k, v in row.items() if v is not None} for row in rows])
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lowland.errors import InputError
-from lowland.runs.atomic import write_json
+from lowland.runs.atomic import is_temporary, write_json
 from lowland.runs.lines import append_line, finite, read_lines
+from lowland.runs.records import ConfigRecord, EnvironmentRecord
+from lowland.runs.schema import JSONObject, read_json
 
 _BEFORE_CONFIG = {"env.json", "checkpoint", ".lock"}
-"""What a process that was stopped while it made a run may have left."""
+"""What a process that was stopped while it made a run may have left, beside temporary files."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -26,6 +28,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def _of_others(path: Path) -> set[str]:
+    """What is in a directory beside what a process that was stopped while it made a run may have left."""
+    return {file.name for file in path.iterdir() if not is_temporary(file)} - _BEFORE_CONFIG
 
 
 class Run:
@@ -68,7 +75,7 @@ class Run:
         if (path / "config.json").exists():
             run._require_same(config)
             return run
-        if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - _BEFORE_CONFIG):
+        if path.exists() and (not path.is_dir() or _of_others(path)):
             raise InputError(f"{path} must be a new or empty directory, or a run; it holds other files.")
         (path / "checkpoint").mkdir(parents=True, exist_ok=True)
         write_json(path / "env.json", environment)
@@ -91,17 +98,24 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """What was run."""
-        return self._read("config.json")
+        stored: dict[str, Any] = self.read("config.json", ConfigRecord)
+        return stored
 
     @property
     def environment(self) -> dict[str, Any]:
         """Where it was run."""
-        return self._read("env.json")
+        stored: dict[str, Any] = self.read("env.json", EnvironmentRecord)
+        return stored
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """The result; ``None`` while the run is not finished."""
-        return self._read("summary.json") if (self.path / "summary.json").exists() else None
+        return self.read("summary.json") if self.is_finished else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has a result."""
+        return (self.path / "summary.json").exists()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes the result, which marks the run as finished."""
@@ -115,13 +129,27 @@ class Run:
         """
         append_line(self.metrics_path, row)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, kind: Any = JSONObject) -> list[dict[str, Any]]:
         """The metrics, without a last line that a killed process left unfinished.
 
+        Args:
+            kind: What a row is, as for :func:`~lowland.runs.conform`.
+
         Raises:
-            InputError: If a line is not a JSON object.
+            InputError: If a line is not a JSON object of ``kind``.
         """
-        return read_lines(self.metrics_path)
+        return read_lines(self.metrics_path, kind)
+
+    def last_row(self, kind: Any = JSONObject) -> dict[str, Any]:
+        """The last of the metrics.
+
+        Raises:
+            InputError: If there is none, or as for :meth:`rows`.
+        """
+        rows = self.rows(kind)
+        if not rows:
+            raise InputError(f"{self.metrics_path} must hold at least one row, got none.")
+        return rows[-1]
 
     def keep_rows(self, count: int) -> None:
         """Drops the metrics after the first ``count`` rows, which a resumed run will write again."""
@@ -168,14 +196,13 @@ class Run:
                 f"{wanted.get(key)!r} here); give another --out."
             )
 
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
+    def read(self, name: str, kind: Any = JSONObject) -> Any:
+        """What one of the run's JSON files holds, an object of ``kind``; see :func:`~lowland.runs.read_json`.
+
+        Raises:
+            InputError: If there is no such file, or it holds something else.
+        """
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            return read_json(self.path / name, kind)
         except FileNotFoundError:
             raise InputError(f"{self.path} must be a run directory, but has no {name}.") from None
-        except ValueError as error:
-            raise InputError(f"{path} must be a JSON file: {error}.") from None
-        if not isinstance(value, dict):
-            raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}.")
-        return value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowland.errors import InputError
+from lowland.runs.schema import JSONObject, conform, parse_json
 
 
 def finite(value: Any) -> Any:
@@ -39,20 +40,21 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
             raise
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, kind: Any = JSONObject) -> list[dict[str, Any]]:
     """The rows, without a last line that a killed process left unfinished; none if there is no file.
 
     Raises:
-        InputError: If a line is not a JSON object.
+        InputError: If a line is not a JSON object of ``kind``, as :func:`~lowland.runs.conform` says.
     """
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
     try:
-        rows = [json.loads(line) for line in lines]
+        rows = [parse_json(line) for line in lines]
     except ValueError as error:
         raise InputError(f"{path} must hold one JSON object per line: {error}.") from None
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise InputError(f"{path} must hold one JSON object per line, got {row!r}.")
+        conform(row, kind, "", of=f" in line {number} of {path}")
     return rows

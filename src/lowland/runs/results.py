@@ -1,6 +1,6 @@
 """The files of a run that holds several small ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,14 +62,22 @@ def write_table(path: Path, columns: Columns) -> None:
     replace_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
-def read_table(path: Path) -> dict[str, list[Any]]:
+def read_table(path: Path, required: Collection[str] = ()) -> dict[str, list[Any]]:
     """The columns of a Parquet file.
 
+    Args:
+        path: The file.
+        required: Names of columns that it must have.
+
     Raises:
-        InputError: If it is none.
+        InputError: If it is none, or lacks one of them.
     """
     try:
         columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} must be a Parquet file: {error}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"{path} must be a Parquet file: {reason}.") from None
+    missing = sorted(set(required) - set(columns))
+    if missing:
+        raise InputError(f"{path} must have a column {missing[0]!r}, got {', '.join(columns) or 'none'}.")
     return columns

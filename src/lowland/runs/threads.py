@@ -10,6 +10,18 @@ from lowland.errors import InputError
 Outcome = TypeVar("Outcome")
 
 
+_MOST = 1024
+"""The processors of the largest machines; a hundred times as many end the process in the runtime of torch."""
+
+
+def require_threads(threads: int | None) -> None:
+    """Raises :class:`InputError` for a number of threads that no machine has."""
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be positive, got {threads}.")
+    if threads is not None and threads > _MOST:
+        raise InputError(f"threads must be at most {_MOST}, got {threads}.")
+
+
 def in_threads(
     jobs: Sequence[Callable[[], Outcome]],
     *,
@@ -24,11 +36,10 @@ def in_threads(
         on_done: Called with a job's index as soon as it has ended.
 
     Raises:
-        InputError: If ``threads`` is not positive.
+        InputError: If ``threads`` is not positive or more than any machine has.
         Exception: What a job raised; those that have not begun are then left out.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be positive, got {threads}.")
+    require_threads(threads)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         futures = {pool.submit(job): index for index, job in enumerate(jobs)}
         try:

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from lowland import SAM, sam_gradient
 from lowland.sam import MicroBatches, PreviousBatch
@@ -466,8 +467,8 @@ CHANGED = {
     "mode": lambda module: module.eval(),
     "layer": lambda module: module.__setitem__(1, nn.ReLU()),
     "frozen": lambda module: module[0].requires_grad_(False),
-    "pruned": lambda module: nn.utils.prune.l1_unstructured(module[0], "weight", amount=0.4),
-    "parametrized": lambda module: nn.utils.parametrizations.weight_norm(module[0]),
+    "pruned": lambda module: prune.l1_unstructured(module[0], "weight", amount=0.4),
+    "parametrized": lambda module: parametrizations.weight_norm(module[0]),
 }
 
 

@@ -58,10 +58,10 @@ def _columns(path: Path, source: ParquetSource) -> pa.Table:
     wanted = [source.image_column, source.label_column]
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema = file.schema_arrow
-            _require_columns(schema, path, source)
+            schema, names = file.schema_arrow, file.schema_arrow.names
+            _require_columns(schema, names, path, source)
             table = file.read(columns=wanted)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"{path} must be a complete Parquet file, but reading it failed: {reason}."
@@ -71,16 +71,18 @@ def _columns(path: Path, source: ParquetSource) -> pa.Table:
     return table
 
 
-def _require_columns(schema: pa.Schema, path: Path, source: ParquetSource) -> None:
+def _require_columns(schema: pa.Schema, names: list[str], path: Path, source: ParquetSource) -> None:
     image, label = source.image_column, source.label_column
-    if missing := {image, label} - set(schema.names):
+    if names.count(image) != 1 or names.count(label) != 1:
         raise InputError(
-            f"{path} must have the columns {image!r} and {label!r} of {source.name}, "
-            f"but {' and '.join(map(repr, sorted(missing)))} is not among {schema.names}."
+            f"{path} must have the columns {image!r} and {label!r} of {source.name}, each once, got {names}."
         )
     kind = schema.field(image).type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise InputError(f"Column {image!r} of {path} must be a struct with a field 'bytes', got {kind}.")
+    held = kind.field(kind.get_field_index("bytes")).type
+    if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+        raise InputError(f"The field 'bytes' of {path} must hold bytes, got {held}.")
     kind = schema.field(label).type
     if not pa.types.is_integer(kind):
         raise InputError(f"Column {label!r} of {path} must hold integers, got {kind}.")

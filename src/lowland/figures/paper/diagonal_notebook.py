@@ -174,7 +174,7 @@ def _interpolated(tasks: Sequence[Task], store: Store) -> Rows:
     """Losses at (1 - a) (GD → 1-SAM) + a GD in the weights u and v."""
     rows: Rows = []
     for task in finished(tasks, store):
-        columns = read_table(store.run(task).path / "weights.parquet")
+        columns = read_table(store.run(task).path / "weights.parquet", ("run", "u", "v"))
         labels = list(dict.fromkeys(columns["run"]))
         ends = []
         for label in (labels[1], labels[0]):

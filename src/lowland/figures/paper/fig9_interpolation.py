@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from lowland.deep.records import PointRow
 from lowland.deep.view import SceneryConfig
 from lowland.figures.paper.drawing import line_with_spread
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
@@ -29,7 +30,7 @@ def data(tasks: Sequence[Task], store: Store) -> Rows:
     for task in tasks:
         if isinstance(task, Between) and store.has(task):
             about = {"seed": task.a.config.seed, "published": False, "run": task.name}
-            for row in store.run(task).rows():
+            for row in store.run(task).rows(PointRow):
                 errors = {name: 100.0 * row[name] for name in ("train_error", "test_error")}
                 rows.append(about | row | errors)
     return rows

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lowland.deep.records import MetricsRow
 from lowland.figures.paper.caption import caption, not_default
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.style import save_all
@@ -84,7 +85,7 @@ def _run(task: Task, store: Store) -> Row:
     config = task.describe()
     about: Row = {"name": task.name, "config": not_default(config), "seconds": seconds_of(task, store)}
     if store.has(task) and "command" not in config:
-        last = store.run(task).rows()[-1]
+        last = store.run(task).last_row(MetricsRow)
         about["numbers"] = {
             name: last.get(name) for name in ("test_error", "validation_error", "train_error", "train_loss")
         }

@@ -31,7 +31,8 @@ def data(tasks: Sequence[Task], store: Store) -> Rows:
 
 
 def _networks(run: Path) -> list[tuple[str, int, Network]]:
-    columns = {name: np.array(values) for name, values in read_table(run / "weights.parquet").items()}
+    stored = read_table(run / "weights.parquet", ("run", "seed", "w0", "b", "a"))
+    columns = {name: np.array(values) for name, values in stored.items()}
     found = []
     for label, seed in dict.fromkeys(zip(columns["run"].tolist(), columns["seed"].tolist(), strict=True)):
         own = (columns["run"] == label) & (columns["seed"] == seed)

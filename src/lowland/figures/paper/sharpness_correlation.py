@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.records import MeasureRow, MetricsRow
 from lowland.figures.paper import fig1, m_sweep
 from lowland.figures.paper.drawing import logarithmic
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
@@ -35,12 +36,12 @@ def data(tasks: Sequence[Task], store: Store) -> Rows:
     rows: Rows = []
     for task in tasks:
         if isinstance(task, Measured) and store.has(task):
-            last = store.run(task.of).rows()[-1]
+            last = store.run(task.of).last_row(MetricsRow)
             about = identity(task.of.config) | {"test_error": 100.0 * last["test_error"], "run": task.name}
             about |= {"trained_m": about.pop("m"), "trained_rho": about.pop("rho")}
             rows += [
-                about | {"m": row["m"], "rho": row["rho"], "sharpness": row["value"]}
-                for row in store.run(task).rows()
+                about | {"m": row.get("m"), "rho": row.get("rho"), "sharpness": row["value"]}
+                for row in store.run(task).rows(MeasureRow)
                 if row["value"] is not None
             ]
     return rows

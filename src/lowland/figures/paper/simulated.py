@@ -7,7 +7,7 @@ from typing import Any
 
 from lowland.figures.paper.figure import Rows
 from lowland.figures.tasks import Simulation, Store, Task
-from lowland.runs import as_rows, read_table
+from lowland.runs import SmallRow, as_rows, read_table
 
 
 def finished(tasks: Sequence[Task], store: Store) -> list[Simulation]:
@@ -20,7 +20,7 @@ def final_rows(tasks: Sequence[Task], store: Store) -> Rows:
     return [
         {"kind": "final", "published": False} | row
         for task in finished(tasks, store)
-        for row in store.run(task).rows()
+        for row in store.run(task).rows(SmallRow)
     ]
 
 
@@ -28,7 +28,7 @@ def table_rows(tasks: Sequence[Task], store: Store, table: str, kind: str) -> Ro
     """The rows of a table of all experiments."""
     rows: Rows = []
     for task in finished(tasks, store):
-        own = as_rows(read_table(store.run(task).path / f"{table}.parquet"))
+        own = as_rows(read_table(store.run(task).path / f"{table}.parquet", ["run"]))
         rows += [{"kind": kind, "published": False} | row for row in own]
     return rows
 

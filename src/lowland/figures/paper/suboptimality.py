@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.records import MeasureRow
 from lowland.figures.paper.drawing import line_with_spread, panels_of
 from lowland.figures.paper.figure import Claim, PaperFigure, Row, Rows, Scale
 from lowland.figures.paper.networks import network, network_label, with_seeds
@@ -45,8 +46,8 @@ def data(tasks: Sequence[Task], store: Store) -> Rows:
             about: Row = {"network": network_label(config), "method": "SAM" if config.is_sam else "ERM"}
             about |= {"seed": config.seed, "published": False, "run": task.name}
             rows += [
-                about | {"m": row["m"], "rho": row["rho"], "factor": row["value"]}
-                for row in store.run(task).rows()
+                about | {"m": row.get("m"), "rho": row.get("rho"), "factor": row["value"]}
+                for row in store.run(task).rows(MeasureRow)
             ]
     read_off = {"network": CIFAR10, "published": True}
     return rows + [

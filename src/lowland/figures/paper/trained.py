@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lowland.deep import TrainConfig
+from lowland.deep.records import MetricsRow
 from lowland.figures.paper.figure import Row, Rows
 from lowland.figures.paper.networks import method, network_label
 from lowland.figures.tasks import Store, Task, Training
@@ -43,7 +44,7 @@ def final_rows(
     """
     rows = []
     for task in finished(tasks, store):
-        last = store.run(task).rows()[-1]
+        last = store.run(task).last_row(MetricsRow)
         rows.append(identity(task.config) | more(task) | _numbers(last) | {"run": task.name})
     return rows
 
@@ -55,7 +56,7 @@ def curve_rows(
     return [
         identity(task.config) | more(task) | {"epoch": row["epoch"]} | _numbers(row) | {"run": task.name}
         for task in finished(tasks, store)
-        for row in store.run(task).rows()
+        for row in store.run(task).rows(MetricsRow)
         if row["full"]
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lowland.deep.records import PointRow
 from lowland.deep.scenery import scenery
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.deep.view import SceneryConfig
@@ -47,7 +48,7 @@ class Between:
         return seconds_of_line(self.a.config, self.config)
 
     def carry_out(self, store: Store, how: How) -> None:
-        """Evaluates every point of the line; it is short, and does not stop in between."""
+        """Evaluates every point of the line that is not in the run yet."""
         run = Run.create(store.run(self).path, self.describe(), describe_environment())
         options = SubjectOptions(data_dir=how.place.data_dir, device=how.place.device)
         done = 0
@@ -61,8 +62,13 @@ class Between:
             networks = {
                 x: load_subject(str(store.run(t).path), options) for x, t in (("a", self.a), ("b", self.b))
             }
-            seen = scenery(networks, self.config, on_point=on_point)
-            run.keep_rows(0)
-            for row in seen.paths["line"]:
-                run.append(row)
+            rows = run.rows(PointRow)
+            run.keep_rows(len(rows))
+            seen = scenery(
+                networks,
+                self.config,
+                known=[{"path": "line"} | row for row in rows],
+                on_row=lambda row: run.append({k: v for k, v in row.items() if k != "path"}),
+                on_point=on_point,
+            )
             run.finish({"distances": seen.distances})

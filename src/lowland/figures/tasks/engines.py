@@ -176,8 +176,10 @@ class _Worker:
 
 
 def _serve(connection: Connection[Any, Any], work: Work) -> None:
-    """Carries out tasks until the other end is closed. Ctrl-C is the other end's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Carries out tasks until the other end is closed. Ctrl-C and a closed terminal are its business."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     while True:
         try:
             task = connection.recv()

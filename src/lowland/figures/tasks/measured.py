@@ -8,6 +8,7 @@ from typing import Any
 from lowland.deep import Interrupted
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.measures import measures
+from lowland.deep.records import MeasureRow
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.figures.tasks.cost import seconds_of_measures
 from lowland.figures.tasks.task import How, Store, Task
@@ -52,7 +53,7 @@ class Measured:
         options = SubjectOptions(data_dir=how.place.data_dir, device=how.place.device)
         with run.locked():
             subject = load_subject(str(store.run(self.of).path), options)
-            rows = run.rows()
+            rows = run.rows(MeasureRow)
             run.keep_rows(len(rows))
 
             def keep(row: dict[str, Any]) -> None:

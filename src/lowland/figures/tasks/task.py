@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from lowland.deep import Place
 from lowland.runs import Run, append_line, read_lines
+
+
+class TimeRow(TypedDict):
+    """A row of ``times.jsonl``."""
+
+    task: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,11 @@ class Store:
 
     def times(self) -> dict[str, float]:
         """How long tasks took, by name; of one that stopped in between, its last part."""
-        return {row["task"]: row["seconds"] for row in read_lines(self.path / "times.jsonl")}
+        return {row["task"]: row["seconds"] for row in read_lines(self.path / "times.jsonl", TimeRow)}
 
     def has(self, task: Task) -> bool:
         """Whether a task is finished."""
-        return (self.path / task.name / "summary.json").is_file()
+        return self.run(task).is_finished
 
 
 @runtime_checkable

@@ -43,12 +43,9 @@ class Training:
         return seconds_of_training(self.config)
 
     def carry_out(self, store: Store, how: How) -> None:
-        """Trains."""
-        config = self.config
-        if self.start is not None:
-            config = replace(config, model_path=str(store.run(self.start).path))
-        control = Control(_Share(config.epochs, how), _CHECKPOINT_EVERY, how.should_stop)
-        launch(config, store.run(self).path, how.place, control)
+        """Trains. The run that it begins with is found by its name, beside its own."""
+        control = Control(_Share(self.config.epochs, how), _CHECKPOINT_EVERY, how.should_stop)
+        launch(self._named(), store.run(self).path, how.place, control)
 
     def _named(self) -> TrainConfig:
         return self.config if self.start is None else replace(self.config, model_path=self.start.name)

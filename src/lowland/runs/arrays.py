@@ -1,0 +1,44 @@
+"""Arrays in ``.npz`` files."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from lowland.errors import InputError
+
+_DAMAGED = (ValueError, TypeError, EOFError, OSError, KeyError, NotImplementedError, RuntimeError, zlib.error)
+"""What NumPy and zipfile make of files that are not whole, encrypted, or compressed by other means."""
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file, read without running anything in it.
+
+    Raises:
+        InputError: If it is none, is not whole, or declares more than this machine's memory.
+        FileNotFoundError: If there is none.
+    """
+    with path.open("rb") as file:
+        try:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{path} must be an .npz file of arrays.")
+            _require_room(path, file)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except InputError:
+            raise
+        except (zipfile.BadZipFile, MemoryError, *_DAMAGED) as error:
+            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+            raise InputError(f"{path} must be an .npz file of arrays: {reason}.") from None
+
+
+def _require_room(path: Path, file: BinaryIO) -> None:
+    """A few bytes of a compressed file may stand for any number."""
+    with zipfile.ZipFile(file) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else declared
+    if declared > there:
+        raise InputError(f"{path} must fit into this machine's {there} bytes, it declares {declared}.")
