@@ -116,8 +116,15 @@ def test_label_noise_lines_are_means_over_seeds_and_bands_go_from_lowest_to_high
 
 def test_curves_are_written_into_the_run_and_nothing_else_is(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "x", {}, {})
+    evaluated = {
+        "full": True,
+        "train_loss": 1.0,
+        "train_error": 0.5,
+        "validation_error": 0.5,
+        "test_error": 0.5,
+    }
     for row in ROWS:
-        run.append(row)
+        run.append({**evaluated, **row})
     before = {p.name for p in run.path.iterdir()}
     path = draw_curves(run.path)
     assert path == run.path / "curves.png"

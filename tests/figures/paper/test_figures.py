@@ -389,14 +389,13 @@ def test_the_line_between_minima_is_judged_by_its_barrier() -> None:
 def test_curves_have_whole_evaluations_only_and_per_cent(tmp_path) -> None:
     store, task = Store(tmp_path), Training(network("quick", sam_rho=0.1, seed=2))
     run = Run.create(store.run(task).path, task.describe(), {})
-    for epoch, full, error in ((0, False, 0.9), (5, True, 0.25), (6, False, 0.1), (10, True, None)):
-        run.append(
-            {"epoch": epoch, "full": full, "test_error": error, "train_loss": None if epoch == 10 else 1.0}
-        )
+    for epoch, full, error in ((0, False, 0.9), (5, True, 0.25), (6, False, 0.1), (10, True, 0.2)):
+        row = {"epoch": epoch, "full": full, "test_error": error, "train_error": 0.0, "validation_error": 0.0}
+        run.append({**row, "train_loss": None if epoch == 10 else 1.0})
     assert curve_rows([task], store) == []
     run.finish({})
     rows = curve_rows([task], store)
-    assert [(row["epoch"], row.get("test_error")) for row in rows] == [(5, 25.0), (10, None)]
+    assert [(row["epoch"], row.get("test_error")) for row in rows] == [(5, 25.0), (10, 20.0)]
     assert math.isnan(rows[1]["train_loss"])
     (last,) = final_rows([task], store, more=lambda task: {"kind": task.config.model})
     assert (last["method"], last["rho"], last["seed"], last["kind"]) == ("128-SAM", 0.1, 2, "fc")
