@@ -18,6 +18,7 @@ from lowland.sam.batched.cost import around, machine, seconds
 from lowland.sam.batched.gradient import BatchedGradient
 from lowland.sam.batched.grouped import Grouped
 from lowland.sam.batched.memory import groups_at_once
+from lowland.sam.batched.precision import TypesClash
 from lowland.sam.batched.probe import probe
 from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.refused import Unbatchable
@@ -166,6 +167,8 @@ class Engines:
                 self._chunk(indices[done : done + verdict.chunk])
                 done += verdict.chunk
             verdict.held()
+        except TypesClash as clash:
+            raise clash.error from None
         except Unbatchable as error:
             if verdict is not None:
                 verdict.failed()

@@ -6,7 +6,8 @@ as long as a small layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import starmap
 from typing import Any
 
@@ -55,3 +56,13 @@ class Level:
 def _remove(tensor: Tensor, level: int, groups: int) -> Tensor:
     found: Tensor = _functorch._remove_batch_dim(tensor, level, groups, 0)
     return found
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Out of ``vmap``, inside the block."""
+    saved = _functorch.pop_dynamic_layer_stack()
+    try:
+        yield
+    finally:
+        _functorch.push_dynamic_layer_stack(saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,18 +10,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowland.sam.batched.level import outside
+
 
 def wide(device: torch.device) -> torch.dtype:
     """Double precision, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The type of a matrix product with ``x``: autocast's, where that is on."""
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+def result_type(function: Callable[..., Tensor], *operands: tuple[Tensor | None, int]) -> torch.dtype:
+    """The type of what ``function`` makes of numbers like the operands: see :func:`asked_type`."""
+    types = {t.dtype for t, _ in operands if t is not None}
+    first = operands[0][0]
+    assert first is not None
+    alike = len(types) == 1 and not torch.is_autocast_enabled(first.device.type)
+    return first.dtype if alike else asked_type(function, *operands)
+
+
+def asked_type(function: Callable[..., Tensor], *operands: tuple[Tensor | None, int]) -> torch.dtype:
+    """The same of operands of any kind: torch is asked, with single numbers, once for each.
+
+    Args:
+        function: A function of a module, not made anew for each call.
+        operands: Its operands and the number of their dimensions, the first a tensor.
+
+    Raises:
+        TypesClash: If torch refuses them.
+    """
+    first = operands[0][0]
+    assert first is not None
+    device = first.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    kinds = tuple(None if t is None else (t.dtype, dims) for t, dims in operands)
+    return _asked(function, kinds, first.device, autocast)
+
+
+@functools.lru_cache(maxsize=256)
+def _asked(
+    function: Callable[..., Tensor],
+    kinds: tuple[tuple[torch.dtype, int] | None, ...],
+    device: torch.device,
+    autocast: torch.dtype | None,  # noqa: ARG001 - part of the key
+) -> torch.dtype:
+    numbers = [None if k is None else torch.zeros([1] * k[1], dtype=k[0], device=device) for k in kinds]
+    try:
+        with outside():  # autocast does not reach every operation through vmap
+            return function(*numbers).dtype
+    except RuntimeError as error:
+        raise TypesClash(error) from error
+
+
+class TypesClash(Exception):
+    """Types that torch refuses in any pass.
+
+    Attributes:
+        error: What it says.
+    """
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def correction_dtype(dtype: torch.dtype) -> torch.dtype:

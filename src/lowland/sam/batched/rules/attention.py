@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowland.sam.batched.precision import result_type
 from lowland.sam.batched.tape import Tape, rule
 
 
@@ -23,6 +24,7 @@ def attention(
     **options: Any,
 ) -> Any:
     """Attention; a mask that all groups share is not copied for each."""
+    result_type(F.scaled_dot_product_attention, (query, 4), (key, 4), (value, 4))
     function = partial(_at_groups, {"dropout_p": dropout_p, "is_causal": is_causal, **options})
     return tape.at_groups(function, query, key, value, attn_mask)
 

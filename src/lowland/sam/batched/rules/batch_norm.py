@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland.sam.batched.precision import reshaped
-from lowland.sam.batched.rules.norm import by_statistics
+from lowland.sam.batched.precision import reshaped, result_type
+from lowland.sam.batched.rules.norm import by_statistics, plain_batch_norm
 from lowland.sam.batched.tape import Tape, rule
 
 
@@ -28,10 +28,8 @@ def batch_norm(
 ) -> Any:
     """In training over the group, in evaluation by running statistics."""
     if not training:
-        tape.outside.read(running_mean)
-        tape.outside.read(running_var)
-        function = partial(by_statistics, running_mean, running_var, eps)
-        return tape.at_groups(function, input, weight, bias)
+        return by_statistics(tape, input, weight, bias, running_mean, running_var, eps)
+    result_type(plain_batch_norm, (input, 2), (weight, 1), (bias, 1))
     function = partial(_of_groups, tape, running_mean, running_var, momentum, eps)
     return tape.at_groups(function, input, weight, bias)
 

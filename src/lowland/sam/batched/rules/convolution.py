@@ -15,7 +15,7 @@ from lowland.sam.batched.cost import Product, costs_of_convolution
 from lowland.sam.batched.factors import Factor, column
 from lowland.sam.batched.patches import Patches, Window
 from lowland.sam.batched.per_group import Part
-from lowland.sam.batched.precision import correction_dtype, product_dtype, reshaped, without_autocast
+from lowland.sam.batched.precision import correction_dtype, reshaped, result_type, without_autocast
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
 
@@ -126,12 +126,24 @@ def _convolve(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, geomet
     assert use is not None
     alone = x.dim() == weight.dim() - 1
     x = x.unsqueeze(0) if alone else x
-    y = tape.at_groups(partial(_at_groups, use, geometry, tape.anchor), x, bias)
+    plain = (_TRANSPOSED if geometry.transposed else _CONVOLUTIONS)[x.dim() - 3]
+    dtype = result_type(plain, (x, x.dim()), (weight, x.dim()), (bias, 1))
+    y = tape.at_groups(partial(_at_groups, use, geometry, tape.anchor, dtype), x, bias)
     return y.squeeze(0) if alone else y
 
 
-def _at_groups(use: Use, geometry: Geometry, anchor: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    dtype = product_dtype(x)
+_CONVOLUTIONS = [torch.conv1d, torch.conv2d, torch.conv3d]
+_TRANSPOSED = [torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d]
+
+
+def _at_groups(
+    use: Use,
+    geometry: Geometry,
+    anchor: Tensor | None,
+    dtype: torch.dtype,
+    x: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     w = use.weight.value.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     y: Tensor = without_autocast(

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import costs_of_embedding
 from lowland.sam.batched.factors import OneHot, at_columns, column
+from lowland.sam.batched.precision import asked_type, result_type
 from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
@@ -69,6 +70,7 @@ def embedding_bag(
     """Rows of the weight, reduced bag by bag: sum, mean or maximum."""
     if tape.use(weight) is None:
         return NotImplemented
+    dtype = result_type(_plain_bag, (indices, 2), (weight, 2), (per_sample_weights, 2))
     rows = _looked_up(tape, indices, weight, padding_idx, scale_grad_by_freq, sparse)
     if per_sample_weights is not None:
         rows = rows * tape.substituted(per_sample_weights)[:, None]
@@ -78,7 +80,11 @@ def embedding_bag(
     member = (place >= starts[:, None]) & (place < ends[:, None])
     if padding_idx is not None:
         member = member & (indices != padding_idx % len(weight))
-    return _reduced(rows, member, mode), None, None, None
+    return _reduced(rows, member, mode).to(dtype), None, None, None
+
+
+def _plain_bag(ids: Tensor, w: Tensor, weights: Tensor | None) -> Tensor:
+    return F.embedding_bag(ids, w, mode="sum", per_sample_weights=weights)
 
 
 def _reduced(rows: Tensor, member: Tensor, mode: int) -> Tensor:
@@ -103,6 +109,7 @@ def _looked_up(
         raise Unbatchable("an embedding with scale_grad_by_freq")
     if use.transposed or use.weight.param.dim() != 2:
         return F.embedding(ids, tape.substituted(weight), padding_idx)
+    asked_type(F.embedding, (ids, 1), (weight, 2))
     use.weight.rows += ids.numel()
     padding = None if padding_idx is None else padding_idx % len(weight)
     return tape.at_groups(partial(_at_groups, use, tape.anchor, padding), ids)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import costs_of_linear
 from lowland.sam.batched.factors import add_through, column
-from lowland.sam.batched.precision import correction_dtype, product_dtype, reshaped, without_autocast
+from lowland.sam.batched.precision import correction_dtype, reshaped, result_type, without_autocast
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
 
@@ -23,7 +23,8 @@ def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None
     use = tape.use(weight)
     if use is None or weight.dim() != 2 or input.dim() == 0 or (bias is not None and bias.dim() != 1):
         return NotImplemented
-    return _product(tape, use, input, bias)
+    dtype = result_type(F.linear, (input, 2), (weight, 2), (bias, 1))
+    return _product(tape, use, input, bias, dtype)
 
 
 @rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm)
@@ -32,7 +33,7 @@ def matmul(tape: Tape, input: Tensor, other: Tensor, **kwargs: Any) -> Any:
     use = tape.use(other)
     if use is None or kwargs or other.dim() != 2 or input.dim() == 0:
         return NotImplemented
-    return _product(tape, _flipped(use), input, None)
+    return _product(tape, _flipped(use), input, None, result_type(torch.matmul, (input, 2), (other, 2)))
 
 
 @rule(torch.addmm, Tensor.addmm)
@@ -41,20 +42,20 @@ def addmm(tape: Tape, input: Tensor, mat1: Tensor, mat2: Tensor, **kwargs: Any) 
     use = tape.use(mat2)
     if use is None or kwargs or input.dim() != 1:
         return NotImplemented
-    return _product(tape, _flipped(use), mat1, input)
+    dtype = result_type(torch.addmm, (input, 1), (mat1, 2), (mat2, 2))
+    return _product(tape, _flipped(use), mat1, input, dtype)
 
 
 def _flipped(use: Use) -> Use:
     return Use(use.weight, use.start, use.stop, not use.transposed)
 
 
-def _product(tape: Tape, use: Use, x: Tensor, bias: Tensor | None) -> Any:
+def _product(tape: Tape, use: Use, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Any:
     use.weight.rows += x.numel() // max(x.shape[-1], 1)
-    return tape.at_groups(partial(_at_groups, use, tape.anchor), x, bias)
+    return tape.at_groups(partial(_at_groups, use, tape.anchor, dtype), x, bias)
 
 
-def _at_groups(use: Use, anchor: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    dtype = product_dtype(x)
+def _at_groups(use: Use, anchor: Tensor | None, dtype: torch.dtype, x: Tensor, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.to(dtype)
     y: Tensor = without_autocast(_Linear.apply, x.to(dtype), use.matrix(dtype), bias, anchor, use)
     return y

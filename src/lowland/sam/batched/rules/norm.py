@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowland.sam.batched.precision import reshaped
+from lowland.sam.batched.precision import reshaped, result_type
 from lowland.sam.batched.tape import Tape, rule
 
 
@@ -25,6 +25,7 @@ def layer_norm(
     cudnn_enable: bool = True,  # noqa: ARG001 - the function's
 ) -> Any:
     """Over the last dimensions."""
+    dtype = result_type(_plain_layer_norm, (input, 2), (weight, 1), (bias, 1))
 
     def at_groups(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
         shape = list(normalized_shape)
@@ -32,9 +33,18 @@ def layer_norm(
         if fused:
             y: Tensor = _LayerNorm.apply(x, w, b, shape, eps)  # type: ignore[no-untyped-call]
             return y
-        return _affine(torch.layer_norm(x, shape, None, None, eps), w, b)
+        return _affine(torch.layer_norm(_with(w, x), shape, None, None, eps), w, b).to(dtype)
 
     return tape.at_groups(at_groups, input, weight, bias)
+
+
+def _plain_layer_norm(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    return torch.layer_norm(x, [1], w, b)
+
+
+def _with(w: Tensor | None, x: Tensor) -> Tensor:
+    """``x`` in the type of its product with ``w``."""
+    return x if w is None else x.to(torch.promote_types(x.dtype, w.dtype))
 
 
 def _autocast(x: Tensor) -> bool:
@@ -100,11 +110,16 @@ def rms_norm(
     eps: float | None = None,
 ) -> Any:
     """Over the last dimensions, without centering."""
+    dtype = result_type(_plain_rms_norm, (input, 2), (weight, 1))
 
     def at_groups(x: Tensor, w: Tensor | None) -> Tensor:
-        return _affine(torch.rms_norm(x, list(normalized_shape), None, eps), w, None)
+        return _affine(torch.rms_norm(_with(w, x), list(normalized_shape), None, eps), w, None).to(dtype)
 
     return tape.at_groups(at_groups, input, weight)
+
+
+def _plain_rms_norm(x: Tensor, w: Tensor | None) -> Tensor:
+    return torch.rms_norm(x, [1], w)
 
 
 def _affine(y: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
@@ -129,8 +144,13 @@ def group_norm(
     cudnn_enabled: bool = True,  # noqa: ARG001 - the function's
 ) -> Any:
     """Over groups of channels."""
+    result_type(_plain_group_norm, (input, 2), (weight, 1), (bias, 1))
     function = partial(_of_channels, num_groups, eps)
     return tape.at_groups(function, input, weight, bias)
+
+
+def _plain_group_norm(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    return torch.group_norm(x, 1, w, b)
 
 
 @rule(torch.instance_norm)
@@ -148,10 +168,8 @@ def instance_norm(
 ) -> Any:
     """Over each channel; or by running statistics."""
     if not use_input_stats:
-        tape.outside.read(running_mean)
-        tape.outside.read(running_var)
-        function = partial(by_statistics, running_mean, running_var, eps)
-        return tape.at_groups(function, input, weight, bias)
+        return by_statistics(tape, input, weight, bias, running_mean, running_var, eps)
+    result_type(plain_batch_norm, (input, 2), (weight, 1), (bias, 1))
     if tape.outside.moves_stats:
         tape.at_groups(partial(_track, tape, running_mean, running_var, momentum), input)
     return tape.at_groups(partial(_of_channels, input.shape[1], eps), input, weight, bias)
@@ -181,11 +199,39 @@ def _of_channels(num_groups: int, eps: float, x: Tensor, w: Tensor | None, b: Te
 
 
 def by_statistics(
-    mean: Tensor | None, var: Tensor | None, eps: float, x: Tensor, w: Tensor | None, b: Tensor | None
-) -> Tensor:
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> Any:
     """Normalization by given statistics, as in evaluation."""
     assert mean is not None
     assert var is not None
+    tape.outside.read(mean)
+    tape.outside.read(var)
+    dtype = result_type(plain_batch_norm, (input, 2), (weight, 1), (bias, 1), (mean, 1), (var, 1))
+    return tape.at_groups(partial(_by_statistics, mean, var, eps, dtype), input, weight, bias)
+
+
+def plain_batch_norm(
+    x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None = None, var: Tensor | None = None
+) -> Tensor:
+    """Batch norm of a few numbers, to ask torch which types it takes."""
+    return torch.batch_norm(x, w, b, mean, var, mean is None, 0.1, 1e-5, torch.backends.cudnn.enabled)
+
+
+def _by_statistics(
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    result: torch.dtype,
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+) -> Tensor:
     groups, channels = len(x), x.shape[2]
     dtype = torch.promote_types(x.dtype, var.dtype)
     scale = (var.to(dtype) + eps).rsqrt().expand(groups, channels)
@@ -193,4 +239,4 @@ def by_statistics(
     shift = -mean.to(dtype) * scale
     shift = shift if b is None else shift + b
     shape = (groups, 1, channels, *[1] * (x.dim() - 3))
-    return torch.addcmul(shift.view(shape), x.to(dtype), scale.view(shape)).to(x.dtype)
+    return torch.addcmul(shift.view(shape), x.to(dtype), scale.view(shape)).to(result)
