@@ -20,6 +20,12 @@ def test_arrays_come_back_as_they_were_compressed_or_not(tmp_path: Path) -> None
         assert all(np.array_equal(found[k], a) and found[k].dtype == a.dtype for k, a in arrays.items())
 
 
+def test_numbers_of_the_other_order_of_bytes_are_the_same_numbers(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", big=np.arange(3, dtype=">i4"), little=np.arange(3, dtype="<i4"))
+    found = read_arrays(tmp_path / "x.npz")
+    assert all(array.dtype == np.int32 and array.tolist() == [0, 1, 2] for array in found.values())
+
+
 def test_a_file_that_declares_more_than_there_is_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,6 +43,10 @@ def test_what_is_no_such_file_or_would_run_something_is_refused(tmp_path: Path) 
             assert read_arrays(path) == {}
             continue
         with pytest.raises(InputError, match=rf"^{path} must be an \.npz file of arrays"):
+            read_arrays(path)
+    for array in (np.array(["1"]), np.array([b""]), np.array([1j]), np.zeros(2, "M8[s]")):
+        np.savez(path, x=array)
+        with pytest.raises(InputError, match="must hold numbers only, x is of type"):
             read_arrays(path)
     np.savez(path, x=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match=r"must be an \.npz file of arrays: Object arrays cannot be loaded"):

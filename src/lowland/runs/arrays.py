@@ -15,7 +15,7 @@ _DAMAGED = (ValueError, TypeError, EOFError, OSError, KeyError, NotImplementedEr
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file, read without running anything in it.
+    """The arrays of numbers of an ``.npz`` file, read without running anything in it.
 
     Raises:
         InputError: If it is none, is not whole, or declares more than this machine's memory.
@@ -27,12 +27,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise InputError(f"{path} must be an .npz file of arrays.")
             _require_room(path, file)
             with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+                return {name: _numbers(path, name, arrays[name]) for name in arrays.files}
         except InputError:
             raise
         except (zipfile.BadZipFile, MemoryError, *_DAMAGED) as error:
             reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
             raise InputError(f"{path} must be an .npz file of arrays: {reason}.") from None
+
+
+def _numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Real numbers in this machine's order of bytes."""
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path} must hold numbers only, {name} is of type {array.dtype}.")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _require_room(path: Path, file: BinaryIO) -> None:
