@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowland import SAM, MicroBatches, sam_gradient
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 from .naive import mlp, naive_sam, regression, relative_error, seeded, squared, tensors
 

@@ -15,7 +15,7 @@ from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
 from lowland.sam.combine import Combine
 from lowland.sam.kinds import is_a
-from lowland.sam.passes import Reduction
+from lowland.sam.objective import Reduction
 
 Engine = Literal["auto", "loop", "batched"]
 """``loop``: one group after the other; ``batched``: all at once; ``auto``: whichever is faster."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,26 @@ class Before:
         for hooks, saved in self._hooks:
             hooks.update(saved)
         forget_caches()
+
+
+@contextmanager
+def undone_on_error(
+    params: Sequence[Tensor], buffers: Buffers, workspace: Workspace, unless: Callable[[], bool] | None = None
+) -> Iterator[None]:
+    """Everything that passes touch is put back if the block raises.
+
+    Where it raises after all was done, as ``unless`` tells, only what must not stay in any case.
+    """
+    with buffers.watched() as held:
+        before = Before(params, buffers, held, workspace)
+        try:
+            yield
+        except BaseException:
+            if unless is not None and unless():
+                before.restore_modes()
+            else:
+                before.restore()
+            raise
 
 
 class _Modes:

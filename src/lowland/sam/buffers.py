@@ -70,6 +70,15 @@ class Buffers:
                 self.stop_watching()
 
     @contextmanager
+    def unwatched_on_error(self) -> Iterator[None]:
+        """If the block raises, modules are not watched any more, whatever the interrupt left."""
+        try:
+            yield
+        except BaseException:
+            self.stop_watching()
+            raise
+
+    @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """If the block raises, buffers and training modes are what they were before it."""
         with self.watched() as saved:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lowland.sam.average import Gradients
-from lowland.sam.group import GroupPasses
-from lowland.sam.norm import l2_norm
+from lowland.sam.algorithm import Passes
+from lowland.sam.looks.look import Look
 from lowland.sam.precision import working
+from lowland.sam.vectors import Number
 
 
 @dataclass(frozen=True)
@@ -56,68 +55,38 @@ class Diagnostics:
         return int((~self.climbed).sum().item())
 
 
-@dataclass(frozen=True)
-class GroupDiagnostics:
-    """The row of one group."""
-
-    group_size: float
-    loss: Tensor
-    perturbed_loss: Tensor
-    gradient_norm: float
-    perturbation_norm: float
-    realised_norm: float
-    moved: float
-    cosine: float
-    climbed: bool
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, size: float, group: GroupPasses) -> GroupDiagnostics:
-        """The row of ``group``, whose passes were measured."""
-        realised, moved = group.perturbed.realised or (0.0, 0.0)
-        climbed = group.climb.length > 0.0
-        return cls(
-            size,
-            group.at_weights.loss,
-            group.perturbed.loss if climbed else group.at_weights.loss,
-            group.climb.gradient_norm,
-            group.climb.length,
-            realised,
-            moved,
-            _cosine(group.at_weights.gradients, group.perturbed.gradients),
-            climbed,
-        )
-
-
-def together(rows: Sequence[GroupDiagnostics]) -> Diagnostics:
-    """One column per field, in float32 or better."""
-    loss = working(torch.stack([row.loss for row in rows]))
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device="cpu").to(loss)
-
+def diagnosed(look: Look, found: Passes) -> Diagnostics:
+    """What the climbs of the groups of ``look`` did, whose passes were measured."""
+    before, after, climb = found.at_weights, found.perturbed, found.climb
+    losses = working(before.losses.reshape(-1))
+    assert before.gradient is not None
+    assert after.gradient is not None
+    climbed = _column(climb.length, losses) > 0.0
+    norm = climb.gradient_norm
+    norm = before.gradient.norm() / look.objective.scale if norm is None else norm
+    realised, moved = after.realised or (0.0, 0.0)
     return Diagnostics(
-        group_size=column([row.group_size for row in rows]),
-        loss=loss,
-        perturbed_loss=working(torch.stack([row.perturbed_loss for row in rows])),
-        gradient_norm=column([row.gradient_norm for row in rows]),
-        perturbation_norm=column([row.perturbation_norm for row in rows]),
-        realised_norm=column([row.realised_norm for row in rows]),
-        moved=column([row.moved for row in rows]),
-        cosine=column([row.cosine for row in rows]),
-        climbed=torch.tensor([row.climbed for row in rows], device=loss.device),
+        group_size=_column(torch.tensor(look.masses, dtype=torch.float64, device="cpu"), losses),
+        loss=losses,
+        perturbed_loss=torch.where(climbed, working(after.losses.reshape(-1)), losses),
+        gradient_norm=_column(
+            before.gradient.norm() / look.objective.scale if norm is None else norm, losses
+        ),
+        perturbation_norm=_column(climb.length, losses),
+        realised_norm=_column(realised, losses),
+        moved=_column(moved, losses),
+        cosine=_column(before.gradient.cosine(after.gradient), losses),
+        climbed=climbed,
     )
 
 
-def _cosine(at_weights: Gradients, perturbed: Gradients) -> float:
-    """The inner product of both at length 1: products of small entries underflow."""
-    both = [(a, b) for a, b in zip(at_weights, perturbed, strict=True) if a is not None and b is not None]
-    s, t = _norm(at_weights), _norm(perturbed)
-    if not (0.0 < s < math.inf and 0.0 < t < math.inf):
-        return math.nan
-    return sum((a.to_dense() / s * (b.to_dense() / t)).sum(dtype=torch.float64).item() for a, b in both)
+def together(rows: Sequence[Diagnostics]) -> Diagnostics:
+    """One after the other."""
+    names = [field.name for field in fields(Diagnostics)]
+    return Diagnostics(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names})
 
 
-def _norm(gradients: Gradients) -> float:
-    present = [g for g in gradients if g is not None]
-    return l2_norm(present).item() if present else 0.0
+def _column(numbers: Number, like: Tensor) -> Tensor:
+    """A number of each group in the type and place of ``like``."""
+    numbers = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    return numbers.to(like).expand(len(like))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from lowland.sam.algorithm import m_sam
 from lowland.sam.alone import Alone
 from lowland.sam.arguments import (
     Engine,
@@ -24,18 +24,20 @@ from lowland.sam.arguments import (
 )
 from lowland.sam.ascent import L2, Ascent, BlindAscent
 from lowland.sam.batch import UNNAMED, Entries, MicroBatches
-from lowland.sam.batched.engine import Engines
-from lowland.sam.batched.grouped import Grouped
+from lowland.sam.before import undone_on_error
 from lowland.sam.buffers import BatchNormStats, Buffers
-from lowland.sam.climb import Climber, Radii
+from lowland.sam.climbing import Climbing
 from lowland.sam.combine import Combine
 from lowland.sam.containers import tensors_of
 from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
+from lowland.sam.engine import Plan
+from lowland.sam.grouped import Grouped
 from lowland.sam.leaves import OtherLeaves
 from lowland.sam.named import modules_named_by
 from lowland.sam.noise import Noise
-from lowland.sam.passes import Loss, Passes, Reduction, Weight
+from lowland.sam.objective import Loss, Objective, Reduction, Weight
 from lowland.sam.precision import is_half
+from lowland.sam.radii import Radii
 from lowland.sam.randomness import advance_generators
 from lowland.sam.ranks import require_equal_groups
 from lowland.sam.total import SAMGradient, Then, Total
@@ -160,7 +162,6 @@ def sam_gradient(
     check_choices(ascent, bn_stats, steps, ascent_batch, combine)
     check_reduction(reduction)
     radii = Radii.of(rho, len(params))
-    climber = Climber(ascent, radii, steps, step_size, names, diagnostics, process_group)
     entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
     groups = Grouped(loss_arguments("batch", batch), m, entries)
     sources: Grouped | MicroBatches | None = None
@@ -172,52 +173,41 @@ def sam_gradient(
         if weight is not None:
             raise ValueError("weight must be None with process_group, got a function.")
         require_equal_groups(process_group, len(groups), params[0].device)
-    total = Total(keep_unperturbed=combine is not None, measure=diagnostics)
+    total = Total(keep_unperturbed=combine is not None, diagnosed=diagnostics)
     buffers, others = Buffers(module, modules_named_by(loss), params), OtherLeaves(params, loss)
-    passes = Passes(
-        loss,
-        params,
-        l2,
-        scale,
-        bn_stats,
-        buffers,
-        weight,
-        None,
-        workspace or Workspace(),
-        diagnostics,
-        reduction,
-        others=others,
-    )
-    engines = Engines(
-        passes, climber, total, groups, sources, engine, max_memory, combine is not None or diagnostics
-    )
-    refusal = "params must be at work in one thread at a time, got a call in another."
-    with Alone(params, refusal, nested=True):
-        try:
-            result = _gradient(engines, combine, then)
-        except BaseException:
-            buffers.stop_watching()
-            raise
-    others.say(tensors_of([*groups.parts]), buffers.modules())
-    return result
-
-
-def _gradient(engines: Engines, combine: Combine | None, then: Then | None) -> SAMGradient:
-    """Runs the groups; everything is put back if that fails."""
-    passes, climber = engines.passes, engines.climber
-    with passes.undone_on_error(unless=None if then is None else then.done):
-        with torch.enable_grad(), tensor_hooks_held(passes.params):
-            times = engines.mass if passes.reduction == "sum" else 1.0
-            noise = _noise(climber.ascent, climber.radii, passes.params, climber.process_group)
-            if isinstance(engines.sources, MicroBatches) and climber.radii.rho > 0.0:
+    workspace = workspace or Workspace()
+    with (
+        Alone(params, "params must be at work in one thread at a time, got a call in another.", nested=True),
+        buffers.unwatched_on_error(),
+        undone_on_error(params, buffers, workspace, unless=None if then is None else then.done),
+    ):
+        with torch.enable_grad(), tensor_hooks_held(params):
+            noise = _noise(ascent, radii, params, process_group)
+            if isinstance(sources, MicroBatches) and radii.rho > 0.0:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
-            if noise is not None or times != 1.0:
-                engines = replace(engines, passes=replace(passes, noise=noise, l2=passes.l2 / times))
-            engines.run()
-            result = engines.total.result(passes.params, combine, times=times)
+            how = Climbing(ascent, radii, steps, step_size, names, combine is not None or diagnostics, noise)
+            objective = Objective(
+                loss,
+                params,
+                buffers,
+                bn_stats,
+                scale,
+                weight,
+                reduction,
+                noise,
+                workspace,
+                diagnostics,
+                others=others,
+            )
+            plan = Plan(objective, how, l2, total, groups, sources, engine, max_memory, process_group)
+            for attempt in plan.attempts():
+                with attempt.block:
+                    attempt.found = m_sam(attempt.look, how, attempt.source)
+            result = total.result(params, combine, times=plan.times)
         if then is not None:
             then(result)
-    engines.groups.carry_over()
+    groups.carry_over()
+    others.say(tensors_of([*groups.parts]), buffers.modules())
     return result
 
 

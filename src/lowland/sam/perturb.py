@@ -15,7 +15,7 @@ from lowland.sam.caches import forget_caches
 from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import is_half, stochastically_rounded, working
-from lowland.sam.scaled import Scaled
+from lowland.sam.vectors import One
 from lowland.sam.workspace import Workspace
 
 
@@ -153,12 +153,8 @@ class Moved:
 
     def move(self, params: list[Tensor], perturbation: Sequence[Tensor], noise: Noise | None) -> None:
         """Moves ``params``; what was moved is known even if this raises half-way."""
-        directions, factor = (
-            (perturbation.tensors, perturbation.factor)
-            if isinstance(perturbation, Scaled)
-            else (perturbation, 1.0)
-        )
-        pairs = list(zip(params, directions, strict=True))
+        e = One.of(perturbation)
+        factor, pairs = e.factor, list(zip(params, e.tensors, strict=True))
         if noise is None and any(is_half(p) for p in params):
             noise = Noise.draw()
         plain = [(p, d) for p, d in pairs if not is_half(p) and not d.is_sparse]
@@ -214,7 +210,6 @@ class Moved:
 
 def _check_shapes(params: Sequence[Tensor], perturbation: Sequence[Tensor]) -> None:
     wanted = [tuple(p.shape) for p in params]
-    tensors = perturbation.tensors if isinstance(perturbation, Scaled) else perturbation
-    got = [tuple(e.shape) for e in tensors]
+    got = [tuple(e.shape) for e in One.of(perturbation).tensors]
     if wanted != got:
         raise ValueError(f"perturbation must have the shapes of the params, {wanted}, got {got}.")

@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Hashable
 from typing import Any
 
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
 _INSIDE = ("lowland.", "torch.", "contextlib")
 
 
@@ -17,6 +20,17 @@ def warn_caller(text: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(text, stacklevel=depth)
+
+
+def warn_once(about: Tensor, key: Hashable, text: str) -> None:
+    """The same, the first time for this key and this tensor, with which it is forgotten."""
+    said: set[Hashable] = _said.setdefault(about, set())
+    if key not in said:
+        said.add(key)
+        warn_caller(text)
+
+
+_said: Any = WeakIdKeyDictionary()
 
 
 def loss_key(loss: Any) -> Hashable:

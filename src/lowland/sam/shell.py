@@ -22,7 +22,7 @@ from lowland.sam.deposit import Deposit, as_loss
 from lowland.sam.diagnostics import Diagnostics
 from lowland.sam.gradient import sam_gradient
 from lowland.sam.kept import kept_attributes
-from lowland.sam.passes import Loss, Reduction, Weight
+from lowland.sam.objective import Loss, Reduction, Weight
 from lowland.sam.precision import working
 from lowland.sam.schedule import Schedule, radius
 from lowland.sam.source import AscentSource

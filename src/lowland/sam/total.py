@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lowland.sam.algorithm import Passes
 from lowland.sam.average import Average, Gradients, dense
 from lowland.sam.batch import join
 from lowland.sam.combine import Combine
-from lowland.sam.diagnostics import Diagnostics, GroupDiagnostics, together
-from lowland.sam.group import GroupPasses
+from lowland.sam.diagnostics import Diagnostics, diagnosed, together
+from lowland.sam.looks.look import Look, Pass
+from lowland.sam.vectors import any_of
 
 
 @dataclass(frozen=True)
@@ -53,77 +55,36 @@ class Then(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class GroupsFound:
-    """What several groups contribute to a call's result; gradients are weighted means over them.
-
-    Attributes:
-        weight: Sum of the groups' weights.
-        losses: The objective of each group at the weights.
-        masses: Weight of each group.
-        aux: What the loss returned beside its value, group by group.
-        perturbed: Gradients at the perturbed weights.
-        unperturbed: Gradients at the weights; empty unless asked for.
-        climb_gradients: Gradients that the climbs started from; empty unless remembered.
-        rows: Diagnostics of each group; empty unless measured.
-        climbed: Whether any group moved.
-        connected: Whether any parameter got a gradient from the loss itself.
-    """
-
-    weight: float
-    losses: Float[Tensor, " groups"]
-    masses: list[float]
-    aux: list[Any]
-    perturbed: Gradients
-    unperturbed: Gradients
-    climb_gradients: Gradients
-    rows: list[GroupDiagnostics]
-    climbed: bool
-    connected: bool
-
-
 class Total:
     """Means over groups, each weighted by its share of the examples."""
 
-    def __init__(self, *, keep_unperturbed: bool, measure: bool) -> None:
+    def __init__(self, *, keep_unperturbed: bool, diagnosed: bool) -> None:
         self._keep_unperturbed = keep_unperturbed
-        self._measure = measure
+        self._diagnosed = diagnosed
         self._perturbed, self._unperturbed = Average(), Average()
         self._climb_gradients, self._losses = Average(), Average()
         self._aux: list[Any] = []
-        self._rows: list[GroupDiagnostics] = []
+        self._rows: list[Diagnostics] = []
         self._climbed = False
         self._connected = False
         self._all_finite = True
 
-    def add(self, size: float, group: GroupPasses) -> None:
-        """Takes a group of weight ``size`` into the means."""
-        self._perturbed.add(group.perturbed.gradients, size)
+    @torch.no_grad()
+    def add(self, look: Look, found: Passes) -> None:
+        """Takes what was found of some groups into the means."""
+        weight, climb = sum(look.masses), found.climb
+        self._perturbed.add(_mean(look, found.perturbed), weight)
         if self._keep_unperturbed:
-            self._unperturbed.add(group.at_weights.gradients, size)
-        if group.climb.gradients is not None:
-            self._climb_gradients.add(group.climb.gradients, size)
-        self._losses.add([group.at_weights.loss], size)
-        self._aux.extend(group.at_weights.aux)
-        self._climbed = self._climbed or group.climb.move is not None
-        self._connected = self._connected or group.at_weights.connected or group.perturbed.connected
-        self._all_finite = self._all_finite and group.climb.not_finite is None
-        if self._measure:
-            self._rows.append(GroupDiagnostics.of(size, group))
-
-    def add_groups(self, found: GroupsFound) -> None:
-        """Takes several groups, run at once, into the means."""
-        self._perturbed.add(found.perturbed, found.weight)
-        if self._keep_unperturbed:
-            self._unperturbed.add(found.unperturbed, found.weight)
-        if found.climb_gradients:
-            self._climb_gradients.add(found.climb_gradients, found.weight)
-        share = torch.tensor(found.masses, dtype=torch.float64, device="cpu").to(found.losses) / found.weight
-        self._losses.add([(found.losses * share).sum()], found.weight)
-        self._aux.extend(found.aux)
-        self._climbed = self._climbed or found.climbed
-        self._connected = self._connected or found.connected
-        self._rows.extend(found.rows)
+            self._unperturbed.add(_mean(look, found.at_weights), weight)
+        if climb.remembered is not None:
+            self._climb_gradients.add(look.summed(climb.remembered).formed(), weight)
+        self._losses.add([_of_groups(look, found.at_weights.losses)], weight)
+        self._aux.extend(found.at_weights.aux)
+        self._climbed = self._climbed or any_of(climb.length > 0.0)
+        self._connected = self._connected or found.at_weights.connected or found.perturbed.connected
+        self._all_finite = self._all_finite and climb.stopped is None
+        if self._diagnosed:
+            self._rows.append(diagnosed(look, found))
 
     def result(self, params: list[Tensor], combine: Combine | None, *, times: float = 1.0) -> SAMGradient:
         """What the call returns, by the rule ``combine``, as the objective of ``times`` as much."""
@@ -150,7 +111,7 @@ class Total:
             gradients,
             loss * times,
             aux,
-            together(self._rows) if self._measure else None,
+            together(self._rows) if self._diagnosed else None,
             remembered if remembered and self._all_finite else None,
         )
 
@@ -163,3 +124,17 @@ class Total:
         combined = combine(dense(unperturbed, params), dense(perturbed, params))
         used = [a is not None or b is not None for a, b in zip(unperturbed, perturbed, strict=True)]
         return [g if u else None for g, u in zip(combined, used, strict=True)]
+
+
+def _mean(look: Look, seen: Pass) -> Gradients:
+    """The weighted mean over the groups of the gradients of a pass."""
+    mean = look.summed(seen.gradient) if seen.mean is None else seen.mean
+    return mean.formed()
+
+
+def _of_groups(look: Look, losses: Tensor) -> Tensor:
+    """The weighted mean of the groups' losses."""
+    if losses.dim() == 0:
+        return losses
+    masses = torch.tensor(look.masses, dtype=torch.float64, device="cpu")
+    return (losses * (masses / masses.sum()).to(losses)).sum()

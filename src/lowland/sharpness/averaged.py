@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowland.errors import InputError, one_of
 from lowland.sam.batch import num_examples
-from lowland.sam.passes import Loss
+from lowland.sam.objective import Loss
 from lowland.sam.touched import require_touched
 
 Reduction = Literal["mean", "sum"]

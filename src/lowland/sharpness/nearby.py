@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.batched.passes import GroupsPass, GroupsPasses
+from lowland.sam.batched.evaluator import Evaluator, Recorded
 from lowland.sam.batched.per_group import PerGroup
-from lowland.sam.batched.stacked import Stacked
-from lowland.sam.examples import Examples
-from lowland.sam.passes import Move, Pass, Passes
-from lowland.sam.randomness import RandomState
+from lowland.sam.looks.look import Pass
+from lowland.sam.looks.one_group import OneGroup
+from lowland.sam.looks.world import World
+from lowland.sam.radii import Radii
+from lowland.sam.stacked import Stacked
+from lowland.sam.vectors import One, Shown
 from lowland.sharpness.objective import require_some
 
 Moves = Sequence[PerGroup | None] | None
@@ -51,84 +53,78 @@ class Nearby(Protocol):
 
 
 @dataclass(frozen=True)
-class OneGroup:
+class OneTrial:
     """A single trial, evaluated as it is.
 
     Attributes:
-        passes: The loss.
-        group: Its examples.
-        draws: The random state that every evaluation begins with.
+        look: The look at its group.
     """
 
-    passes: Passes
-    group: Examples
-    draws: RandomState
+    look: OneGroup
 
     @torch.enable_grad()
     def slope(self, e: Moves) -> Visit:
         """At ``w + e``, with the gradient."""
-        found = self._pass(e)
-        require_some(found.gradients)
-        gradient = [
-            PerGroup(w) if g is None else PerGroup(w, dense=g[None])
-            for w, g in zip(self.passes.params, found.gradients, strict=True)
-        ]
-        return self._visit(found, gradient)
+        seen = self.look.slope(self._one(e))
+        assert isinstance(seen.gradient, One)
+        gradients = seen.gradient.formed()
+        require_some(gradients)
+        pairs = zip(self.look.objective.params, gradients, strict=True)
+        return self._visit(seen, [PerGroup(w) if g is None else PerGroup(w, dense=g[None]) for w, g in pairs])
 
     @torch.no_grad()
     def value(self, e: Moves) -> Visit:
         """At ``w + e``, without."""
-        return self._visit(self._pass(e), [])
+        return self._visit(self.look.value(self._one(e)), [])
 
-    def _pass(self, e: Moves) -> Pass:
-        self.draws.restore()
-        params = self.passes.params
-        pairs = [(w, t.whole(1)[0]) for w, t in zip(params, e or (), strict=False) if t is not None]
-        if not pairs:
-            return self.passes.elsewhere(self.group, None)
-        moving, tensors = [w for w, _ in pairs], [t for _, t in pairs]
-        return self.passes.elsewhere(self.group, Move(moving, tensors, len(params)))
+    def _one(self, e: Moves) -> One | None:
+        params = self.look.objective.params
+        moves = {i: t.whole(1)[0] for i, t in enumerate(e or ()) if t is not None}
+        if not moves:
+            return None
+        radii = Radii.of([float(i in moves) for i in range(len(params))], len(params))
+        return One(list(moves.values()), at=Shown.all_that_move(radii, params, None))
 
-    def _visit(self, found: Pass, gradient: list[PerGroup]) -> Visit:
-        sizes = torch.tensor([size or 1 for _, size in self.group.sized()], dtype=torch.float64)
-        rows = [_named(aux) for aux in found.aux]
+    def _visit(self, seen: Pass, gradient: list[PerGroup]) -> Visit:
+        sizes = torch.tensor([size or 1 for _, size in self.look.examples.sized()], dtype=torch.float64)
+        rows = [_named(aux) for aux in seen.aux]
         extras = {
             name: ((torch.stack([r[name] for r in rows]) * sizes).sum() / sizes.sum())[None]
             for name in rows[0]
         }
-        return Visit(found.loss.detach().double().reshape(1).cpu(), extras, gradient)
+        return Visit(seen.losses.detach().double().reshape(1).cpu(), extras, gradient)
 
 
 @dataclass(frozen=True)
-class ManyGroups:
-    """Several trials at once, through the batched engine.
+class ManyTrials:
+    """Several trials at once.
 
     Attributes:
-        passes: The passes of all.
+        evaluator: What evaluates their loss.
         groups: Their examples.
-        draws: The random state that every evaluation begins with.
+        world: What all evaluations see alike.
     """
 
-    passes: GroupsPasses
+    evaluator: Evaluator
     groups: Stacked
-    draws: RandomState
+    world: World
 
     def slope(self, e: Moves) -> Visit:
         """At ``w + e_S``, with gradients."""
-        self.draws.restore()
-        found = self.passes.recorded(self.groups, range(len(self.passes.passes.params)), e)
+        self.world.again()
+        found = self.evaluator.recorded(self.groups, range(len(self.evaluator.objective.params)), e)
         require_some([None if g.absent else g for g in found.gradient])
-        return self._visit(found)
+        return self._visit(found, found.gradient)
 
     def value(self, e: Moves) -> Visit:
         """At ``w + e_S``, without."""
-        self.draws.restore()
-        return self._visit(self.passes.values(self.groups, e))
+        self.world.again()
+        return self._visit(self.evaluator.values(self.groups, e), [])
 
-    def _visit(self, found: GroupsPass) -> Visit:
+    def _visit(self, found: Recorded | Pass, gradient: list[PerGroup]) -> Visit:
         rows = [_named(aux) for aux in found.aux]
         extras = {name: torch.stack([r[name] for r in rows]) for name in rows[0]}
-        return Visit(found.losses.detach().double().cpu(), extras, found.gradient)
+        return Visit(found.losses.detach().double().cpu(), extras, gradient)
 
 
 def _named(aux: Any) -> dict[str, Tensor]:

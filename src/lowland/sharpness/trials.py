@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 from lowland.sam.arguments import Engine
+from lowland.sam.ascent import L2
 from lowland.sam.batched.cost import seconds
-from lowland.sam.batched.grouped import Grouped
+from lowland.sam.batched.evaluator import Evaluator
 from lowland.sam.batched.norms import squared_norms
-from lowland.sam.batched.passes import GroupsPasses
 from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.probe import Probe, probe
-from lowland.sam.batched.refused import Unbatchable
-from lowland.sam.passes import Passes
+from lowland.sam.climbing import Climbing
+from lowland.sam.grouped import Grouped
+from lowland.sam.looks.one_group import OneGroup
+from lowland.sam.looks.world import World
+from lowland.sam.objective import Objective
 from lowland.sam.precision import is_half, working
-from lowland.sam.randomness import RandomState
+from lowland.sam.radii import Radii
+from lowland.sam.unbatchable import Unbatchable
 from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
-from lowland.sharpness.nearby import ManyGroups, Moves, Nearby, OneGroup, Visit
+from lowland.sharpness.nearby import ManyTrials, Moves, Nearby, OneTrial, Visit
 from lowland.sharpness.scales import Scaling, scales
 from lowland.sharpness.search import Best, Search
 from lowland.sharpness.unformed import Unformed
@@ -75,8 +79,8 @@ class Terrain:
         max_memory: Bytes that climbs at once may take.
     """
 
-    passes: Passes
-    climbed: Passes
+    passes: Objective
+    climbed: Objective
     moving: int
     groups: Grouped
     norm: Norm
@@ -96,10 +100,11 @@ class Terrain:
         """What each trial found."""
         found: dict[Trial, Found] = {}
         units = scales(self.params, self.scaling)
-        draws = RandomState.capture(self.passes.devices)
-        for chunk in self._chunks(trials):
-            found |= zip(chunk.trials, _Climb(self, chunk, units, draws).found(), strict=True)
-            on_progress(len(found) / len(trials))
+        world = World(self.passes)
+        with world:
+            for chunk in self._chunks(trials):
+                found |= zip(chunk.trials, _Climb(self, chunk, units, world).found(), strict=True)
+                on_progress(len(found) / len(trials))
         return [found[trial] for trial in trials]
 
     def _chunks(self, trials: Sequence[Trial]) -> Iterator[_Chunk]:
@@ -168,7 +173,7 @@ class _Climb:
     terrain: Terrain
     chunk: _Chunk
     units: list[Tensor | None]
-    draws: RandomState
+    world: World
 
     def __post_init__(self) -> None:
         trials = self.chunk.trials
@@ -224,13 +229,14 @@ class _Climb:
         staying = len(self.terrain.passes.params) - self.terrain.moving
         return [t if c is None or t is None else t.times(c) for t, c in pairs] + [None] * staying
 
-    def _nearby(self, passes: Passes, shift: int) -> Nearby:
+    def _nearby(self, passes: Objective, shift: int) -> Nearby:
         groups = self.terrain.groups
         indices = [(t.group + shift) % len(groups) for t in self.chunk.trials]
         if self.chunk.formed is None:
-            return OneGroup(passes, groups.group(indices[0]), self.draws)
-        run = GroupsPasses(passes, self.chunk.formed)
-        return ManyGroups(run, groups.stacked(indices), self.draws)
+            how = Climbing(L2(), Radii.of(1.0, len(passes.params)))
+            return OneTrial(OneGroup(passes, how, groups.group(indices[0]), 1.0, self.world))
+        evaluator = Evaluator(passes, self.chunk.formed)
+        return ManyTrials(evaluator, groups.stacked(indices), self.world)
 
     def _start(self) -> Vector:
         """Zero, or each trial's random point of the ball."""

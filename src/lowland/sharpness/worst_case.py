@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from lowland.errors import InputError, one_of
 from lowland.sam.arguments import Engine, check_engine, check_numbers, check_params
 from lowland.sam.batch import MicroBatches
-from lowland.sam.batched.grouped import Grouped
 from lowland.sam.buffers import Buffers
-from lowland.sam.passes import Passes
-from lowland.sam.workspace import Workspace
+from lowland.sam.grouped import Grouped
+from lowland.sam.objective import Objective
 from lowland.sharpness.averaged import Reduction, averaged, check_reduction
 from lowland.sharpness.ball import Norm
 from lowland.sharpness.first_order import one_step_sharpness
@@ -206,10 +205,10 @@ class WorstCase:
             return [_measured(rows[r], groups, {"rho": r, "m": m, **self.settings()}, dtype) for r in rho]
 
     def _terrain(self, loss: Loss, params: list[Tensor], moving: int, groups: Grouped) -> Terrain:
-        def passes(of: Loss) -> Passes:
+        def passes(of: Loss) -> Objective:
             buffers = Buffers(self.module, trained=params)
             of = averaged(of, self.reduction, watched=len(groups) > 1)
-            return Passes(of, params, 0.0, 1.0, "frozen", buffers, None, None, Workspace(), False)
+            return Objective(of, params, buffers)
 
         measured = passes(loss)
         return Terrain(

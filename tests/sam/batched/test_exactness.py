@@ -228,7 +228,7 @@ def several_on_one(_):
 
 def test_batch_that_several_groups_climb_on_is_left_to_the_loop(monkeypatch):
     expected, *_ = found_by("loop", FEW["tied"], several_on_one, m=1, rho=0.2)
-    monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
     with pytest.warns(UserWarning, match="an ascent_batch that several groups climb on"):
         found, *_ = found_by("auto", FEW["tied"], several_on_one, m=1, rho=0.2)
     assert_same(found, expected)

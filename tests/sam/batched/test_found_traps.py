@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowland import sam_gradient
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import bits, norm, seeded, tensors
 from .models import Through, parameter
@@ -393,8 +393,8 @@ def test_batched_agrees_with_the_loop_or_refuses(name, m):
 @pytest.fixture
 def tries(monkeypatch):
     """``auto`` tries the batched engine however small the model is."""
-    monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
-    monkeypatch.setattr("lowland.sam.batched.engine.seconds", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.batched.at_once.seconds", lambda *_, **__: (1.0, 0.0))
 
 
 @pytest.mark.usefixtures("tries")

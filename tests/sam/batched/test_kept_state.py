@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lowland import SAM, sam_gradient
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import regression, relative_error, seeded
 

@@ -13,7 +13,7 @@ from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from lowland import SAM, sam_gradient
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import Count, bits, buffers_of, seeded, tensors
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lowland import SAM, sam_gradient
 from lowland.sam import MicroBatches, PreviousBatch
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import Count, mlp, regression, relative_error, seeded, squared, tensors
 
@@ -22,7 +22,7 @@ ALL_AT_ONCE = 2**40
 @pytest.fixture
 def never_too_small(monkeypatch):
     """The threshold below which ``auto`` does not ask is a matter of speed."""
-    monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
 
 
 class Counted:

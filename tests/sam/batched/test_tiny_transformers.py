@@ -136,7 +136,7 @@ def test_bert_with_padding_in_some_groups_only_is_refused(attention):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_bert_with_padding_is_trained_by_auto_whatever_it_takes(attention, monkeypatch):
-    monkeypatch.setattr("lowland.sam.batched.engine.Engines._too_small", lambda *_: False)
+    monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
     expected, _ = ran("loop", lambda: bert(attention), m=1)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

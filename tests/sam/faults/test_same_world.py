@@ -15,7 +15,7 @@ from torch import nn
 
 from lowland import SAM, MicroBatches, sam_gradient
 from lowland.sam import PreviousBatch
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import bits, mlp, regression, relative_error, seeded, tensors
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lowland.sam.ascent.ball import vanishes
+from lowland.sam.ascent.ball import L2
 from lowland.sam.ascent.step import AscentStep
-from lowland.sam.norm import l2_norm
 from lowland.sam.precision import working
+from lowland.sam.vectors import Vector
 
 Unit = Literal["element", "filter"]
 
@@ -46,6 +46,7 @@ class Adaptive:
     scaled: str = "*weight*"
 
     by_row: ClassVar[bool] = True
+    of_many: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.eta >= 0:
@@ -53,23 +54,17 @@ class Adaptive:
         if self.by not in get_args(Unit):
             raise ValueError(f"by must be one of {get_args(Unit)}, got {self.by!r}.")
 
-    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
-        """A step of length ``step.size`` in this norm, then back into the ball."""
-        scales = self.scales(step.w, step.names)
-        scaled = _product(scales, step.g)
-        norm = l2_norm(scaled).item()
-        if vanishes(step.size, norm, step.g):
-            return step.e
-        torch._foreach_mul_(scaled, step.size / norm)  # before the second product: T^2 g may underflow
-        e = _product(scales, scaled)
-        if step.e is not None:
-            torch._foreach_add_(e, list(step.e))
-        elif step.size <= step.rho:
-            return e
-        length = l2_norm(_quotient(e, scales)).item()
-        if length > step.rho:
-            torch._foreach_mul_(e, step.rho / length)
-        return e
+    def __call__(self, step: AscentStep) -> Vector:
+        """The step of :class:`L2` for ``T g`` and ``e / T``."""
+        units = self.scales(step.w, step.names)
+        g = step.g.times(units)
+        e = None if step.e is None else step.e.times([None if u is None else _inverse(u) for u in units])
+        return L2()(replace(step, g=g, e=e, norm=g.norm())).times(units)
+
+    @property
+    def has_no_low_rank(self) -> bool:
+        """Whether groups' perturbations must be formed where their gradients need not be."""
+        return self.by == "element"
 
     def scales(self, weights: Sequence[Tensor], names: Sequence[str] | None) -> list[Tensor | None]:
         """:math:`T` of each of the ``weights``, of a shape that broadcasts; ``None`` for 1."""
@@ -91,11 +86,6 @@ class Adaptive:
         return w.abs() + self.eta
 
 
-def _product(scales: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.clone() if s is None else s * t for s, t in zip(scales, tensors, strict=True)]
-
-
-def _quotient(tensors: Sequence[Tensor], scales: Sequence[Tensor | None]) -> list[Tensor]:
-    """``t / s``, 0 where both are."""
-    pairs = zip(tensors, scales, strict=True)
-    return [t if s is None else torch.where(s == 0, torch.zeros_like(t), t / s) for t, s in pairs]
+def _inverse(units: Tensor) -> Tensor:
+    """``1 / units``, 0 where they are 0: nothing moves there."""
+    return torch.where(units == 0, torch.zeros_like(units), 1.0 / units)

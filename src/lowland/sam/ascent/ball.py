@@ -1,16 +1,10 @@
 """Steps along the gradient, and the ball they stay in."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from lowland.sam.ascent.step import AscentStep
-from lowland.sam.norm import l2_norm
-from lowland.sam.scaled import Scaled
+from lowland.sam.vectors import Vector, where_positive
 
 
 @dataclass(frozen=True)
@@ -21,14 +15,12 @@ class L2:
     """
 
     by_row: ClassVar[bool] = True
+    of_many: ClassVar[bool] = True
 
-    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
+    def __call__(self, step: AscentStep) -> Vector:
         """A step of l2 length ``step.size`` along the gradient, then back into the ball."""
-        if vanishes(step.size, step.norm, step.g):
-            return step.e
-        moved = step.along(step.size / step.norm)
-        inside = step.e is None and step.size <= step.rho
-        return moved if inside else _within_ball(moved, step.rho)
+        moved = step.along(step.over_norm)
+        return moved if step.stays_inside else step.within(moved)
 
 
 @dataclass(frozen=True)
@@ -40,10 +32,11 @@ class Unnormalized:
     """
 
     by_row: ClassVar[bool] = True
+    of_many: ClassVar[bool] = True
 
-    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
+    def __call__(self, step: AscentStep) -> Vector:
         """A step ``step.size * step.g``."""
-        return None if step.norm == 0.0 and step.e is None else step.along(step.size)
+        return step.along(step.size)
 
 
 @dataclass(frozen=True)
@@ -55,11 +48,11 @@ class ClippedUnnormalized:
     """
 
     by_row: ClassVar[bool] = True
+    of_many: ClassVar[bool] = True
 
-    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
+    def __call__(self, step: AscentStep) -> Vector:
         """A step ``step.size * step.g``, then back into the ball."""
-        moved = Unnormalized()(step)
-        return None if moved is None else _within_ball(moved, step.rho)
+        return step.within(step.along(step.size))
 
 
 @dataclass
@@ -79,32 +72,16 @@ class Unified:
     lam: float = 0.5
 
     by_row: ClassVar[bool] = True
+    of_many: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lam <= 1.0:
             raise ValueError(f"lam must be between 0 and 1, got {self.lam}.")
 
-    def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
+    def __call__(self, step: AscentStep) -> Vector:
         """A step of ``step.size * (1 - lam + lam / ||g||)`` along the gradient; several add up."""
-        if self.lam > 0 and vanishes(step.size, step.norm, step.g):
-            return step.e
-        return step.along(step.size * (1.0 - self.lam + (self.lam / step.norm if self.lam else 0.0)))
-
-
-def vanishes(size: float, norm: float, g: Sequence[Tensor]) -> bool:
-    """Whether ``g`` is zero, or its ``norm`` too small for a step of length ``size`` along it."""
-    return norm == 0.0 or size / norm > largest_factor(g)
-
-
-def largest_factor(tensors: Sequence[Tensor]) -> float:
-    """The largest number that all ``tensors`` can be multiplied with, in float32 or better."""
-    dtypes = {torch.promote_types(t.dtype, torch.float32) for t in tensors}
-    return min((torch.finfo(dtype).max for dtype in dtypes), default=math.inf)
-
-
-def _within_ball(e: Sequence[Tensor], radius: float) -> Sequence[Tensor]:
-    if isinstance(e, Scaled):
-        norm = abs(e.factor) * l2_norm(e.tensors).item()
-        return e if norm <= radius else Scaled(e.tensors, e.factor * (radius / norm))
-    norm = l2_norm(e).item()
-    return e if norm <= radius else Scaled(e, radius / norm)
+        if self.lam == 0.0:
+            return step.along(step.size)
+        normalized = step.over_norm
+        factor = step.size * (1.0 - self.lam) + self.lam * normalized
+        return step.along(where_positive(normalized, factor))

@@ -10,11 +10,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lowland.sam.ascent.ball import vanishes
 from lowland.sam.ascent.step import Weights, generator
-from lowland.sam.norm import l2_norm
 from lowland.sam.precision import working
-from lowland.sam.scaled import Scaled
+from lowland.sam.vectors import One, over
 
 Distribution = Literal["gaussian", "uniform"]
 Scaling = Literal["additive", "multiplicative"]
@@ -55,7 +53,7 @@ class Random:
     def without_gradient(self, weights: Weights) -> Sequence[Tensor] | None:
         """A draw."""
         directions = [self._draw(weights, w.detach()) for w in weights.w]
-        return Scaled(directions, weights.rho / math.sqrt(sum(w.numel() for w in weights.w)))
+        return One(directions, weights.rho / math.sqrt(sum(w.numel() for w in weights.w)))
 
     def _draw(self, weights: Weights, w: Tensor) -> Tensor:
         z = torch.empty_like(working(w))
@@ -97,10 +95,12 @@ class AlongMomentum:
         known = [
             torch.zeros_like(w) if buffer is None else buffer for w, buffer in zip(weights.w, v, strict=True)
         ]
-        norm = l2_norm(known).item()
-        if not math.isfinite(norm) or vanishes(weights.rho, norm, known):
-            return None
-        return Scaled([working(buffer) for buffer in known], -weights.rho / norm)
+        along = One([working(buffer) for buffer in known])
+        return (
+            along.scaled(-over(weights.rho, along.norm(), along.largest_factor))
+            if along.is_finite()
+            else None
+        )
 
     def _momentum(self, w: Tensor) -> Tensor | None:
         state = self.optimizer.state.get(w, {})

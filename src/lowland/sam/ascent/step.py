@@ -7,6 +7,7 @@ gradient is taken elsewhere, and that it remembers gradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowland.sam.noise import Noise
-from lowland.sam.scaled import Scaled
+from lowland.sam.vectors import Number, One, Vector, at_most, over
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class AscentStep:
     Attributes:
         w: The weights to perturb, at their unperturbed values: those with a radius above zero.
         e: The perturbation so far; ``None`` before the first step.
-        g: Gradient of the group's loss at ``w + e``, finite, in float32 or better; not to be written to.
+        g: Gradient of the group's loss at ``w + e``, finite, in float32 or better; not to be written to. A
+            list of tensors will do.
         norm: The l2 norm of ``g``.
         size: Size of the step: ``rho`` times the user's ``step_size``.
         rho: Radius of the ball that the perturbation is to stay in.
@@ -51,19 +53,38 @@ class AscentStep:
     """
 
     w: Sequence[Tensor]
-    e: Sequence[Tensor] | None
-    g: Sequence[Tensor]
-    norm: float
+    e: Any
+    g: Any
+    norm: Any
     size: float
     rho: float
     names: Sequence[str] | None = None
     noise: Noise | None = None
 
-    def along(self, factor: float) -> Sequence[Tensor]:
+    def __post_init__(self) -> None:
+        for name in ("e", "g"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Vector):
+                object.__setattr__(self, name, One(value))
+
+    @property
+    def over_norm(self) -> Number:
+        """What makes ``g`` a vector of length ``size``; 0 where it is so small that this overflows."""
+        return over(self.size, self.norm, self.g.largest_factor)
+
+    @property
+    def stays_inside(self) -> bool:
+        """Whether a step of length ``size`` cannot leave the ball."""
+        return self.e is None and self.size <= self.rho
+
+    def along(self, factor: Number) -> Vector:
         """The perturbation moved by ``factor * g``."""
-        if self.e is None:
-            return Scaled(self.g, factor)
-        return list(torch._foreach_add(list(self.e), list(self.g), alpha=factor))
+        step: Vector = self.g.scaled(factor)
+        return step if self.e is None else self.e.plus(step)
+
+    def within(self, e: Vector) -> Vector:
+        """The nearest point to ``e`` in the ball."""
+        return e.scaled(at_most(1.0, over(self.rho, e.norm(), math.inf, at_zero=1.0)))
 
 
 def generator(step: Weights | AscentStep, device: torch.device) -> torch.Generator:
@@ -83,8 +104,10 @@ class Ascent(Protocol):
 
     An ascent whose perturbation of a weight depends on that weight's own gradient and on norms over all
     of them may set ``by_row = True``: of a sparse gradient it is then shown the rows that are there, in
-    place of the whole tensor. One that draws from ``noise`` sets ``random = True``, one that makes no sense
-    for several steps ``one_step = True``.
+    place of the whole tensor. One that does nothing with ``e`` and ``g`` but what every
+    :class:`~lowland.sam.vectors.Vector` can may set ``of_many = True`` beside its ``__call__``: it is then
+    asked once for all groups that run at once, whose norms are tensors of shape ``(groups,)``. One that draws
+    from ``noise`` sets ``random = True``, one that makes no sense for several steps ``one_step = True``.
     """
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland.sam.batched.refused import Unbatchable
+from lowland.sam.unbatchable import Unbatchable
 
 _functorch: Any = torch._C._functorch
 

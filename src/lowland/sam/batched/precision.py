@@ -83,6 +83,14 @@ def autocast_off(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
+def autocast_as_it_is(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast as it is now, on the device of ``tensor``, inside a later block."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device))
+
+
 def without_autocast(function: Callable[..., Any], *args: Any) -> Any:
     """``function``, whose operands are of the right type already."""
     with autocast_off(args[0]):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowland.sam.batched.evaluator import Evaluator, Recorded
 from lowland.sam.batched.memory import held_bytes, saved_bytes
-from lowland.sam.batched.passes import GroupsPass, GroupsPasses
 from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.refused import refuse_modules, require_gone, require_known, require_no_draws
-from lowland.sam.batched.stacked import Stacked
-from lowland.sam.passes import Passes
+from lowland.sam.objective import Objective
 from lowland.sam.randomness import RandomState
+from lowland.sam.stacked import Stacked
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Probe:
         kept: Bytes of its gradients that are not.
     """
 
-    found: GroupsPass
+    found: Recorded
     saved: int
     formed: int
     kept: int
 
 
-def probe(passes: Passes, one: Stacked, *, planned_groups: int, forms: bool) -> Probe:
+def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: bool) -> Probe:
     """Runs one group by itself; buffers, attributes and generators are what they were.
 
     Args:
-        passes: The loss.
+        objective: The loss.
         one: The group.
         planned_groups: Number of groups to choose forms for.
         forms: Whether gradients are to be formed.
@@ -42,13 +42,13 @@ def probe(passes: Passes, one: Stacked, *, planned_groups: int, forms: bool) -> 
     Raises:
         Unbatchable: If the loss, or one of its modules, cannot be run for several groups at once.
     """
-    refuse_modules(passes)
-    params, one = passes.params, one.copied()
-    run = GroupsPasses(passes, forms, planned_groups=planned_groups, probes=True)
-    put_back = Reachable(passes.loss, passes.buffers.modules()).taken()
-    draws = RandomState.capture(passes.devices)
+    refuse_modules(objective)
+    params, one = objective.params, one.copied()
+    run = Evaluator(objective, forms, planned_groups=planned_groups, probes=True)
+    put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
+    draws = RandomState.capture(objective.devices)
     try:
-        with passes.buffers.kept() as kept, saved_bytes([*params, *one.leaves]) as saved:
+        with objective.buffers.kept() as kept, saved_bytes([*params, *one.leaves]) as saved:
             found = run.recorded(one, range(len(params)), first=True)
             require_known(kept.changed(), found.changed)
             require_no_draws(draws, planned_groups)

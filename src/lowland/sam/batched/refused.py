@@ -11,32 +11,19 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lowland.sam.passes import Passes
+from lowland.sam.objective import Objective
 from lowland.sam.randomness import RandomState
+from lowland.sam.unbatchable import Unbatchable
 
 
-class Unbatchable(RuntimeError):
-    """Something in the loss or in the options has no batched form.
-
-    Attributes:
-        what: The operation or option, in the user's words.
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"engine='batched' must be able to run every part for all groups at once, got {what}."
-        )
-        self.what = what
-
-
-def refuse_modules(passes: Passes) -> None:
+def refuse_modules(objective: Objective) -> None:
     """Refuses modules that would run, or leave behind, what is only meant for the inside of a pass."""
-    if hasattr(passes.loss, "_torchdynamo_orig_callable"):
+    if hasattr(objective.loss, "_torchdynamo_orig_callable"):
         raise Unbatchable("a compiled loss")
-    memory = [p.untyped_storage().data_ptr() for p in passes.params if p.numel() > 0]
+    memory = [p.untyped_storage().data_ptr() for p in objective.params if p.numel() > 0]
     if len(set(memory)) < len(memory):
         raise Unbatchable("parameters that share their memory")
-    for module in () if passes.buffers.module is None else passes.buffers.module.modules():
+    for module in () if objective.buffers.module is None else objective.buffers.module.modules():
         _refuse(module)
 
 

@@ -81,9 +81,8 @@ class Verdict:
 
 @dataclass
 class Verdicts:
-    """The verdicts on losses of the same parameters, and what was said of them."""
+    """The verdicts on losses of the same parameters."""
 
-    said: set[Hashable] = field(default_factory=set)
     _found: OrderedDict[Hashable, Verdict] = field(default_factory=OrderedDict)
 
     def get(self, key: Hashable) -> Verdict | None:

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowland.sam.batched.level import Level
 from lowland.sam.batched.outside import Outside, tensors_in
-from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.batched.weights import Use, View, Weight
 from lowland.sam.modes import OwnMode
 from lowland.sam.touched import require_touched
+from lowland.sam.unbatchable import Unbatchable
 
 _functorch: Any = torch._C._functorch
 

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from lowland.sam.batched.cost import Costs, Product
 from lowland.sam.batched.factors import Factor, Left, Right
 from lowland.sam.batched.per_group import Part, PerGroup, Rows, apart
-from lowland.sam.batched.refused import Unbatchable
 from lowland.sam.precision import working
+from lowland.sam.unbatchable import Unbatchable
 
 
 @dataclass

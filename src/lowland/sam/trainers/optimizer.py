@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -18,13 +17,16 @@ from lowland.sam.ascent import L2, Ascent, BlindAscent, RememberingAscent, Start
 from lowland.sam.average import Gradients, dense
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.choose import Chosen
-from lowland.sam.climb import Climber, Radii
+from lowland.sam.climbing import Climbing
 from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
 from lowland.sam.deposit import refuse_unreducible
 from lowland.sam.noise import Noise
+from lowland.sam.perturb import perturbed
 from lowland.sam.precision import is_half, working
+from lowland.sam.radii import Radii
 from lowland.sam.randomness import RandomState
 from lowland.sam.schedule import Schedule, radius
+from lowland.sam.vectors import One, Shown
 from lowland.sam.workspace import Workspace
 
 Closure = Callable[[], Any]
@@ -310,13 +312,18 @@ class SAMOptimizer(Optimizer):
             open_step.at_weights = [None if g is None else g.clone() for g in gradients]
         needs_noise = getattr(self.ascent, "random", False) or any(is_half(p) for p in params)
         noise = Noise.draw() if needs_noise else None
-        climber = Climber(self.ascent, radii, 1, 1.0, names, measure=False)
-        found = climber.step(params, gradients, None, scale=scale, noise=noise)
-        if isinstance(self.ascent, RememberingAscent) and math.isfinite(found.norm):
-            open_step.memory = [g.clone() for g in found.g]
-        if found.move is not None:
+        how = Climbing(self.ascent, radii, names=names, noise=noise)
+        shown = Shown.all_that_move(radii, params, names)
+        g = One.along(shown, gradients, by_row=how.by_row, absent_too=how.absent_too).unscaled(scale)
+        if not g.is_finite():
+            return open_step
+        if how.remembers:
+            open_step.memory = [t.clone() for t in g]
+        e = how.step(g, None)
+        if isinstance(e, One) and e.at is not None and e.norm() > 0.0:
             open_step.climbed = True
-            open_step.undo.enter_context(found.move.made(noise, self._workspace, last=True))
+            block = perturbed(e.at.params, e.everywhere(), noise=noise, workspace=self._workspace)
+            open_step.undo.enter_context(block)
         return open_step
 
     @torch.no_grad()

@@ -19,10 +19,10 @@ from lowland.sam.batch import (
     rows_of,
     take,
 )
-from lowland.sam.batched.stacked import Shapes, Stacked, rebuilder, shapes
 from lowland.sam.carried import carry_over
 from lowland.sam.containers import holds_same, is_container, mapped
 from lowland.sam.examples import Examples
+from lowland.sam.stacked import Shapes, Stacked, rebuilder, shapes
 
 Part = tuple[Any, ...]
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,68 +15,71 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from lowland.sam.average import Gradients
 from lowland.sam.batched import rules as _rules  # noqa: F401 - registers them
 from lowland.sam.batched.cost import Product
 from lowland.sam.batched.outside import Outside
 from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.precision import autocast_off
-from lowland.sam.batched.refused import Unbatchable, require_known
-from lowland.sam.batched.stacked import Stacked
+from lowland.sam.batched.refused import require_known
 from lowland.sam.batched.tape import PastTheTape, Tape
 from lowland.sam.batched.weights import Weight
 from lowland.sam.caches import fresh_caches
 from lowland.sam.containers import holds_same, mapped, rebuilt, tensors_of, version_of
-from lowland.sam.passes import Passes
+from lowland.sam.looks.look import Pass
+from lowland.sam.objective import Objective
 from lowland.sam.perturb import seen_as_perturbed
 from lowland.sam.precision import working
+from lowland.sam.stacked import Stacked
 from lowland.sam.touched import require_touched
+from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.vectors import One
 
 
 @dataclass(frozen=True)
-class GroupsPass:
-    """Objectives, aux and gradients of all groups at the weights as they stood.
+class Recorded:
+    """What a pass over all groups recorded, where the weights stood.
 
     Attributes:
-        losses: The objective of each group, without the scale and without an l2 term.
+        losses: The objective of each group, without the scale.
         aux: What the loss returned beside its value, group by group.
-        gradient: The gradient of each group, without the scale; empty unless recorded.
-        total: Gradients of the scaled objectives' weighted sum; empty if recorded.
-        products: Uses of weights as matrices; empty unless recorded.
+        gradient: The gradient of each group, times the scale.
+        products: Uses of weights as matrices.
         calls: Number of operations of the loss.
         changed: Identities of the buffers that are known to change.
-        connected: Whether any parameter got a gradient.
     """
 
     losses: Float[Tensor, " groups"]
     aux: list[Any]
     gradient: list[PerGroup]
-    total: Gradients
-    products: list[Product] = field(default_factory=list)
-    calls: int = 0
-    changed: set[int] = field(default_factory=set)
-    connected: bool = True
+    products: list[Product]
+    calls: int
+    changed: set[int]
+
+    @property
+    def connected(self) -> bool:
+        """Whether any parameter got a gradient."""
+        return any(not g.absent for g in self.gradient)
 
 
 @dataclass(frozen=True)
-class GroupsPasses:
-    """The loss of ``passes``, for several groups at once.
+class Evaluator:
+    """A loss, evaluated for several groups at once.
 
     Attributes:
-        passes: The loss, and the policy for buffers.
+        objective: The loss, and the policy for buffers.
         forms: Whether recorded gradients are to be formed.
         planned_groups: Number of groups to choose forms for, where it is not that of the batch.
         probes: Whether the pass is to find out what cannot be run at once.
-        cuts: Whether to ask if the loss touches its arguments.
         results: What the operations of the loss returned, in all passes.
+        autocast: A block in which the loss is run as the caller would have it.
     """
 
-    passes: Passes
+    objective: Objective
     forms: bool
     planned_groups: int | None = None
     probes: bool = False
-    cuts: bool = False
     results: list[weakref.ref[Tensor]] = field(default_factory=list)
+    autocast: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     @torch.enable_grad()
     def recorded(
@@ -86,23 +89,17 @@ class GroupsPasses:
         e: Sequence[PerGroup | None] | None = None,
         *,
         first: bool = False,
-    ) -> GroupsPass:
+    ) -> Recorded:
         """The pass at ``w + e_S``, with the gradients of the parameters ``wanted`` group by group."""
         weights = self._weights(batch.groups, e)
         for i in wanted:
-            weights[i].gradient = PerGroup(self.passes.params[i])
+            weights[i].gradient = PerGroup(self.objective.params[i])
         with self._forward(batch, weights, first=first) as (losses, aux, tape):
-            self._require_gradient(losses)
+            self.objective.require_gradient(losses)
             self._record(losses, tape, weights, wanted)
         gradient = [w.gradient or PerGroup(w.param) for w in weights]
-        if self.passes.scale != 1.0:
-            down = torch.full((batch.groups,), 1.0 / self.passes.scale, dtype=torch.float64, device="cpu")
-            gradient = [g if g.absent else g.scaled(down) for g in gradient]
         products = [product for w in weights for product in w.products]
-        connected = any(not g.absent for g in gradient)
-        return GroupsPass(
-            losses.detach(), aux, gradient, [], products, tape.calls, tape.outside.changed, connected
-        )
+        return Recorded(losses.detach(), aux, gradient, products, tape.calls, tape.outside.changed)
 
     @torch.enable_grad()
     def summed(
@@ -113,31 +110,32 @@ class GroupsPasses:
         *,
         first: bool = False,
         spend: bool = False,
-    ) -> GroupsPass:
+    ) -> Pass:
         """The pass at ``w + e_S``, with the gradient of the groups' weighted sum.
 
         With ``spend`` the perturbation ``e`` is not needed afterwards.
         """
         weights = self._weights(batch.groups, e, spend=spend)
         with self._forward(batch, weights, first=first) as (losses, aux, _):
-            self._require_gradient(losses)
-            weighted = (losses * share.to(losses)).sum() * self.passes.scale
+            self.objective.require_gradient(losses)
+            weighted = (losses * share.to(losses)).sum() * self.objective.scale
             with autocast_off(losses):
-                found = torch.autograd.grad(weighted, self.passes.params, allow_unused=True)
-        connected = any(g is not None for g in found)
-        total: Gradients = [None if g is None else working(g) for g in found]
-        return GroupsPass(losses.detach(), aux, [], total, connected=connected)
+                found = torch.autograd.grad(weighted, self.objective.params, allow_unused=True)
+        mean = One([None if g is None else working(g) for g in found])
+        return Pass(losses.detach(), aux, mean=mean, connected=any(g is not None for g in found))
 
-    def values(self, batch: Stacked, e: Sequence[PerGroup | None] | None = None) -> GroupsPass:
+    def values(
+        self, batch: Stacked, e: Sequence[PerGroup | None] | None = None, *, first: bool = False
+    ) -> Pass:
         """The objectives at ``w + e_S``, without a gradient."""
         weights = self._weights(batch.groups, e)
-        with torch.no_grad(), self._forward(batch, weights, first=True) as (losses, aux, _):
-            return GroupsPass(losses, aux, [], [])
+        with torch.no_grad(), self._forward(batch, weights, first=first) as (losses, aux, _):
+            return Pass(losses, aux, connected=False)
 
     def _weights(
         self, groups: int, e: Sequence[PerGroup | None] | None, *, spend: bool = False
     ) -> list[Weight]:
-        moves = [None] * len(self.passes.params) if e is None else e
+        moves = [None] * len(self.objective.params) if e is None else e
         return [
             Weight(
                 p,
@@ -147,17 +145,17 @@ class GroupsPasses:
                 planned_groups=self.planned_groups or groups,
                 spend=spend,
             )
-            for p, move in zip(self.passes.params, moves, strict=True)
+            for p, move in zip(self.objective.params, moves, strict=True)
         ]
 
     def _record(self, losses: Tensor, tape: Tape, weights: list[Weight], wanted: Sequence[int]) -> None:
         """Fills the gradients of the ``wanted`` weights, group by group."""
         copies = [(w, leaf) for w in weights if (leaf := w.leaf()) is not None]
-        live = [self.passes.params[i] for i in wanted]
+        live = [self.objective.params[i] for i in wanted]
         ours = [t for t in (tape.anchor, *(leaf for _, leaf in copies)) if t is not None]
-        if self.passes.others is not None:
-            self.passes.others.note(losses, ours)
-        scaled = losses.sum() if self.passes.scale == 1.0 else losses.sum() * self.passes.scale
+        if self.objective.others is not None:
+            self.objective.others.note(losses, ours)
+        scaled = losses.sum() if self.objective.scale == 1.0 else losses.sum() * self.objective.scale
         inputs = [*ours, *live]
         with autocast_off(losses):
             found = torch.autograd.grad(scaled, inputs, allow_unused=True)
@@ -178,8 +176,8 @@ class GroupsPasses:
 
         Not before its backward pass: putting a buffer back would count as a change of what that needs.
         """
-        moves_stats = self.passes.moves_buffers(first)
-        params, buffers = self.passes.params, self.passes.buffers
+        moves_stats = self.objective.moves_buffers(first)
+        params, buffers = self.objective.params, self.objective.buffers
         sharing = [w.param for w in weights if w.takes_part]
         outside = Outside(sharing, batch.groups, buffers.ids, moves_stats=moves_stats)
         tape = Tape(weights, batch.groups, outside, self.results)
@@ -188,13 +186,13 @@ class GroupsPasses:
         def of_one_group(*leaves: Tensor) -> tuple[Tensor, ...]:
             part = batch.rebuild(leaves)
             given = mapped(lambda t: t, part)
-            if self.cuts and first:
-                tape.touches = require_touched(part, self.passes.loss, self.passes.asked)
+            if self.objective.cuts and first:
+                tape.touches = require_touched(part, self.objective.loss, self.objective.asked)
             tape.begin()
             outside.begin(tensors_of(part))
-            mass = self.passes.mass(part, batch.examples) if self.passes.reduction == "sum" else 1.0
+            mass = self.objective.mass(part, batch.examples) if self.objective.reduction == "sum" else 1.0
             with tape, PastTheTape(params, tape) if self.probes else nullcontext():
-                value, aux = self.passes.evaluate(part, batch.examples, mass)
+                value, aux = self.objective.checked(self.objective.loss(*part), batch.examples, mass)
             if not holds_same(part, given):
                 raise Unbatchable("a change of the containers of the batch")
             structure[:] = [aux]
@@ -208,7 +206,7 @@ class GroupsPasses:
         ):
             marks, writes = buffers.marks(), buffers.num_writes
             versions = [version_of(t) for t in batch.leaves]
-            with buffers.writes_noticed():
+            with buffers.writes_noticed(), self.autocast:
                 losses, *aux = _mapped(tape, of_one_group, batch.leaves)
             if tape.touches is not None:
                 tape.touches.require_any(batch.rebuild([leaf[0] for leaf in batch.leaves]))
@@ -224,11 +222,6 @@ class GroupsPasses:
             columns = zip(*(t.detach().unbind() for t in aux), strict=True)
             each = [rebuilt(structure[0], column) for column in columns] if aux else structure * batch.groups
             yield losses, each, tape
-
-    @staticmethod
-    def _require_gradient(losses: Tensor) -> None:
-        if not losses.requires_grad:
-            raise ValueError("loss must depend on the params, got a value that requires no gradient.")
 
 
 def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:

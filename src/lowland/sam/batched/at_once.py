@@ -1,0 +1,211 @@
+"""Groups that are run at once: whether they can be, how many, and what is done where they cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowland.sam.algorithm import climb_from_start
+from lowland.sam.batched.cost import seconds
+from lowland.sam.batched.look import ManyGroups, NotFinite
+from lowland.sam.batched.many import forms
+from lowland.sam.batched.memory import groups_at_once
+from lowland.sam.batched.precision import TypesClash, autocast_off
+from lowland.sam.batched.probe import probe
+from lowland.sam.batched.reachable import Reachable
+from lowland.sam.batched.settled import Fingerprint, Verdict, verdicts_of
+from lowland.sam.before import undone_on_error
+from lowland.sam.grouped import Grouped
+from lowland.sam.looks.world import World
+from lowland.sam.said import loss_key
+from lowland.sam.unbatchable import Unbatchable
+
+if TYPE_CHECKING:
+    from lowland.sam.engine import Attempt, Plan
+
+
+@dataclass
+class _Chunk:
+    """Groups that are run at once.
+
+    Attributes:
+        indices: Their numbers.
+        attempt: The attempt.
+        failed: Why it failed: they cannot be run at once, or their gradients are not finite.
+    """
+
+    indices: list[int]
+    attempt: Attempt
+    failed: Exception | None = None
+
+
+class AtOnce:
+    """Runs many groups at once where that is possible and faster.
+
+    Args:
+        plan: The groups, and what to do with those that cannot be run so.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.objective, self.how, self.groups = plan.objective, plan.how, plan.groups
+        self.sources = plan.sources if isinstance(plan.sources, Grouped) else None
+
+    def attempts(self, weighed: Sequence[int]) -> Iterator[Attempt]:
+        """All groups, in order."""
+        reason = self._reason_against()
+        if reason is not None:
+            yield from self.plan.fall_back(weighed, Unbatchable(reason))
+            return
+        runs = [list(run) for _, run in groupby(weighed, key=self._alike)]
+        for run in runs:
+            if self._alike(run[0]) is None:
+                yield from self.plan.fall_back(run, Unbatchable("a group in several MicroBatches"))
+            elif len(run) == 1 and len(runs) > 1:
+                yield from self.plan.one_by_one(run)
+            else:
+                yield from self._of_run(run)
+
+    def _reason_against(self) -> str | None:
+        """An option that has no batched form."""
+        if self.plan.process_group is not None:
+            return "a process_group whose ranks climb together"
+        if self.how.starting is not None:
+            return type(self.how.ascent).__name__
+        if self.objective.bn_stats == "both" and len(self.groups) > 1:
+            return "bn_stats='both', which moves statistics from pass to pass of a group"
+        if self.plan.shares_sources:
+            return "an ascent_batch that several groups climb on"
+        if self.objective.in_half:
+            return "weights of half precision, whose perturbation is rounded at random"
+        grouped = [self.groups, *([] if self.sources is None else [self.sources])]
+        return next((reason for g in grouped if (reason := g.reason_against()) is not None), None)
+
+    def _alike(self, i: int) -> Any:
+        """What groups must have in common to be stacked, those that they climb on included."""
+        found = self.groups.alike(i)
+        if self.sources is None or found is None:
+            return found
+        source = self.sources.alike(i % len(self.sources))
+        return None if source is None else (found, source)
+
+    def _of_run(self, indices: list[int]) -> Iterator[Attempt]:
+        """Groups of the same shapes: as many at once as fit, the rest of those that cannot be one by one."""
+        verdicts, key, done = verdicts_of(self.objective.params), self._key(indices), 0
+        verdict = verdicts.get(key)
+        if verdict is not None and verdict.waits > 0 and self.plan.engine == "auto":
+            verdict.waits -= 1
+            yield from self.plan.one_by_one(indices)
+            return
+        try:
+            if verdict is None or not verdict.tried:
+                verdict = verdicts.settle(key, verdict or Verdict(0, self._fingerprint()))
+                self._settle(verdict, indices)
+            while verdict.chunk > 0 and done < len(indices):
+                yield from self._of_chunk(indices[done : done + verdict.chunk])
+                done += verdict.chunk
+            verdict.held()
+        except TypesClash as clash:
+            raise clash.error from None
+        except Unbatchable as error:
+            if verdict is not None:
+                verdict.failed()
+            yield from self.plan.fall_back(indices[done:], error)
+            return
+        yield from self.plan.one_by_one(indices[done:])
+
+    def _of_chunk(self, indices: list[int]) -> Iterator[Attempt]:
+        """Groups at once; one by one where a gradient is not finite.
+
+        Raises:
+            Unbatchable: If they cannot be run so; everything is then as if they had not been.
+        """
+        from lowland.sam.engine import Attempt
+
+        chunk = _Chunk(indices, Attempt())
+        chunk.attempt.block = self._together(chunk)
+        yield chunk.attempt
+        if isinstance(chunk.failed, Unbatchable):
+            raise chunk.failed
+        if chunk.failed is not None:
+            yield from self.plan.one_by_one(indices)
+
+    @contextmanager
+    def _together(self, chunk: _Chunk) -> Iterator[None]:
+        plan, objective = self.plan, self.objective
+        put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
+        try:
+            with undone_on_error(objective.params, objective.buffers, objective.workspace):
+                looks = self._looks(chunk)
+                with torch.no_grad(), autocast_off(objective.params[0]):
+                    yield
+                    for look in looks:
+                        look.require_gone()
+                    plan.total.add(chunk.attempt.look, chunk.attempt.found)
+        except (NotFinite, Unbatchable) as error:
+            put_back()
+            chunk.failed = error
+        except TypesClash as clash:
+            put_back()
+            raise clash.error from None
+        except BaseException:
+            put_back()
+            raise
+
+    def _looks(self, chunk: _Chunk) -> list[ManyGroups]:
+        plan, indices, world = self.plan, chunk.indices, World(self.objective)
+        objective = replace(self.objective, cuts=len(self.groups) > 1)
+        masses = [plan.mass(i) for i in indices]
+        look = ManyGroups(objective, self.how, self.groups.stacked(indices), masses, world)
+        chunk.attempt.look = plan.penalized(look)
+        if self.sources is None or self.how.radii.rho == 0.0:
+            return [look]
+        source = ManyGroups(self.objective, self.how, self.sources.stacked(indices), masses, world)
+        chunk.attempt.source = partial(climb_from_start, plan.penalized(source), self.how)
+        return [look, source]
+
+    def _settle(self, verdict: Verdict, indices: list[int]) -> None:
+        """Runs one group by itself, to see whether that is possible and what it holds."""
+        params = self.objective.params
+        one = self.groups.stacked(indices[:1])
+        seen = probe(self.objective, one, planned_groups=len(indices), forms=forms(self.how.ascent))
+        weights = sum(p.numel() for p in params)
+        chunk = groups_at_once(
+            len(indices),
+            saved=seen.saved,
+            formed=seen.formed,
+            kept=seen.kept,
+            params=weights * params[0].element_size(),
+            max_memory=self.plan.max_memory,
+        )
+        loop, batched = seconds(
+            seen.found.products,
+            len(indices),
+            math.ceil(len(indices) / chunk),
+            calls=seen.found.calls,
+            params=weights,
+            device=params[0].device,
+        )
+        verdict.chunk = 0 if self.plan.engine == "auto" and loop < batched else chunk
+        verdict.tried = True
+        verdict.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> Fingerprint:
+        return Fingerprint(self.objective.buffers.modules())
+
+    def _key(self, indices: list[int]) -> Hashable:
+        device = self.objective.params[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        how, plan = self.how, self.plan
+        return (
+            *(loss_key(self.objective.loss), self.groups.shapes(indices[0]), len(indices), autocast),
+            *(type(how.ascent), how.steps, how.radii.rho == 0.0, self.objective.measure),
+            *(plan.engine, plan.max_memory, plan.sources is None, self.objective.reduction),
+        )

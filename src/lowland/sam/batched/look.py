@@ -1,0 +1,166 @@
+"""The look at many groups at once, each at weights of its own: no weight is moved anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lowland.sam.ascent.step import Weights
+from lowland.sam.batched.evaluator import Evaluator
+from lowland.sam.batched.many import Many, forms, stacked
+from lowland.sam.batched.norms import squared_norms
+from lowland.sam.batched.per_group import PerGroup
+from lowland.sam.batched.precision import autocast_as_it_is
+from lowland.sam.batched.refused import require_gone, require_no_draws
+from lowland.sam.climbing import Climbing
+from lowland.sam.looks.look import Drawn, Pass
+from lowland.sam.looks.world import World
+from lowland.sam.objective import Objective
+from lowland.sam.precision import working
+from lowland.sam.stacked import Stacked
+from lowland.sam.vectors import One, Shown
+
+
+class NotFinite(Exception):
+    """Some group's gradient is not finite."""
+
+
+@dataclass
+class ManyGroups:
+    """Several groups of the same shapes.
+
+    Attributes:
+        objective: The loss.
+        how: The climb.
+        batch: The groups.
+        masses: Weights of the groups in means.
+        world: What all passes see alike.
+    """
+
+    objective: Objective
+    how: Climbing
+    batch: Stacked
+    masses: Sequence[float]
+    world: World
+
+    def __post_init__(self) -> None:
+        autocast = autocast_as_it_is(self.objective.params[0])
+        self._evaluator = Evaluator(self.objective, forms(self.how.ascent), autocast=autocast)
+        self._all = range(len(self.objective.params))
+
+    def same_world(self) -> World:
+        """The block of all passes."""
+        return self.world
+
+    def slope(self, e: Many | None, *, first: bool = False) -> Pass:
+        """The gradient of each group at ``w + e``."""
+        wanted = self._all if first and self.how.both else self.how.radii.wanted or self._all
+        return self._recorded(e, wanted, first=first)
+
+    def mean(self, e: Many | None, *, first: bool = False) -> Pass:
+        """The mean gradient of the groups at ``w + e``, which is used up."""
+        if self.objective.measure:
+            return self._recorded(e, self._all, first=first)
+        self.world.again()
+        spend = e is not None and not e.kept
+        seen = self._evaluator.summed(self.batch, self._share, self._moves(e), first=first, spend=spend)
+        self._note(first)
+        return seen
+
+    def value(self, e: Many | None, *, first: bool = False) -> Pass:
+        """The objectives at ``w + e``."""
+        self.world.again()
+        seen = self._evaluator.values(self.batch, self._moves(e), first=first)
+        self._note(first)
+        return seen
+
+    def shown(self, seen: Pass) -> Many:
+        """The gradient of the weights that may move, without the scale."""
+        how, groups = self.how, self.batch.groups
+        assert isinstance(seen.gradient, Many)
+        each = [seen.gradient.each[i] for i in how.radii.indices]
+        used_up = how.steps == 1 and not (how.both or how.remembers)
+        found = Many(each, groups, self._at, used_up=used_up)
+        if self.objective.scale != 1.0:
+            found = found.scaled(1.0 / self.objective.scale)
+        if not found.is_finite():
+            raise NotFinite
+        return found
+
+    def drawn(self, ask: Drawn) -> Many | None:
+        """A perturbation of each group that needs no gradient."""
+        at = self._at
+        told = Weights(at.w, self.how.radii.rho, at.names, self.how.noise)
+        rows = [ask(told) for _ in range(self.batch.groups)]
+        if all(row is None for row in rows):
+            return None
+        return Many(stacked(at.w, rows), self.batch.groups, at)
+
+    def everywhere(self, e: Many) -> Many:
+        """The perturbations of all parameters."""
+        found = [PerGroup(w) for w in self.objective.params]
+        for i, ratio, t in zip(self.how.radii.indices, self.how.radii.ratios, e.each, strict=True):
+            found[i] = t if ratio == 1.0 or t.absent else t.scaled(e.number(ratio))
+        return Many(found, self.batch.groups)
+
+    def weights(self, e: Many | None) -> Many:
+        """Each group's ``w + e``; ``e`` is not used up by the pass that follows."""
+        ones = torch.ones(self.batch.groups, dtype=torch.float64, device="cpu")
+        w = Many([PerGroup(w, along=ones.to(w.device)) for w in self.objective.params], self.batch.groups)
+        if e is None:
+            return w
+        e.kept = True
+        return w.plus(self.everywhere(e))
+
+    def summed(self, v: Many) -> One:
+        """The weighted mean over the groups."""
+        return One([t.summed(self._share) for t in v.each])
+
+    @cached_property
+    def _at(self) -> Shown:
+        return Shown.all_that_move(self.how.radii, self.objective.params, self.how.names)
+
+    @cached_property
+    def _share(self) -> Tensor:
+        masses = torch.tensor(self.masses, dtype=torch.float64, device="cpu")
+        return (masses / masses.sum()).to(self.objective.params[0].device)
+
+    def _moves(self, e: Many | None) -> list[PerGroup | None] | None:
+        return None if e is None else [None if t.absent else t for t in self.everywhere(e).each]
+
+    def _recorded(self, e: Many | None, wanted: Sequence[int], *, first: bool) -> Pass:
+        self.world.again()
+        found = self._evaluator.recorded(self.batch, wanted, self._moves(e), first=first)
+        self._note(first)
+        realised = self._realised(e) if self.objective.measure and e is not None else None
+        return Pass(
+            found.losses, found.aux, Many(found.gradient, self.batch.groups), None, realised, found.connected
+        )
+
+    def _note(self, first: bool) -> None:
+        """What the first pass leaves of the generators stays."""
+        if first and self.world.draws is not None:
+            require_no_draws(self.world.draws, self.batch.groups)
+            self.world.stays()
+
+    def require_gone(self) -> None:
+        """Refuses a loss that keeps a tensor of a pass."""
+        require_gone(self._evaluator.results)
+
+    def _realised(self, e: Many) -> tuple[Tensor, Tensor]:
+        """Norm of each group's perturbation once the weights are rounded, and the share that moved."""
+        groups, moves = self.batch.groups, self.everywhere(e).each
+        squares = torch.zeros(groups, dtype=torch.float64, device="cpu")
+        moved, total = torch.zeros_like(squares), 0
+        for i in self.how.radii.indices:
+            w, move = self.objective.params[i].detach(), moves[i]
+            total += w.numel()
+            if not move.absent:
+                change = working((working(w) + move.whole(groups)).to(w.dtype)) - working(w)
+                squares += squared_norms([PerGroup(w, dense=change)], groups).cpu()
+                moved += change.reshape(groups, -1).count_nonzero(1).cpu()
+        return squares.sqrt(), moved / max(total, 1)

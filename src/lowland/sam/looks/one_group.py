@@ -1,0 +1,187 @@
+"""The look at one group: the weights are moved, the loss runs, they are put back. It is the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from lowland.sam.ascent.step import Weights
+from lowland.sam.average import Average, Gradients
+from lowland.sam.caches import fresh_caches
+from lowland.sam.climbing import Climbing
+from lowland.sam.examples import Examples
+from lowland.sam.looks.look import Drawn, Pass
+from lowland.sam.looks.world import World
+from lowland.sam.objective import Objective
+from lowland.sam.perturb import Moved, perturbed
+from lowland.sam.precision import working
+from lowland.sam.ranks import mean_over_ranks
+from lowland.sam.vectors import One, Shown
+
+
+@dataclass
+class OneGroup:
+    """A group by itself.
+
+    Attributes:
+        objective: The loss.
+        how: The climb.
+        examples: The group's examples.
+        mass: Its weight in means.
+        world: What all its passes see alike.
+        process_group: Processes whose groups climb together, along the mean of their gradients.
+    """
+
+    objective: Objective
+    how: Climbing
+    examples: Examples
+    mass: float
+    world: World
+    process_group: ProcessGroup | None = None
+    _passed = 0.0
+
+    @property
+    def masses(self) -> Sequence[float]:
+        """Weights of the groups."""
+        return (self.mass,)
+
+    def same_world(self) -> World:
+        """The block of all passes."""
+        return self.world
+
+    def slope(self, e: One | None, *, first: bool = False) -> Pass:
+        """The gradient at ``w + e``, of the parameters that move, or of all if it is asked for itself."""
+        wanted = None if first and self.how.both else self.how.radii.wanted
+        return self._pass(e, wanted, first=first)
+
+    def mean(self, e: One | None, *, first: bool = False) -> Pass:
+        """The gradient at ``w + e``."""
+        return self._pass(None if e is None else e.spent(), None, first=first, last=True)
+
+    def value(self, e: One | None, *, first: bool = False) -> Pass:
+        """The objective at ``w + e``."""
+        with torch.no_grad():
+            return self._pass(e, (), first=first)
+
+    def shown(self, seen: Pass) -> One:
+        """The gradient of the weights that may move; the mean one of processes that climb together."""
+        params, how = self.objective.params, self.how
+        assert isinstance(seen.gradient, One)
+        gradients = list(seen.gradient.tensors)
+        if self.process_group is not None:
+            gradients = mean_over_ranks(
+                self.process_group, gradients, self._passed, params, how.radii.indices
+            )
+        shown = Shown.all_that_move(how.radii, params, how.names)
+        found = One.along(shown, gradients, by_row=how.by_row, absent_too=how.absent_too)
+        return found.unscaled(self.objective.scale)
+
+    def drawn(self, ask: Drawn) -> One | None:
+        """A perturbation that needs no gradient."""
+        how = self.how
+        at = Shown.all_that_move(how.radii, self.objective.params, how.names)
+        found = ask(Weights(at.w, how.radii.rho, at.names, how.noise))
+        return None if found is None else One((), at=at).like(found)
+
+    def everywhere(self, e: One) -> One:
+        """The perturbation of all parameters."""
+        tensors: list[Tensor | None] = [None] * len(self.objective.params)
+        if e.at is not None:
+            for i, t in zip(e.at.indices, e.everywhere().tensors, strict=True):
+                tensors[i] = t
+        return One(tensors, e.factor)
+
+    def weights(self, e: One | None) -> One:
+        """``w + e``."""
+        w = One([working(p.detach()) for p in self.objective.params])
+        return w if e is None else w.plus(self.everywhere(e))
+
+    def summed(self, v: One) -> One:
+        """The vector itself."""
+        return v
+
+    def _pass(self, e: One | None, wanted: Sequence[int] | None, *, first: bool, last: bool = False) -> Pass:
+        objective, found = self.objective, _Sums()
+        self.world.again()
+        with self._moved(e) as moved, objective.buffer_policy(first), objective.buffers.writes_noticed():
+            del e  # half the memory of a step, where nobody else holds it
+            parts = (
+                self.examples.own(again=not self.how.one_pass) if first else self.examples.copies(last=last)
+            )
+            for part, examples in parts:
+                mass = objective.mass(part, examples)
+                if mass == 0.0:
+                    continue
+                with fresh_caches():
+                    with objective.touching(part, first=first):
+                        returned = objective.loss(*part)
+                    value, aux = objective.checked(returned, examples, mass)
+                    gradients = self._differentiated(value, wanted) if torch.is_grad_enabled() else None
+                found.add(value.detach(), aux, gradients, mass)
+            realised = self._realised(moved)
+        if first:
+            self.world.stays()
+        self._passed = found.mass
+        return found.seen(realised, whole=wanted is None)
+
+    def _moved(self, e: One | None) -> AbstractContextManager[Moved | None]:
+        if e is None or e.at is None:
+            return nullcontext()
+        objective = self.objective
+        return perturbed(e.at.params, e.everywhere(), noise=objective.noise, workspace=objective.workspace)
+
+    def _realised(self, moved: Moved | None) -> tuple[float, float] | None:
+        if moved is None or not self.objective.measure:
+            return None
+        total = sum(p.numel() for p in self.how.radii.moving(self.objective.params))
+        return moved.norm(), moved.count() / total
+
+    def _differentiated(self, value: Tensor, wanted: Sequence[int] | None) -> Gradients:
+        """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
+        objective = self.objective
+        objective.require_gradient(value)
+        if objective.others is not None:
+            objective.others.note(value)
+        scaled = value if objective.scale == 1.0 else value * objective.scale
+        if wanted is None:
+            found = torch.autograd.grad(scaled, objective.params, allow_unused=True)
+            return [None if g is None else working(g) for g in found] if objective.in_half else list(found)
+        some = torch.autograd.grad(scaled, [objective.params[i] for i in wanted], allow_unused=True)
+        gradients: Gradients = [None] * len(objective.params)
+        for i, g in zip(wanted, some, strict=True):
+            gradients[i] = None if g is None else working(g)
+        return gradients
+
+
+class _Sums:
+    """Means over the parts of a group."""
+
+    def __init__(self) -> None:
+        self._gradients, self._losses = Average(), Average()
+        self._aux: list[Any] = []
+
+    def add(self, value: Tensor, aux: Any, gradients: Gradients | None, mass: float) -> None:
+        self._losses.add([value], mass)
+        self._aux.append(aux)
+        if gradients is not None:
+            self._gradients.add(gradients, mass)
+
+    @property
+    def mass(self) -> float:
+        """Weight of the parts."""
+        return self._losses.weight
+
+    def seen(self, realised: tuple[float, float] | None, *, whole: bool) -> Pass:
+        if not self._aux:
+            raise ValueError("a group must hold at least one example of positive weight, got none.")
+        (loss,), found = self._losses.result(), self._gradients.result()
+        assert loss is not None
+        gradient = One(found) if found else None
+        connected = any(g is not None for g in found)
+        return Pass(loss, self._aux, gradient, gradient if whole else None, realised, connected)

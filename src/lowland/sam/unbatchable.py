@@ -1,0 +1,15 @@
+"""What the loss or the options have that cannot be run for many groups at once."""
+
+
+class Unbatchable(RuntimeError):
+    """Something in the loss or in the options has no batched form.
+
+    Attributes:
+        what: The operation or option, in the user's words.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"engine='batched' must be able to run every part for all groups at once, got {what}."
+        )
+        self.what = what
