@@ -10,6 +10,7 @@ MLP 4-8-8-10 with 16 examples, where what is not the network counts most.
 
 import argparse
 import importlib
+import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
@@ -54,16 +55,22 @@ def main() -> None:
             )
 
 
+_own_modules: dict[ModuleType, dict[str, ModuleType]] = {}
+
+
 def loaded(checkout: Path) -> ModuleType:
-    """The library of a checkout; what was loaded of another one stays usable by who has it."""
+    """The library of a checkout; :func:`step_of` puts its modules back before each of its steps."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "lowland"]:
         del sys.modules[name]
     sys.path.insert(0, str(checkout / "src"))
     try:
         library = importlib.import_module("lowland")
-        importlib.import_module("lowland.sam.batched.engine")
+        for module in ("lowland.sam.batched.engine", "lowland.sam.batched.at_once"):  # either name
+            if importlib.util.find_spec(module) is not None:
+                importlib.import_module(module)
     finally:
         del sys.path[0]
+    _own_modules[library] = {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "lowland"}
     assert Path(library.__file__ or "").is_relative_to(checkout), library.__file__
     return library
 
@@ -72,11 +79,14 @@ def step_of(library: ModuleType, network: Network, m: int | None, engine: str) -
     """A step of SAM and SGD, everything made anew from the same seed."""
     torch.manual_seed(0)
     problem = network.problem(torch.device("cpu"))
+    own = _own_modules[library]
+    sys.modules.update(own)
     make: Callable[..., nn.Module] = library.SAM
     sam = make(problem.model, rho=0.05, m=m, engine=engine, max_memory=2**40)
     optimizer = torch.optim.SGD(problem.params, lr=1e-6)
 
     def step() -> None:
+        sys.modules.update(own)  # some are imported only when they are needed
         optimizer.zero_grad()
         sam.backward(problem.loss, problem.x, problem.y)
         optimizer.step()

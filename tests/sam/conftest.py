@@ -17,4 +17,4 @@ def one_thread():
 def at_once(monkeypatch):
     """``auto`` runs groups at once wherever it can: what is faster is a matter of the machine."""
     monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
-    monkeypatch.setattr("lowland.sam.batched.at_once.seconds", lambda *_, **__: (2.0, 1.0))
+    monkeypatch.setattr("lowland.sam.batched.probe.seconds", lambda *_, **__: (2.0, 1.0))

@@ -97,3 +97,22 @@ def test_parameter_that_only_the_unperturbed_pass_used_keeps_its_combined_gradie
     ).gradients
     assert found[1] is not None
     assert torch.equal(found[1], 2 * b.detach())
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize("start", [0.0, 1.0], ids=["zero gradient", "some gradient"])
+def test_rule_is_called_if_some_group_moves_whatever_the_engine(engine, start):
+    w = torch.nn.Parameter(torch.full((3,), start, dtype=torch.float64))
+    x, calls = torch.randn(8, 3, dtype=torch.float64), []
+
+    def rule(_, perturbed):
+        calls.append(None)
+        return [p + 1.0 for p in perturbed]
+
+    def loss(x):
+        return (x @ w).square().mean()
+
+    options = {"rho": 0.1, "m": 2, "combine": rule, "engine": engine, "max_memory": 2**40}
+    found = sam_gradient(loss, [w], (x,), **options).gradients[0]
+    assert len(calls) == (start != 0.0)
+    assert bool(found.any()) == (start != 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +12,9 @@ from torch import Tensor
 from lowland.sam.buffers import Buffers, Snapshot
 from lowland.sam.caches import forget_caches
 from lowland.sam.perturb import blocks_open, close_blocks
+from lowland.sam.private import ModeStacks, leave_saving_hooks, leave_transform, saving_hooks, transform_level
 from lowland.sam.randomness import RandomState
 from lowland.sam.workspace import Workspace
-
-_core: Any = torch._C
 
 
 class Before:
@@ -87,23 +85,17 @@ class _Modes:
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in sorted({"cpu", *(p.device.type for p in params)} - {"meta"})
         ]
-        self._state = _core._get_torch_function_state()
-        self._functions = torch._C._len_torch_function_stack()
-        self._dispatch = torch._C._len_torch_dispatch_stack()
-        self._saving = _saving_hooks()
-        self._level = _level()
+        self._stacks = ModeStacks()
+        self._saving = saving_hooks()
+        self._level = transform_level()
         self._filters = warnings.filters
 
     def restore(self) -> None:
-        _core._set_torch_function_state(self._state)
-        while torch._C._len_torch_function_stack() > self._functions:
-            torch._C._pop_torch_function_stack()
-        while torch._C._len_torch_dispatch_stack() > self._dispatch:
-            torch._C._pop_torch_dispatch_stack()
-        while _saving_hooks() not in (None, self._saving):
-            torch._C._autograd._pop_saved_tensors_default_hooks()
-        while _level() not in (None, self._level):
-            torch._C._functorch._vmap_decrement_nesting()
+        self._stacks.restore()
+        while saving_hooks() not in (None, self._saving):
+            leave_saving_hooks()
+        while transform_level() not in (None, self._level):
+            leave_transform()
         warnings.filters = self._filters
         torch.set_grad_enabled(self._grad)
         for device, enabled, dtype in self._autocast:
@@ -114,13 +106,3 @@ class _Modes:
 def devices_of(params: Sequence[Tensor]) -> list[torch.device]:
     """Devices of the parameters."""
     return sorted({p.device for p in params}, key=str)
-
-
-def _level() -> int | None:
-    """The innermost transform of torch.func that is active."""
-    level: int | None = torch._C._functorch.maybe_current_level()
-    return level
-
-
-def _saving_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)

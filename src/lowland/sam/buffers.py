@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lowland.sam.containers import version_of
 from lowland.sam.frozen import Writes
+from lowland.sam.private import unseen_by_modes
 from lowland.sam.surely import finally_surely
 
 BatchNormStats = Literal["first", "both", "frozen"]
@@ -239,7 +240,7 @@ class Snapshot:
         owner = module._buffers
         if isinstance(owner, dict):  # that of a scripted module cannot grow
             self._names.append((owner, set(owner)))
-        with torch._C.DisableTorchFunction():  # a mode that watches the loss need not see this
+        with unseen_by_modes():  # a mode that watches the loss need not see this
             for name, buffer in owner.items():
                 value = None if buffer is None else buffer.detach().clone()
                 self._buffers.append((owner, name, buffer, value))
@@ -279,7 +280,7 @@ class Snapshot:
         for owner, names in self._names:
             for name in owner.keys() - names:
                 del owner[name]
-        with torch._C.DisableTorchFunction():
+        with unseen_by_modes():
             for owner, name, buffer, value in self._buffers:
                 if buffer is not None and value is not None:
                     buffer.copy_(value)

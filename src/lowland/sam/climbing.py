@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -11,7 +10,7 @@ from lowland.sam.ascent import Ascent, AscentStep, BlindAscent, RememberingAscen
 from lowland.sam.kinds import is_a
 from lowland.sam.noise import Noise
 from lowland.sam.radii import Radii
-from lowland.sam.vectors import Vector
+from lowland.sam.vectors import Shown, Vector
 
 
 @dataclass(frozen=True)
@@ -21,18 +20,18 @@ class Climbing:
     Attributes:
         ascent: Where to climb.
         radii: How far each parameter may move.
+        at: Those that may.
         steps: Number of steps.
         step_size: Size of one in units of the radius.
-        names: Names of the parameters, if they have some.
         both: Whether the gradient at the unperturbed weights, and the perturbation's length, are asked for.
         noise: Randomness of the ascent.
     """
 
     ascent: Ascent | BlindAscent
     radii: Radii
+    at: Shown
     steps: int = 1
     step_size: float = 1.0
-    names: Sequence[str] | None = None
     both: bool = False
     noise: Noise | None = None
 

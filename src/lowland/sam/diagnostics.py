@@ -88,5 +88,7 @@ def together(rows: Sequence[Diagnostics]) -> Diagnostics:
 
 def _column(numbers: Number, like: Tensor) -> Tensor:
     """A number of each group in the type and place of ``like``."""
-    numbers = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    numbers = (
+        numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    )
     return numbers.to(like).expand(len(like))

@@ -75,8 +75,10 @@ class Plan:
         weighed = [i for i in range(len(self.groups)) if self.mass(i) > 0.0]
         if self.engine == "loop" or (self.engine == "auto" and self._too_small(len(weighed))):
             return self.one_by_one(weighed)
-        from lowland.sam.batched.at_once import AtOnce  # only now: it needs private names of torch
-
+        try:
+            from lowland.sam.batched.at_once import AtOnce  # only now: it needs private names of torch
+        except ImportError as error:
+            return self.fall_back(weighed, Unbatchable(f"a torch without what that needs, {error}"))
         return AtOnce(self).attempts(weighed)
 
     def one_by_one(self, indices: Sequence[int]) -> Iterator[Attempt]:

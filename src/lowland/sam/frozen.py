@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowland.sam.modes import OwnMode
+from lowland.sam.private import is_transformed
 
 
 class Writes(OwnMode):
@@ -62,7 +63,7 @@ def _targets(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    inside = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # a transform made it
+    inside = is_transformed(tensor)  # a transform made it
     return not inside and tensor.layout == torch.strided and tensor.numel() > 0 and not tensor.is_meta
 
 

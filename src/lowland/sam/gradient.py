@@ -36,11 +36,12 @@ from lowland.sam.leaves import OtherLeaves
 from lowland.sam.named import modules_named_by
 from lowland.sam.noise import Noise
 from lowland.sam.objective import Loss, Objective, Reduction, Weight
-from lowland.sam.precision import is_half
+from lowland.sam.precision import HALF
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import advance_generators
 from lowland.sam.ranks import require_equal_groups
 from lowland.sam.total import SAMGradient, Then, Total
+from lowland.sam.vectors import Shown
 from lowland.sam.workspace import Workspace
 
 
@@ -185,7 +186,9 @@ def sam_gradient(
             noise = _noise(ascent, radii, params, process_group)
             if isinstance(sources, MicroBatches) and radii.rho > 0.0:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
-            how = Climbing(ascent, radii, steps, step_size, names, combine is not None or diagnostics, noise)
+            at = Shown.all_that_move(radii, params, names)
+            both = combine is not None or diagnostics
+            how = Climbing(ascent, radii, at, steps, step_size, both, noise)
             objective = Objective(
                 loss,
                 params,
@@ -215,7 +218,7 @@ def _noise(
     ascent: Ascent | BlindAscent, radii: Radii, params: list[Tensor], process_group: ProcessGroup | None
 ) -> Noise | None:
     """Randomness, if some is needed: drawing it advances the default generator."""
-    rounding = any(is_half(params[i]) for i in radii.indices)
+    rounding = any(params[i].dtype in HALF for i in radii.indices)
     if radii.rho == 0.0 or not (rounding or getattr(ascent, "random", False)):
         return None
     return Noise.draw(process_group, params[0].device)

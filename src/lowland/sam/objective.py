@@ -17,7 +17,7 @@ from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.examples import Part
 from lowland.sam.leaves import OtherLeaves
 from lowland.sam.noise import Noise
-from lowland.sam.precision import is_half
+from lowland.sam.precision import HALF
 from lowland.sam.randomness import RandomState
 from lowland.sam.touched import require_touched
 from lowland.sam.workspace import Workspace
@@ -72,7 +72,7 @@ class Objective:
     @cached_property
     def in_half(self) -> bool:
         """Whether some parameters have fewer digits than float32."""
-        return any(is_half(p) for p in self.params)
+        return any(p.dtype in HALF for p in self.params)
 
     def mass(self, part: Part, examples: int | None) -> float:
         """Weight of ``part`` in means: its number of examples, or what the user's ``weight`` says."""
@@ -92,13 +92,13 @@ class Objective:
             if self.reduction == "sum":
                 self._require_number(examples)
                 value = value / mass
-            return value, detach(aux)
+            return value, None if aux is None else detach(aux)
         if value.dim() > 1 or examples not in (None, len(value)):
             raise ValueError(
                 f"loss must return a scalar or one value per example, shape ({examples or 'examples'},), "
                 f"got shape {tuple(value.shape)}."
             )
-        return value.mean(), detach(aux)
+        return value.mean(), None if aux is None else detach(aux)
 
     def require_gradient(self, value: Tensor) -> None:
         """Refuses a value that no gradient goes through."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowland.sam.caches import forget_caches
 from lowland.sam.noise import Noise
 from lowland.sam.norm import l2_norm
-from lowland.sam.precision import is_half, stochastically_rounded, working
+from lowland.sam.precision import HALF, stochastically_rounded, working
 from lowland.sam.vectors import One
 from lowland.sam.workspace import Workspace
 
@@ -155,15 +155,15 @@ class Moved:
         """Moves ``params``; what was moved is known even if this raises half-way."""
         e = One.of(perturbation)
         factor, pairs = e.factor, list(zip(params, e.tensors, strict=True))
-        if noise is None and any(is_half(p) for p in params):
+        if noise is None and any(p.dtype in HALF for p in params):
             noise = Noise.draw()
-        plain = [(p, d) for p, d in pairs if not is_half(p) and not d.is_sparse]
+        plain = [(p, d) for p, d in pairs if p.dtype not in HALF and not d.is_sparse]
         if plain:
             self._move_plain([p for p, _ in plain], [d for _, d in plain], factor)
         for p, d in pairs:
             if d.is_sparse:
                 self._move_rows(p, d, factor, noise)
-            elif is_half(p):
+            elif p.dtype in HALF:
                 self._move_half(p, d, factor, noise)
 
     @torch.no_grad()
@@ -195,7 +195,7 @@ class Moved:
         rows = direction.indices()[0]
         original = p.index_select(0, rows)
         new = working(original) + direction.values() * factor
-        if is_half(p):
+        if p.dtype in HALF:
             assert noise is not None
             new = stochastically_rounded(new, p.dtype, noise)
         self._rows.append((p, rows, original))

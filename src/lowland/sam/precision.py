@@ -7,12 +7,13 @@ from torch import Tensor
 
 from lowland.sam.noise import Noise
 
-_HALF = {torch.float16, torch.bfloat16}
+HALF = {torch.float16, torch.bfloat16}
+"""Types with fewer digits than float32."""
 
 
 def is_half(tensor: Tensor) -> bool:
     """Whether ``tensor`` has fewer digits than float32 (float16, bfloat16)."""
-    return tensor.dtype in _HALF
+    return tensor.dtype in HALF
 
 
 def working(tensor: Tensor) -> Tensor:

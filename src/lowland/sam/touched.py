@@ -13,6 +13,7 @@ from lowland.sam.buffers import is_compiled
 from lowland.sam.containers import copied, is_container, items
 from lowland.sam.modes import OwnMode
 from lowland.sam.named import modules_named_by, named_by
+from lowland.sam.private import is_in_vmap
 
 
 class require_touched(OwnMode):  # noqa: N801 - it is called like a function
@@ -73,7 +74,7 @@ class require_touched(OwnMode):  # noqa: N801 - it is called like a function
         Raises:
             ValueError: If nothing was touched.
         """
-        at_groups = any(map(torch._C._functorch.is_batchedtensor, _tensors(part)))
+        at_groups = any(map(is_in_vmap, _tensors(part)))
         ask = None if at_groups else self._ask
         if not self._any and (ask is None or not _Operations(part).any_of(ask)):
             raise ValueError(

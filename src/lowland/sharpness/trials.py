@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lowland.sam.arguments import Engine
 from lowland.sam.ascent import L2
-from lowland.sam.batched.cost import seconds
 from lowland.sam.batched.evaluator import Evaluator
 from lowland.sam.batched.norms import squared_norms
 from lowland.sam.batched.per_group import PerGroup
@@ -26,6 +25,7 @@ from lowland.sam.objective import Objective
 from lowland.sam.precision import is_half, working
 from lowland.sam.radii import Radii
 from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.vectors import Shown
 from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
 from lowland.sharpness.nearby import ManyTrials, Moves, Nearby, OneTrial, Visit
 from lowland.sharpness.scales import Scaling, scales
@@ -140,7 +140,7 @@ class Terrain:
         formed = not self._unformed(seen, trials[0])
         size = self._at_once(seen, len(trials), formed=formed)
         count = math.ceil(len(trials) / size)
-        if self.engine == "auto" and _loop_is_faster(seen, len(trials), count, self.passes.params):
+        if self.engine == "auto" and seen.loop_is_faster(len(trials), count, self.passes.params):
             return alone
         size = math.ceil(len(trials) / count)
         pieces = [trials[i : i + size] for i in range(0, len(trials), size)]
@@ -233,7 +233,8 @@ class _Climb:
         groups = self.terrain.groups
         indices = [(t.group + shift) % len(groups) for t in self.chunk.trials]
         if self.chunk.formed is None:
-            how = Climbing(L2(), Radii.of(1.0, len(passes.params)))
+            radii = Radii.of(1.0, len(passes.params))
+            how = Climbing(L2(), radii, Shown.all_that_move(radii, passes.params, None))
             return OneTrial(OneGroup(passes, how, groups.group(indices[0]), 1.0, self.world))
         evaluator = Evaluator(passes, self.chunk.formed)
         return ManyTrials(evaluator, groups.stacked(indices), self.world)
@@ -272,15 +273,3 @@ def _each(visit: Visit) -> list[Visit]:
 
 def _weight_bytes(params: Sequence[Tensor]) -> int:
     return sum(p.numel() * working(p).element_size() for p in params)
-
-
-def _loop_is_faster(seen: Probe, trials: int, chunks: int, params: Sequence[Tensor]) -> bool:
-    loop, batched = seconds(
-        seen.found.products,
-        trials,
-        chunks,
-        calls=seen.found.calls,
-        params=sum(p.numel() for p in params),
-        device=params[0].device,
-    )
-    return loop < batched

@@ -394,7 +394,7 @@ def test_batched_agrees_with_the_loop_or_refuses(name, m):
 def tries(monkeypatch):
     """``auto`` tries the batched engine however small the model is."""
     monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
-    monkeypatch.setattr("lowland.sam.batched.at_once.seconds", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr("lowland.sam.batched.probe.seconds", lambda *_, **__: (1.0, 0.0))
 
 
 @pytest.mark.usefixtures("tries")

@@ -1388,7 +1388,7 @@ def test_one_group_of_everything_is_exact_or_refused(name):
 @pytest.mark.parametrize("name", TRAPS)
 def test_auto_is_the_loop_with_one_warning_that_names_what_was_refused(name, monkeypatch):
     monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
-    monkeypatch.setattr("lowland.sam.batched.at_once.seconds", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr("lowland.sam.batched.probe.seconds", lambda *_, **__: (1.0, 0.0))
     make, _, _, tolerance = TRAPS[name]
     refused, _ = run("batched", make)
     expected, loop_model = run("loop", make)
@@ -1490,7 +1490,7 @@ def test_group_whose_gradient_is_not_finite_gives_what_the_loop_gives():
 def test_chunk_that_is_refused_after_others_ran_counts_none_of_them_twice(monkeypatch):
     """A loss that logs from time to time calls ``item`` in some passes only."""
     monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
-    monkeypatch.setattr("lowland.sam.batched.at_once.seconds", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr("lowland.sam.batched.probe.seconds", lambda *_, **__: (1.0, 0.0))
 
     def make(times):
         module, loss, batch = normed()
@@ -1523,7 +1523,7 @@ def test_every_call_is_refused_and_not_only_the_first(calls):
 
 def test_auto_warns_once_for_a_loss_and_not_in_every_step(monkeypatch):
     monkeypatch.setattr("lowland.sam.engine.Plan._too_small", lambda *_: False)
-    monkeypatch.setattr("lowland.sam.batched.at_once.seconds", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr("lowland.sam.batched.probe.seconds", lambda *_, **__: (1.0, 0.0))
     module, loss, batch = TRAPS["branch_on_the_data"][0]()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

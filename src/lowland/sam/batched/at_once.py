@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowland.sam.algorithm import climb_from_start
-from lowland.sam.batched.cost import seconds
 from lowland.sam.batched.look import ManyGroups, NotFinite
 from lowland.sam.batched.many import forms
 from lowland.sam.batched.memory import groups_at_once
@@ -185,15 +184,9 @@ class AtOnce:
             params=weights * params[0].element_size(),
             max_memory=self.plan.max_memory,
         )
-        loop, batched = seconds(
-            seen.found.products,
-            len(indices),
-            math.ceil(len(indices) / chunk),
-            calls=seen.found.calls,
-            params=weights,
-            device=params[0].device,
-        )
-        verdict.chunk = 0 if self.plan.engine == "auto" and loop < batched else chunk
+        chunks = math.ceil(len(indices) / chunk)
+        slower = self.plan.engine == "auto" and seen.loop_is_faster(len(indices), chunks, params)
+        verdict.chunk = 0 if slower else chunk
         verdict.tried = True
         verdict.fingerprint = self._fingerprint()
 

@@ -13,10 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
 
 from lowland.sam.unbatchable import Unbatchable
 
+CUSTOM_FUNCTION: Any = custom_function_call
+"""What runs an ``autograd.Function`` inside ``vmap``."""
+
 _functorch: Any = torch._C._functorch
+_NEEDED = (
+    *("maybe_current_level", "pop_dynamic_layer_stack", "push_dynamic_layer_stack"),
+    *("_add_batch_dim", "_remove_batch_dim", "get_unwrapped"),
+)
+for _name in _NEEDED:
+    if not hasattr(_functorch, _name):
+        raise ImportError(f"torch._C._functorch.{_name}")
 
 
 class Level:
@@ -55,6 +66,12 @@ class Level:
 
 def _remove(tensor: Tensor, level: int, groups: int) -> Tensor:
     found: Tensor = _functorch._remove_batch_dim(tensor, level, groups, 0)
+    return found
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """What a tensor inside ``vmap`` stands for: those of all groups."""
+    found: Tensor = _functorch.get_unwrapped(tensor)
     return found
 
 

@@ -22,7 +22,7 @@ from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
 from lowland.sam.precision import working
 from lowland.sam.stacked import Stacked
-from lowland.sam.vectors import One, Shown
+from lowland.sam.vectors import One
 
 
 class NotFinite(Exception):
@@ -84,7 +84,7 @@ class ManyGroups:
         assert isinstance(seen.gradient, Many)
         each = [seen.gradient.each[i] for i in how.radii.indices]
         used_up = how.steps == 1 and not (how.both or how.remembers)
-        found = Many(each, groups, self._at, used_up=used_up)
+        found = Many(each, groups, how.at, used_up=used_up)
         if self.objective.scale != 1.0:
             found = found.scaled(1.0 / self.objective.scale)
         if not found.is_finite():
@@ -93,7 +93,7 @@ class ManyGroups:
 
     def drawn(self, ask: Drawn) -> Many | None:
         """A perturbation of each group that needs no gradient."""
-        at = self._at
+        at = self.how.at
         told = Weights(at.w, self.how.radii.rho, at.names, self.how.noise)
         rows = [ask(told) for _ in range(self.batch.groups)]
         if all(row is None for row in rows):
@@ -119,10 +119,6 @@ class ManyGroups:
     def summed(self, v: Many) -> One:
         """The weighted mean over the groups."""
         return One([t.summed(self._share) for t in v.each])
-
-    @cached_property
-    def _at(self) -> Shown:
-        return Shown.all_that_move(self.how.radii, self.objective.params, self.how.names)
 
     @cached_property
     def _share(self) -> Tensor:

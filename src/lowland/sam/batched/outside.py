@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lowland.sam.batched.running import track
+from lowland.sam.private import is_in_vmap
 from lowland.sam.unbatchable import Unbatchable
-
-_functorch: Any = torch._C._functorch
 
 
 class Outside:
@@ -98,7 +97,7 @@ class Outside:
         return target, args[1] * self._groups
 
     def _require_own_memory(self, tensor: Tensor) -> None:
-        if _functorch.is_batchedtensor(tensor) or tensor.layout != torch.strided:
+        if is_in_vmap(tensor) or tensor.layout != torch.strided:
             return
         if tensor.untyped_storage().data_ptr() in self._memory and tensor.numel() > 0:
             raise Unbatchable("a parameter by another name, such as its .detach() from outside the loss")

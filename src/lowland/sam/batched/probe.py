@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from lowland.sam.batched.cost import seconds
 from lowland.sam.batched.evaluator import Evaluator, Recorded
 from lowland.sam.batched.memory import held_bytes, saved_bytes
 from lowland.sam.batched.reachable import Reachable
@@ -28,6 +32,13 @@ class Probe:
     saved: int
     formed: int
     kept: int
+
+    def loop_is_faster(self, groups: int, chunks: int, params: Sequence[Tensor]) -> bool:
+        """Whether ``groups`` like this one take longer in so many chunks than one after the other."""
+        weights, device = sum(p.numel() for p in params), params[0].device
+        products, calls = self.found.products, self.found.calls
+        loop, batched = seconds(products, groups, chunks, calls=calls, params=weights, device=device)
+        return loop < batched
 
 
 def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: bool) -> Probe:

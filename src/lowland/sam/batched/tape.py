@@ -11,17 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.autograd_function import custom_function_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowland.sam.batched.level import Level
+from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
 from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.weights import Use, View, Weight
 from lowland.sam.modes import OwnMode
+from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Unbatchable
-
-_functorch: Any = torch._C._functorch
 
 Rule = Callable[..., Any]
 
@@ -77,7 +75,7 @@ class Tape(OwnMode):
         self._views: dict[int, View] = {}
         self._copies: dict[int, Tensor] = {}
         self._level: Level | None = None
-        self._hooks = _saved_tensor_hooks()
+        self._hooks = saving_hooks()
 
     def begin(self) -> None:
         """Tells the tape that ``vmap`` has begun."""
@@ -102,13 +100,13 @@ class Tape(OwnMode):
             raise
         finally:
             self.depth -= 1
-        self.results.extend(weakref.ref(t) for t in tensors_in(result) if _functorch.is_batchedtensor(t))
+        self.results.extend(weakref.ref(t) for t in tensors_in(result) if is_in_vmap(t))
         return result
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _REFUSED:
             raise Unbatchable(_REFUSED[func])
-        if _saved_tensor_hooks() != self._hooks:
+        if saving_hooks() != self._hooks:
             raise Unbatchable("hooks on saved tensors, as activation checkpointing sets them")
         found = RULES.get(func)
         if found is not None:
@@ -122,7 +120,7 @@ class Tape(OwnMode):
                 return self._property(func, name, args[0])
         elif name in _ABOUT:
             return func(*args, **kwargs)
-        elif name == "__bool__" and _functorch.is_batchedtensor(args[0]):
+        elif name == "__bool__" and is_in_vmap(args[0]):
             return _agreed(args[0])
         if any(self._known(t) for t in tensors_in((args, kwargs))):
             return self._with_parameter(func, name, args, kwargs)
@@ -134,10 +132,10 @@ class Tape(OwnMode):
 
     def _property(self, func: Callable[..., Any], name: str, tensor: Tensor) -> Any:
         """An attribute of a tensor; what autograd knows of it is hidden by ``vmap``."""
-        if name in {"requires_grad", "grad_fn", "is_leaf"} and _functorch.is_batchedtensor(tensor):
+        if name in {"requires_grad", "grad_fn", "is_leaf"} and is_in_vmap(tensor):
             if name != "requires_grad":
                 raise Unbatchable(f"Tensor.{name}")
-            return bool(_functorch.get_unwrapped(tensor).requires_grad)
+            return bool(unwrapped(tensor).requires_grad)
         return func(tensor)
 
     # What rules use
@@ -268,13 +266,13 @@ class PastTheTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if self._tape.depth == 0 and any(id(t) in self._params for t in tensors_in((args, kwargs))):
             self._tape.passed_by = True  # an exception would not get through the interpreter of scripts
-        with torch._C.DisableTorchFunction():  # this call is not the loss's
+        with unseen_by_modes():  # this call is not the loss's
             return func(*args, **(kwargs or {}))
 
 
 def _agreed(condition: Tensor) -> bool:
     """The truth of a condition, if it is the same for all groups: they all take that branch."""
-    values = _functorch.get_unwrapped(condition).detach().reshape(-1).bool()
+    values = unwrapped(condition).detach().reshape(-1).bool()
     if bool((values != values[0]).any()):
         raise Unbatchable("control flow that differs between groups")
     return bool(values[0])
@@ -330,10 +328,6 @@ def _named(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", str(func))
 
 
-def _saved_tensor_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
-
-
 _ENTERED = {F.batch_norm, F.instance_norm, F.multi_head_attention_forward}
 """Functions whose operations have rules whether or not they meet a parameter."""
 
@@ -344,7 +338,7 @@ _REFUSED: dict[Callable[..., Any], str] = {
     Tensor.register_hook: "Tensor.register_hook inside the loss",
     Tensor.as_strided: "as_strided",
     torch.as_strided: "as_strided",
-    custom_function_call: "a custom autograd.Function",
+    CUSTOM_FUNCTION: "a custom autograd.Function",
 }
 
 _WRITING = {"__setitem__", "__set__", *(f"__i{o}__" for o in ("lshift", "rshift", "and", "or", "xor"))}

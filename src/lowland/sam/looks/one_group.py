@@ -22,7 +22,7 @@ from lowland.sam.objective import Objective
 from lowland.sam.perturb import Moved, perturbed
 from lowland.sam.precision import working
 from lowland.sam.ranks import mean_over_ranks
-from lowland.sam.vectors import One, Shown
+from lowland.sam.vectors import One
 
 
 @dataclass
@@ -78,14 +78,12 @@ class OneGroup:
             gradients = mean_over_ranks(
                 self.process_group, gradients, self._passed, params, how.radii.indices
             )
-        shown = Shown.all_that_move(how.radii, params, how.names)
-        found = One.along(shown, gradients, by_row=how.by_row, absent_too=how.absent_too)
+        found = One.along(how.at, gradients, by_row=how.by_row, absent_too=how.absent_too)
         return found.unscaled(self.objective.scale)
 
     def drawn(self, ask: Drawn) -> One | None:
         """A perturbation that needs no gradient."""
-        how = self.how
-        at = Shown.all_that_move(how.radii, self.objective.params, how.names)
+        how, at = self.how, self.how.at
         found = ask(Weights(at.w, how.radii.rho, at.names, how.noise))
         return None if found is None else One((), at=at).like(found)
 
@@ -122,7 +120,7 @@ class OneGroup:
                     with objective.touching(part, first=first):
                         returned = objective.loss(*part)
                     value, aux = objective.checked(returned, examples, mass)
-                    gradients = self._differentiated(value, wanted) if torch.is_grad_enabled() else None
+                    gradients = self._differentiated(value, wanted) if torch.is_grad_enabled() else []
                 found.add(value.detach(), aux, gradients, mass)
             realised = self._realised(moved)
         if first:
@@ -145,7 +143,8 @@ class OneGroup:
     def _differentiated(self, value: Tensor, wanted: Sequence[int] | None) -> Gradients:
         """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
         objective = self.objective
-        objective.require_gradient(value)
+        if not value.requires_grad:
+            objective.require_gradient(value)
         if objective.others is not None:
             objective.others.note(value)
         scaled = value if objective.scale == 1.0 else value * objective.scale
@@ -163,24 +162,22 @@ class _Sums:
     """Means over the parts of a group."""
 
     def __init__(self) -> None:
-        self._gradients, self._losses = Average(), Average()
+        self._found = Average()
         self._aux: list[Any] = []
 
-    def add(self, value: Tensor, aux: Any, gradients: Gradients | None, mass: float) -> None:
-        self._losses.add([value], mass)
+    def add(self, value: Tensor, aux: Any, gradients: Gradients, mass: float) -> None:
+        self._found.add([value, *gradients], mass)
         self._aux.append(aux)
-        if gradients is not None:
-            self._gradients.add(gradients, mass)
 
     @property
     def mass(self) -> float:
         """Weight of the parts."""
-        return self._losses.weight
+        return self._found.weight
 
     def seen(self, realised: tuple[float, float] | None, *, whole: bool) -> Pass:
         if not self._aux:
             raise ValueError("a group must hold at least one example of positive weight, got none.")
-        (loss,), found = self._losses.result(), self._gradients.result()
+        loss, *found = self._found.result()
         assert loss is not None
         gradient = One(found) if found else None
         connected = any(g is not None for g in found)

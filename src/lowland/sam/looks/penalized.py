@@ -6,9 +6,12 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lowland.sam.looks.look import Drawn, Look, Pass
 from lowland.sam.precision import working
-from lowland.sam.vectors import One, Vector
+from lowland.sam.vectors import Number, One, Vector
 
 
 class Penalized:
@@ -43,8 +46,11 @@ class Penalized:
             mean = gradient  # of a single group
         elif seen.mean is not None:
             mean = seen.mean.plus(self._look.summed(w).scaled(factor))
-        losses = working(seen.losses) + 0.5 * self._l2 * w.norm() ** 2
-        return replace(seen, losses=losses, gradient=gradient, mean=mean)
+        of_weights = working(self.objective.params[0]).dtype
+        losses = seen.losses.to(torch.promote_types(seen.losses.dtype, of_weights))
+        penalty: Number = 0.5 * self._l2 * w.norm() ** 2
+        penalty = penalty.to(losses) if isinstance(penalty, Tensor) else penalty
+        return replace(seen, losses=losses + penalty, gradient=gradient, mean=mean)
 
     # The rest is that of the look at the loss.
 

@@ -312,9 +312,8 @@ class SAMOptimizer(Optimizer):
             open_step.at_weights = [None if g is None else g.clone() for g in gradients]
         needs_noise = getattr(self.ascent, "random", False) or any(is_half(p) for p in params)
         noise = Noise.draw() if needs_noise else None
-        how = Climbing(self.ascent, radii, names=names, noise=noise)
-        shown = Shown.all_that_move(radii, params, names)
-        g = One.along(shown, gradients, by_row=how.by_row, absent_too=how.absent_too).unscaled(scale)
+        how = Climbing(self.ascent, radii, Shown.all_that_move(radii, params, names), noise=noise)
+        g = One.along(how.at, gradients, by_row=how.by_row, absent_too=how.absent_too).unscaled(scale)
         if not g.is_finite():
             return open_step
         if how.remembers:

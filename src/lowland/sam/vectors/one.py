@@ -154,7 +154,7 @@ class One(Vector):
 
     def plus(self, other: One) -> One:
         """The sum, formed."""
-        if all(type(t) is Tensor and not t.is_sparse for t in self.tensors):
+        if all(t is not None and not t.is_sparse for t in (*self.tensors, *other.tensors)):
             total: list[Any] = list(torch._foreach_add(list(self), list(other.tensors), alpha=other.factor))
         else:
             total = [_sum(a, b) for a, b in zip(self.formed(), other.formed(), strict=True)]
