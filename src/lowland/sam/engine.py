@@ -105,7 +105,7 @@ class Plan:
             self._masses[i] = sum(self.objective.mass(*sized) for sized in self.groups.group(i).sized())
         return self._masses[i]
 
-    @property
+    @cached_property
     def times(self) -> float:
         """What the mean over groups is multiplied with."""
         if self.objective.reduction == "mean":
