@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowland import SAM, Unnormalized
-from lowland.sam import norm_layers, presets
+from lowland import SAM, Unnormalized, presets
+from lowland.sam import norm_layers
 from lowland.sam.choose import Chosen
 
 from .naive import (

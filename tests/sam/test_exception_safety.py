@@ -9,8 +9,8 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 
 from lowland import SAM, sam_gradient
+from lowland.presets import PRESETS
 from lowland.sam import BSAM, L2, FromLoader, MicroBatches, weights_are_perturbed
-from lowland.sam.presets import PRESETS
 
 from .naive import bits, identity, regression, rows, seeded
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowland import SAM
+from lowland.presets import PRESETS
 from lowland.sam import BSAM
-from lowland.sam.presets import PRESETS
 
 from .naive import (
     added,

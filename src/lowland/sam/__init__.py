@@ -1,6 +1,5 @@
 """Sharpness-aware minimization as a gradient."""
 
-from lowland.sam import presets
 from lowland.sam.ascent import (
     L2,
     Adaptive,
@@ -82,7 +81,6 @@ __all__ = [
     "magnitude_only",
     "norm_layers",
     "perturbed",
-    "presets",
     "sam_gradient",
     "stable",
     "weights_are_perturbed",
