@@ -189,7 +189,7 @@ def _scaled(session: Session) -> None:
 
 
 def _measured(session: Session) -> None:
-    session.sam.measure, session.sam.l2 = True, 0.01
+    session.sam.diagnostics, session.sam.l2 = True, 0.01
     session.step()
 
 

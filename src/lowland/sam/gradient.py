@@ -13,8 +13,10 @@ from torch.distributed import ProcessGroup
 from lowland.sam.alone import Alone
 from lowland.sam.arguments import (
     Engine,
+    check_batch,
     check_choices,
     check_engine,
+    check_loss,
     check_numbers,
     check_params,
     check_reduction,
@@ -65,7 +67,6 @@ def sam_gradient(
     process_group: ProcessGroup | None = None,
     engine: Engine = "auto",
     max_memory: int | None = None,
-    workspace: Workspace | None = None,
     diagnostics: bool = False,
     then: Then | None = None,
 ) -> SAMGradient:
@@ -129,7 +130,6 @@ def sam_gradient(
             for what cannot be run at once.
         max_memory: Bytes that running groups at once may take: they are run in as many chunks as that
             needs. ``None`` for twice what one perturbation for the whole batch would take.
-        workspace: Memory to be reused from call to call; allocated if not given.
         diagnostics: Whether to return :class:`Diagnostics`.
         then: Is given the result before the call ends: if it fails, everything is put back as if there had
             been no call.
@@ -154,6 +154,7 @@ def sam_gradient(
     params = list(params.values()) if isinstance(params, Mapping) else list(params)
     ascent = L2() if ascent is None else ascent
     check_params(params)
+    check_loss(loss)
     check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
     check_rho(rho, len(params))
     check_engine(engine, max_memory)
@@ -162,10 +163,13 @@ def sam_gradient(
     radii = Radii.of(rho, len(params))
     climber = Climber(ascent, radii, steps, step_size, names, diagnostics, process_group)
     entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
-    groups = Grouped(loss_arguments("batch", batch), m, entries)
+    batch = loss_arguments("batch", batch)
+    check_batch(batch, params)
+    groups = Grouped(batch, m, entries)
     sources: Grouped | MicroBatches | None = None
     if ascent_batch is not None:
         found = loss_arguments("ascent_batch", ascent_batch)
+        check_batch(found, params)
         sources = found if isinstance(found, MicroBatches) else Grouped(found, m, entries)
     refuse_unreducible(module, params, len(groups))
     if process_group is not None:
@@ -183,7 +187,7 @@ def sam_gradient(
         buffers,
         weight,
         None,
-        workspace or Workspace(),
+        Workspace() if then is None else then.workspace,
         diagnostics,
         reduction,
         others=others,

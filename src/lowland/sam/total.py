@@ -14,6 +14,7 @@ from lowland.sam.batch import join
 from lowland.sam.combine import Combine
 from lowland.sam.diagnostics import Diagnostics, GroupDiagnostics, together
 from lowland.sam.group import GroupPasses
+from lowland.sam.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class SAMGradient:
 
 @runtime_checkable
 class Then(Protocol):
-    """What is to be done with a result, as part of the call."""
+    """What is to be done with a result, as part of the call.
+
+    Attributes:
+        workspace: Memory that is reused from call to call.
+    """
+
+    workspace: Workspace
 
     def __call__(self, result: SAMGradient) -> None:
         """Does it, or fails and leaves nothing done."""

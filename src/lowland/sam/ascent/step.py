@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -116,12 +116,4 @@ class RememberingAscent(Ascent, Protocol):
 
     def remember(self, gradients: Sequence[Tensor]) -> None:
         """Takes note of the gradient that a step's climbs started from, averaged over its groups."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what :meth:`state_dict` returned."""
         ...
