@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -76,8 +76,14 @@ def is_radius(name: str, value: Any) -> None:
 
 def is_names(name: str, value: Any) -> None:
     """Refuses all but lists of strings."""
-    if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+    if isinstance(value, str) or not _holds_strings(value):
         raise TypeError(f"{name} must be a list of names of entries, got {value!r}.")
+
+
+def is_patterns(name: str, value: Any) -> None:
+    """Refuses all but a string and lists of them."""
+    if value is not None and not isinstance(value, str) and not _holds_strings(value):
+        raise TypeError(f"{name} must be a name, a pattern or a list of them, got {value!r}.")
 
 
 def is_ascent(name: str, value: Any) -> None:
@@ -114,7 +120,7 @@ OF_SAM: dict[str, Check] = {
     "rho": is_radius,
     "m": count_or_none,
     "ascent": is_ascent,
-    "perturb": is_any,
+    "perturb": is_patterns,
     "source": is_source,
     "combine": is_rule,
     "steps": count,
@@ -157,6 +163,10 @@ _MEANT = {
 def _require_number(name: str, value: Any, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {what}, got {_class(value)}.")
+
+
+def _holds_strings(value: Any) -> bool:
+    return isinstance(value, Collection) and all(isinstance(entry, str) for entry in value)
 
 
 def _class(value: Any) -> str:

@@ -14,7 +14,7 @@ from lowland.sam.arguments import check_together
 from lowland.sam.ascent import L2, Ascent, BlindAscent
 from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
-from lowland.sam.choice import OF_SAM, Engine
+from lowland.sam.choice import OF_SAM, Engine, non_negative
 from lowland.sam.choose import Chosen, Params, is_trained
 from lowland.sam.combine import Combine
 from lowland.sam.deposit import as_loss
@@ -27,14 +27,13 @@ from lowland.sam.precision import working
 from lowland.sam.schedule import Schedule, radii_at
 from lowland.sam.source import AscentSource
 from lowland.sam.total import SAMGradient
-from lowland.sam.understood import require_known, shown_options, understood
+from lowland.sam.understood import OWN, shown_options, understood, unknown
 from lowland.sam.workspace import Workspace
 
 Scale = float | Tensor | torch.amp.GradScaler
 AscentBatch = tuple[Any, ...] | MicroBatches | None
 
 _REFUSAL = "a SAM must make one gradient at a time, got a call inside its own loss or in another thread."
-_OWN = ("module", "steps_done", "last_diagnostics")
 _HANDED_ON = tuple(name for name in OF_SAM if name not in {"rho", "perturb", "source"})
 
 
@@ -133,14 +132,18 @@ class SAM:
         self.engine, self.max_memory, self.diagnostics = engine, max_memory, diagnostics
         self.steps_done = 0
         self.last_diagnostics: Diagnostics | None = None
+        for own in filter(None, self._chosen.radii):
+            non_negative("rho", own)
         check_together(ascent or L2(), steps, combine, source)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Takes the options that there are, each if its value is one."""
         if name in OF_SAM:
             OF_SAM[name](name, value)
-        elif type(self) is SAM and not (name.startswith("_") or name in _OWN or hasattr(SAM, name)):
-            require_known(self, name, AttributeError)
+        elif name == "step" or (
+            type(self) is SAM and not (name in OWN or hasattr(SAM, name) or name[0] == "_")
+        ):
+            raise AttributeError(unknown(name))
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:

@@ -16,6 +16,11 @@ from lowland.sam.part import brief
 
 P = ParamSpec("P")
 
+OWN = ("module", "steps_done", "last_diagnostics")
+"""Attributes of a SAM that are no options."""
+
+_MEANT = {"step": ["steps_done"], "adaptive": ["ascent, which lowland.presets.asam sets"]}
+
 
 def understood(init: Callable[P, None]) -> Callable[P, None]:
     """``SAM.__init__``, with an answer for the calls that mean another library's, or a number."""
@@ -29,20 +34,26 @@ def understood(init: Callable[P, None]) -> Callable[P, None]:
     return checked
 
 
-def require_known(owner: object, name: str, error: type[Exception]) -> None:
-    """Refuses an option that ``SAM`` does not have, with the nearest that it has."""
-    known = [*OF_SAM, *(n for n in dir(type(owner)) if not n.startswith("_"))]
-    nearest = get_close_matches(name, known, n=1, cutoff=0.65)
-    raise error(
+def unknown(name: str) -> str:
+    """Why ``SAM`` is not given an option that it does not have, with the nearest that it has."""
+    nearest = _MEANT.get(name) or get_close_matches(name, [*OF_SAM, *OWN], n=1, cutoff=0.65)
+    return (
         f"SAM must be given options that it has, got {name}{f'; nearest: {nearest[0]}' if nearest else ''}."
     )
+
+
+def check_option(name: str, value: object) -> None:
+    """Refuses an option that there is not, and a value that is none of one."""
+    if name not in OF_SAM:
+        raise TypeError(unknown(name))
+    OF_SAM[name](name, value)
 
 
 def shown_options(owner: object) -> str:
     """The options that are not at their defaults, as a call has them."""
     defaults = inspect.signature(type(owner)).parameters
     values = {name: getattr(owner, name) for name in OF_SAM if name in defaults}
-    changed = {name: value for name, value in values.items() if value is not defaults[name].default}
+    changed = {name: value for name, value in values.items() if value != defaults[name].default}
     return ", ".join(f"{name}={brief(value)}" for name, value in changed.items())
 
 
@@ -69,4 +80,4 @@ def _refuse_options(options: Mapping[str, object]) -> None:
         )
     for name in options:
         if name != "params" and name not in OF_SAM:
-            require_known(None, name, TypeError)
+            raise TypeError(unknown(name))
