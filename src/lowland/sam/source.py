@@ -77,8 +77,8 @@ class FromLoader(Part):
             raise ValueError(f"num_batches must be positive, got {num_batches}.")
         self.loader = loader
         self.num_batches = num_batches
-        self._drawn = 0
-        self._round: _Round | None = None
+        self._round, self._drawn = 0, 0
+        self._rounds = _Rounds()
 
     def ascent_batch(self, batch: Batch) -> MicroBatches:  # noqa: ARG002 - the protocol's
         """The batches of this call's climb."""
@@ -88,8 +88,7 @@ class FromLoader(Part):
 
     def end(self, call: Call) -> None:  # noqa: ARG002 - the hook's
         """The batches of a call that went well are not asked for again."""
-        if self._round is not None:
-            self._round.forget()
+        self._rounds.held.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches of the current round were drawn."""
@@ -97,51 +96,46 @@ class FromLoader(Part):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state``: the same batches follow if the loader is in the same order."""
-        self._round, self._drawn = None, state["drawn"]
+        self._round, self._drawn, self._rounds = 0, state["drawn"], _Rounds()
 
     def _next(self) -> Any:
         for _ in range(2):
-            if self._round is None:
-                self._round = _Round(self.loader, self._drawn)
-            for batch in self._round.after(self._drawn):
+            batch = self._rounds.batch(self.loader, self._round, self._drawn)
+            if batch is not _END:
                 self._drawn += 1
                 return batch
-            self._round, self._drawn = None, 0
+            self._round, self._drawn = self._round + 1, 0
         raise ValueError("loader must hold at least one batch, got none.")
 
 
-class _Round:
-    """One pass over a loader, or the rest of one that was begun, which drew its random numbers then.
+_END = object()
 
-    It holds what was drawn until it is told to forget it, since no loader goes back. Without a ``__dict__``
-    it is not put back, either, when a call fails: it knows what it drew.
 
-    Args:
-        loader: The loader.
-        drawn: Number of batches that were drawn before.
+class _Rounds:
+    """Passes over a loader, of which every batch is drawn once.
+
+    What was drawn is held until it is cleared, since no loader goes back. Without a ``__dict__`` this is not
+    put back, either, when a call fails: the batches that it asks for again are here.
     """
 
-    __slots__ = ("_held", "_loaded")
+    __slots__ = ("_loaded", "_number", "held")
 
-    def __init__(self, loader: Iterable[Any], drawn: int) -> None:
-        self._held: dict[int, Any] = {}
-        self._loaded = _rest(loader, drawn)
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, int], Any] = {}
+        self._loaded: Iterator[Any] = iter(())
+        self._number = -1
 
-    def after(self, drawn: int) -> Iterator[Any]:
-        """The batches after the first ``drawn``."""
-        if drawn not in self._held:
-            for batch in self._loaded:
-                self._held[drawn] = batch
-                break
-        if drawn in self._held:
-            yield self._held[drawn]
-
-    def forget(self) -> None:
-        """Lets go of what was drawn."""
-        self._held.clear()
+    def batch(self, loader: Iterable[Any], number: int, drawn: int) -> Any:
+        """The batch after the first ``drawn`` of a round, or ``_END``."""
+        if (number, drawn) not in self.held:
+            if number != self._number:
+                self._loaded, self._number = _rest(loader, drawn), number
+            self.held[number, drawn] = next(self._loaded, _END)
+        return self.held[number, drawn]
 
 
 def _rest(loader: Iterable[Any], drawn: int) -> Iterator[Any]:
+    """A round, or the rest of one that was begun, which drew its random numbers then."""
     if drawn == 0:
         return iter(loader)
     with torch.random.fork_rng(devices=[]):
