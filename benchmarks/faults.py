@@ -26,7 +26,7 @@ import torch
 from faulted.points import KINDS, PLACES
 from faulted.scenes import VARIANTS, Scene, scenes
 from faulted.sweep import Plan, Struck, Swept, swept
-from lowland.sam.presets import PRESETS
+from lowland.presets import PRESETS
 
 WIDTHS = (15, 12, 8, 5, 10, 10, 7, 7, 7, 5)
 HEADER = ("preset", "variant", "engine", "m", "place", "kind", "points", "before", "after", "bad")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lowland import SAM
+from lowland.presets import PRESETS
 from lowland.sam import BSAM, MicroBatches
-from lowland.sam.presets import PRESETS
 
 VARIED = ("sam", "wsam_decoupled")
 """Presets that are swept in every variant, and with ``auto``; the others in the plain ones."""
@@ -189,7 +189,7 @@ def _scaled(session: Session) -> None:
 
 
 def _measured(session: Session) -> None:
-    session.sam.measure, session.sam.l2 = True, 0.01
+    session.sam.diagnostics, session.sam.l2 = True, 0.01
     session.step()
 
 

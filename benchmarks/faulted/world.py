@@ -41,7 +41,7 @@ class Watched:
         self._grads = [p.grad for p in session.module.parameters()]
         self._storages = {name: t.data_ptr() for name, t in _state(session.module)}
         names = [name for name in vars(session.sam) if not name.startswith("_")]
-        self._options = {name: getattr(session.sam, name) for name in (*names, "diagnostics")}
+        self._options = {name: getattr(session.sam, name) for name in names}
         self._given = list(_leaves(session.given))
 
     def world(self) -> World:
@@ -82,10 +82,10 @@ class Watched:
         pairs = zip(self._given, _leaves(self.session.given), strict=False)
         yield "batch tensors", [a is b for a, b in pairs]
         yield "optimizer", frozen(self.session.optimizer.state_dict())
-        yield "sam-step", sam.step
+        yield "sam-step", sam.steps_done
         yield "sam-state", frozen(sam.state_dict())
         now = {name: getattr(sam, name) for name in self._options}
-        yield "sam-options", _labels(self._options, now, but={"step"})
+        yield "sam-options", _labels(self._options, now, but={"steps_done"})
         yield "scaler", frozen(scale.state_dict()) if isinstance(scale, torch.amp.GradScaler) else scale
 
 

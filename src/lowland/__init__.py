@@ -1,5 +1,6 @@
 """Lowland: sharpness-aware minimization as a gradient."""
 
+from lowland import presets
 from lowland.sam import (
     L2,
     SAM,
@@ -9,7 +10,6 @@ from lowland.sam import (
     SAMOptimizer,
     Unnormalized,
     perturbed,
-    presets,
     sam_gradient,
 )
 

@@ -51,7 +51,7 @@ def test_two_calls_at_half_scale_each_climb_by_themselves(m, ascent):
     assert relative_error(grads(module), expected) < 1e-12
     together = naive_sam(module, squared, batch, rho=0.4, m=None, l2=0.1, ascent=ascent).gradients
     assert relative_error(expected, together) > 1e-4
-    assert sam.step == 1
+    assert sam.steps_done == 1
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor, lambda s: torch.tensor(s, dtype=torch.float16)])

@@ -150,9 +150,9 @@ def test_rescaling_weights_that_cancel_changes_neither_loss_nor_perturbed_loss(s
         with torch.no_grad():
             module[0].weight.mul_(c)
             module[1].weight.div_(c)
-        sam = SAM(module, rho=0.3, ascent=Adaptive(eta=0.0, by=by, scaled="*"), measure=True)
+        sam = SAM(module, rho=0.3, ascent=Adaptive(eta=0.0, by=by, scaled="*"), diagnostics=True)
         sam.backward(functools.partial(squared, module), *batch)
-        return sam.diagnostics
+        return sam.last_diagnostics
 
     one, other = diagnostics(1.0), diagnostics(factor)
     assert other.loss.item() == pytest.approx(one.loss.item(), rel=1e-10)
@@ -231,12 +231,12 @@ def test_all_weights_at_zero_without_eta_climb_nowhere(steps):
         calls.append(identity([a, b]) == before)
         return (2 * a.sum() - b.sum()) * x.mean()
 
-    sam = SAM([a, b], rho=0.5, ascent=Adaptive(eta=0.0, scaled="*"), steps=steps, measure=True)
+    sam = SAM([a, b], rho=0.5, ascent=Adaptive(eta=0.0, scaled="*"), steps=steps, diagnostics=True)
     sam.backward(loss, torch.ones(4))
     assert a.grad.tolist() == [2.0] * 3
     assert b.grad.tolist() == [-1.0] * 2
     assert calls == [True]
-    assert sam.diagnostics.climbed.tolist() == [False]
+    assert sam.last_diagnostics.climbed.tolist() == [False]
 
 
 def test_names_are_not_needed_where_all_is_scaled():

@@ -143,13 +143,13 @@ def test_group_with_a_non_finite_gradient_is_not_climbed_and_shows(bad, ascent, 
         seen.append((x.isfinite().all().item(), identity(module) == before))
         return (module[0](x)[:, 0].square()).mean() + squared(module, x.nan_to_num(0, 0, 0), y)
 
-    sam = SAM(module, rho=0.5, m=m, ascent=ascent, measure=True)
+    sam = SAM(module, rho=0.5, m=m, ascent=ascent, diagnostics=True)
     sam.backward(loss, x, y)
     assert identity(module) == before
     assert not all(p.grad.isfinite().all() for p in module.parameters())
     assert [s for s in seen if not s[0]] == [(False, True)], "one pass only, at the unperturbed weights"
     groups = 1 if m is None else 4 // m
-    assert sam.diagnostics.climbed.tolist() == [False] + [True] * (groups - 1)
+    assert sam.last_diagnostics.climbed.tolist() == [False] + [True] * (groups - 1)
     assert len(seen) == 1 + 2 * (groups - 1)
 
 

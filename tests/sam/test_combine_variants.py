@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lowland import SAM
-from lowland.sam import DecoupledWeighted, Look, ReusingCombine, SurrogateGap, Weighted, stable
+from lowland.sam import DecoupledWeighted, Look, Part, SurrogateGap, Weighted, stable
 
 from .naive import (
     added,
@@ -395,7 +395,7 @@ def test_look_climbs_and_reuses_in_all_calls_of_an_accumulated_step():
         made.append(len(calls))
         base.step()
     assert made == [6, 3, 6, 3]
-    assert sam.step == 4
+    assert sam.steps_done == 4
 
 
 def test_look_keeps_the_unscaled_direction_and_scales_what_it_reuses():
@@ -484,7 +484,7 @@ def test_look_state_round_trip_between_two_climbs_continues_identically():
 
 def test_look_refuses_other_parameters_than_it_climbed_with():
     module, batch, look = mlp(), regression(), Look(3)
-    assert isinstance(look, ReusingCombine)
+    assert isinstance(look, Part)
     sam = SAM(module, rho=0.3, combine=look)
     sam.backward(functools.partial(squared, module), *batch)
     module.zero_grad()

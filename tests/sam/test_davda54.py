@@ -177,7 +177,7 @@ def test_batch_norm_needs_no_disabling():
 
 
 def test_negative_radius_is_refused():
-    with pytest.raises(ValueError, match=r"rho must be non-negative, got -1\.0"):
+    with pytest.raises(ValueError, match=r"^rho must be non-negative and finite, got -1\.0"):
         SAM(mlp().parameters(), torch.optim.SGD, rho=-1.0, lr=0.1)
 
 

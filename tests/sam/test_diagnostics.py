@@ -110,7 +110,7 @@ def test_measuring_draws_nothing():
     for measure in (False, True):
         torch.manual_seed(0)
         module = mlp()
-        SAM(module, rho=0.4, m=2, ascent=RandomSubset(0.5), measure=measure).backward(
+        SAM(module, rho=0.4, m=2, ascent=RandomSubset(0.5), diagnostics=measure).backward(
             functools.partial(squared, module), *regression()
         )
         states.append((torch.get_rng_state(), [bits(p.grad) for p in module.parameters()]))
@@ -127,29 +127,29 @@ def test_blind_ascent_is_measured_with_a_second_pass(measure, passes):
         calls.append(None)
         return squared(module, x, y)
 
-    sam = SAM(module, rho=0.4, ascent=Random(), measure=measure)
+    sam = SAM(module, rho=0.4, ascent=Random(), diagnostics=measure)
     value = sam.backward(loss, *batch)
     assert len(calls) == passes
     if measure:
         plain = squared(module, *batch)
         assert value.item() == pytest.approx(plain.item(), rel=1e-13)
-        assert sam.diagnostics.loss.item() == pytest.approx(plain.item(), rel=1e-13)
-        assert sam.diagnostics.gradient_norm.isnan().all()
-        assert sam.diagnostics.realised_norm.item() == pytest.approx(
-            sam.diagnostics.perturbation_norm.item(), rel=1e-12
+        assert sam.last_diagnostics.loss.item() == pytest.approx(plain.item(), rel=1e-13)
+        assert sam.last_diagnostics.gradient_norm.isnan().all()
+        assert sam.last_diagnostics.realised_norm.item() == pytest.approx(
+            sam.last_diagnostics.perturbation_norm.item(), rel=1e-12
         )
-        assert sam.diagnostics.climbed.tolist() == [True]
+        assert sam.last_diagnostics.climbed.tolist() == [True]
         g = torch.autograd.grad(plain, list(module.parameters()))
         expected = cosine(g, [p.grad for p in module.parameters()])
-        assert sam.diagnostics.cosine.item() == pytest.approx(expected, rel=1e-12)
+        assert sam.last_diagnostics.cosine.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_blind_ascent_that_leads_nowhere_is_skipped():
     module, batch = mlp(), regression()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    sam = SAM(module, rho=0.4, m=3, ascent=AlongMomentum(optimizer), measure=True)
+    sam = SAM(module, rho=0.4, m=3, ascent=AlongMomentum(optimizer), diagnostics=True)
     sam.backward(functools.partial(squared, module), *batch)
-    found = sam.diagnostics
+    found = sam.last_diagnostics
     assert found.skipped == 3
     assert torch.equal(found.perturbed_loss, found.loss)
     assert found.perturbation_norm.tolist() == [0.0] * 3
@@ -252,13 +252,13 @@ def test_cosine_of_opposite_and_orthogonal_gradients():
 
 def test_cosine_is_over_all_parameters_those_without_a_radius_too():
     module, batch = mlp(), regression()
-    sam = SAM(module, rho=0.4, perturb="2.*", measure=True)
+    sam = SAM(module, rho=0.4, perturb="2.*", diagnostics=True)
     sam.backward(functools.partial(squared, module), *batch)
     g = torch.autograd.grad(squared(module, *batch), list(module.parameters()))
     expected = cosine(g, [p.grad for p in module.parameters()])
-    assert sam.diagnostics.cosine.item() == pytest.approx(expected, rel=1e-12)
-    assert sam.diagnostics.gradient_norm.item() == pytest.approx(norm(g[2:]), rel=1e-12)
-    assert sam.diagnostics.moved.item() == 1.0
+    assert sam.last_diagnostics.cosine.item() == pytest.approx(expected, rel=1e-12)
+    assert sam.last_diagnostics.gradient_norm.item() == pytest.approx(norm(g[2:]), rel=1e-12)
+    assert sam.last_diagnostics.moved.item() == 1.0
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -267,9 +267,9 @@ def test_share_that_moved_is_of_the_weights_with_a_radius(steps):
     used, idle, still = nn.Parameter(torch.tensor([1.0, 2.0, 0.0, 0.0])), nn.Parameter(torch.ones(3)), None
     still = nn.Parameter(torch.ones(5))
     groups = [{"params": [used, idle]}, {"params": [still], "rho": 0.0}]
-    sam = SAM(groups, rho=0.1, steps=steps, measure=True)
+    sam = SAM(groups, rho=0.1, steps=steps, diagnostics=True)
     sam.backward(lambda x: (used.square().sum() + still.sum()) * x.mean(), torch.ones(2))
-    assert sam.diagnostics.moved.item() == pytest.approx(2 / 7)
+    assert sam.last_diagnostics.moved.item() == pytest.approx(2 / 7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -9,8 +9,8 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 
 from lowland import SAM, sam_gradient
+from lowland.presets import PRESETS
 from lowland.sam import BSAM, L2, FromLoader, MicroBatches, weights_are_perturbed
-from lowland.sam.presets import PRESETS
 
 from .naive import bits, identity, regression, rows, seeded
 
@@ -100,7 +100,7 @@ class Session:
 
     def progress(self):
         """What the SAM remembers."""
-        return self.sam.step, frozen(self.sam.state_dict())
+        return self.sam.steps_done, frozen(self.sam.state_dict())
 
 
 def frozen(element):
@@ -301,11 +301,11 @@ def test_hook_that_fails_while_gradients_are_added_leaves_everything_as_before_t
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4])
 def test_diagnostics_after_a_failure_are_those_of_the_call_before(failing):
-    session = Session("sam", measure=True)
-    before = session.sam.diagnostics
+    session = Session("sam", diagnostics=True)
+    before = session.sam.last_diagnostics
     with pytest.raises(RuntimeError, match="stop"):
         session.sam.backward(session.loss(failing), *BATCH)
-    assert session.sam.diagnostics is before
+    assert session.sam.last_diagnostics is before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

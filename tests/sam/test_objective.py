@@ -76,7 +76,7 @@ def test_values_over_k_accumulate_as_k_calls_of_backward():
         sams[1].backward(loss_of(other), *rows(batch, i, i + 4), scale=0.5)
     assert relative_error(grads(one), grads(other)) < 1e-14
     assert relative_error(grads(one), naive_sam(one, squared, batch, rho=0.4, m=2).gradients) < 1e-12
-    assert sams[0].step == sams[1].step == 1
+    assert sams[0].steps_done == sams[1].steps_done == 1
 
 
 def test_two_values_may_be_added_before_one_backward():
@@ -204,7 +204,7 @@ def test_gradient_may_be_asked_for_instead_of_deposited():
     assert grads(module) == [None] * 4
 
 
-@pytest.mark.parametrize("options", [{"combine": SurrogateGap(0.3)}, {"steps": 2}, {"measure": True}])
+@pytest.mark.parametrize("options", [{"combine": SurrogateGap(0.3)}, {"steps": 2}, {"diagnostics": True}])
 def test_objective_takes_what_backward_takes(options):
     one, other, batch, climbed = mlp(), mlp(), regression(1), regression(2)
     for module, name in ((one, "backward"), (other, "objective")):
@@ -224,7 +224,7 @@ def test_weighting_outside_the_optimizer_is_refused():
     sam = SAM(module, rho=0.4, combine=DecoupledWeighted(0.5, optimizer))
     with pytest.raises(ValueError, match=r"^DecoupledWeighted must be used with backward, got objective\.$"):
         sam.objective(loss_of(module), *batch)
-    assert sam.step == 0
+    assert sam.steps_done == 0
 
 
 def addresses(tensors):

@@ -43,7 +43,7 @@ def test_parameters_of_a_module_are_looked_up_in_each_call(change):
 def test_patterns_of_names_are_matched_again_when_parameters_change():
     x = regression()[0]
     module = seeded(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))
-    sam = SAM(module, rho=0.1, perturb="1.*", measure=True)
+    sam = SAM(module, rho=0.1, perturb="1.*", diagnostics=True)
     module[1] = seeded(nn.Linear(6, 3), 3)
     sam.backward(lambda x: F.cross_entropy(module(x), Y), x)
     expected = sam_gradient(
@@ -138,7 +138,7 @@ def test_batch_made_in_inference_mode_is_a_batch():
 
 
 @pytest.mark.parametrize("engine", ["loop", "auto", "batched"])
-@pytest.mark.parametrize("options", [{}, {"m": 2}, {"m": 2, "measure": True}, {"steps": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"m": 2}, {"m": 2, "diagnostics": True}, {"steps": 2}], ids=str)
 def test_default_device_is_nobodys_business(options, engine):
     module, twin = mlp(), mlp()
     SAM(twin, rho=0.1, engine="loop", **options).backward(lambda x, y: squared(twin, x, y), *regression())
@@ -152,7 +152,7 @@ def test_default_device_is_nobodys_business(options, engine):
 
 
 @pytest.mark.parametrize("m", [None, 2])
-@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"measure": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"diagnostics": True}], ids=str)
 def test_parameters_without_memory_that_the_loss_does_not_use_are_left_out(m, options):
     module, twin = mlp(), mlp()
     module.register_parameter("unused", nn.Parameter(torch.empty(5, device="meta")))

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowland import SAM
+from lowland.presets import PRESETS
 from lowland.sam import BSAM
-from lowland.sam.presets import PRESETS
 
 from .naive import (
     added,
@@ -115,8 +115,8 @@ def test_every_preset_takes_the_options_of_sam(name):
     options |= {k: v for k, v in needed.items() if k in inspect.signature(PRESETS[name]).parameters}
     if name not in ("sam_on", "m_sam"):
         options["m"] = 2
-    sam = PRESETS[name](module, l2=0.1, bn_stats="both", measure=True, **options)
-    assert (sam.l2, sam.bn_stats, sam.measure) == (0.1, "both", True)
+    sam = PRESETS[name](module, l2=0.1, bn_stats="both", diagnostics=True, **options)
+    assert (sam.l2, sam.bn_stats, sam.diagnostics) == (0.1, "both", True)
 
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
@@ -163,7 +163,7 @@ def test_resumed_training_continues_bit_for_bit(name):
         part.load_state_dict(state)
     train(two, resumed, other, range(3, 6))
     assert same(one, two)
-    assert resumed.step == sam.step == 6
+    assert resumed.steps_done == sam.steps_done == 6
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -201,7 +201,7 @@ def test_weights_come_back_bit_for_bit_when_a_pass_fails(name):
         return squared(module, x, y)
 
     if name == "look_sam":
-        sam.step = 5
+        sam.steps_done = 5
     base.zero_grad()
     with pytest.raises(RuntimeError, match="stop"):
         sam.backward(fails, *regression(1))
@@ -292,8 +292,8 @@ def test_radius_of_gsam_follows_the_learning_rate():
     lengths = []
     for lr in (0.1, 0.055, 0.01):
         base.param_groups[0]["lr"] = lr
-        sam.measure = True
+        sam.diagnostics = True
         sam.backward(functools.partial(squared, module), *regression())
-        lengths.append(sam.diagnostics.perturbation_norm.item())
+        lengths.append(sam.last_diagnostics.perturbation_norm.item())
         module.zero_grad()
     assert lengths == pytest.approx([0.4, 0.25, 0.1], rel=1e-9)

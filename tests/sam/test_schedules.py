@@ -126,7 +126,7 @@ def test_calls_that_accumulate_are_one_step(calls, set_to_none):
     base.zero_grad = lambda: zero_grad(set_to_none=set_to_none)
     radii = radii_of(module, sam, base, 4, calls=calls)
     assert radii == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=1e-9)
-    assert sam.step == 4
+    assert sam.steps_done == 4
 
 
 def test_frozen_parameters_with_an_old_gradient_do_not_keep_a_step_open():
@@ -138,7 +138,7 @@ def test_frozen_parameters_with_an_old_gradient_do_not_keep_a_step_open():
         p.grad = None
     sam.backward(functools.partial(squared, module), *batch)
     assert module[0].weight.grad.any()
-    assert sam.step == 2
+    assert sam.steps_done == 2
 
 
 def test_number_of_steps_is_state_and_the_schedule_goes_on():

@@ -256,14 +256,14 @@ def test_climb_on_another_batch_is_passed_on():
 
 def test_diagnostics_are_those_of_the_last_call_if_asked_for():
     module, batch = mlp(), regression()
-    sam = SAM(module, rho=0.4, m=3, measure=True)
-    assert sam.diagnostics is None
+    sam = SAM(module, rho=0.4, m=3, diagnostics=True)
+    assert sam.last_diagnostics is None
     sam.backward(loss_of(module), *batch)
-    assert isinstance(sam.diagnostics, Diagnostics)
-    assert sam.diagnostics.group_size.tolist() == [3, 3, 1]
-    sam.measure = False
+    assert isinstance(sam.last_diagnostics, Diagnostics)
+    assert sam.last_diagnostics.group_size.tolist() == [3, 3, 1]
+    sam.diagnostics = False
     sam.backward(loss_of(module), *batch)
-    assert sam.diagnostics is None
+    assert sam.last_diagnostics is None
 
 
 OPTIMIZERS = {

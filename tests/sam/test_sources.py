@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowland import SAM, MicroBatches
-from lowland.sam import AscentSource, FromLoader, PreviousBatch
+from lowland.sam import AscentSource, Call, FromLoader, PreviousBatch
 
 from .naive import (
     added,
@@ -273,7 +273,7 @@ def test_shuffled_loader_is_in_another_order_in_every_round():
         parts = [part.item() for (part,) in source.ascent_batch(())]
         assert sorted(parts) == x.tolist()
         seen.append(tuple(parts))
-        source.done(())
+        source.end(Call(0, [], "backward"))
     assert len(set(seen)) == 3
 
 

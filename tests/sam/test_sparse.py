@@ -220,7 +220,7 @@ def test_two_calls_accumulate_to_their_sum_and_stay_sparse(m):
         sam.backward(functools.partial(squared, sparse), *batch(seed), scale=0.5)
     assert sparse.table.weight.grad.is_sparse
     assert relative_error(dense_grads(sparse), total) < 1e-12
-    assert sam.step == 1
+    assert sam.steps_done == 1
 
 
 def test_zeroed_sparse_gradients_begin_a_step():
@@ -229,7 +229,7 @@ def test_zeroed_sparse_gradients_begin_a_step():
     for _ in range(2):
         sam.backward(functools.partial(squared, module), *batch())
         module.zero_grad(set_to_none=False)
-    assert sam.step == 2
+    assert sam.steps_done == 2
 
 
 class Tied(nn.Module):
@@ -295,9 +295,9 @@ def test_parts_of_a_group_accumulate_sparse_gradients():
 def test_diagnostics_are_those_of_the_dense_embedding(rho, scale):
     found = []
     for module in models():
-        sam = SAM(module, rho=rho, m=3, measure=True)
+        sam = SAM(module, rho=rho, m=3, diagnostics=True)
         sam.backward(functools.partial(squared, module), *batch(), scale=scale)
-        found.append(sam.diagnostics)
+        found.append(sam.last_diagnostics)
     for name in ("loss", "perturbed_loss", "gradient_norm", "perturbation_norm", "realised_norm", "cosine"):
         a, b = (getattr(d, name) for d in found)
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,6 +1,5 @@
 """Sharpness-aware minimization as a gradient."""
 
-from lowland.sam import presets
 from lowland.sam.ascent import (
     L2,
     Adaptive,
@@ -16,7 +15,6 @@ from lowland.sam.ascent import (
     StartingAscent,
     Unified,
     Unnormalized,
-    Weights,
 )
 from lowland.sam.batch import MicroBatches
 from lowland.sam.bayesian import BSAM, BayesianAscent
@@ -26,7 +24,6 @@ from lowland.sam.combine import (
     Combine,
     DecoupledWeighted,
     Look,
-    ReusingCombine,
     SurrogateGap,
     Weighted,
     magnitude_only,
@@ -35,6 +32,7 @@ from lowland.sam.combine import (
 from lowland.sam.diagnostics import Diagnostics
 from lowland.sam.gradient import sam_gradient
 from lowland.sam.norm import l2_norm
+from lowland.sam.part import Call, Part
 from lowland.sam.perturb import perturbed, weights_are_perturbed
 from lowland.sam.schedule import Cosine, ProportionalToLR, Window
 from lowland.sam.shell import SAM
@@ -54,6 +52,7 @@ __all__ = [
     "BatchNormStats",
     "BayesianAscent",
     "BlindAscent",
+    "Call",
     "ClippedUnnormalized",
     "Combine",
     "Cosine",
@@ -63,12 +62,12 @@ __all__ = [
     "FromLoader",
     "Look",
     "MicroBatches",
+    "Part",
     "PreviousBatch",
     "ProportionalToLR",
     "Random",
     "RandomSubset",
     "RememberingAscent",
-    "ReusingCombine",
     "SAMGradient",
     "SAMOptimizer",
     "StartingAscent",
@@ -76,13 +75,11 @@ __all__ = [
     "Unified",
     "Unnormalized",
     "Weighted",
-    "Weights",
     "Window",
     "l2_norm",
     "magnitude_only",
     "norm_layers",
     "perturbed",
-    "presets",
     "sam_gradient",
     "stable",
     "weights_are_perturbed",

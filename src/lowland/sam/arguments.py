@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,27 @@ from torch.nn.parameter import UninitializedParameter
 
 from lowland.sam.ascent import Ascent, BlindAscent, StartingAscent
 from lowland.sam.batch import MicroBatches
-from lowland.sam.buffers import BatchNormStats
+from lowland.sam.choice import OF_SAM, Engine, non_negative, positive
 from lowland.sam.combine import Combine
+from lowland.sam.containers import tensors_of
 from lowland.sam.kinds import is_a
-from lowland.sam.objective import Reduction
+from lowland.sam.part import Part
 
-Engine = Literal["auto", "loop", "batched"]
-"""``loop``: one group after the other; ``batched``: all at once; ``auto``: whichever is faster."""
+__all__ = [
+    "Engine",
+    "check_along_gradient",
+    "check_batch",
+    "check_choices",
+    "check_engine",
+    "check_loss",
+    "check_numbers",
+    "check_params",
+    "check_reduction",
+    "check_rho",
+    "check_together",
+    "loss_arguments",
+    "names_of",
+]
 
 
 def check_params(params: Sequence[Tensor]) -> None:
@@ -49,48 +63,60 @@ def check_params(params: Sequence[Tensor]) -> None:
         raise ValueError("params must be different tensors, got one twice.")
 
 
+def check_loss(loss: Any) -> None:
+    """Refuses what a loss returned in place of the loss itself."""
+    if not callable(loss):
+        raise TypeError(
+            "loss must be a function, which is called with the batch: backward(loss, x, y), not "
+            f"backward(loss(x, y), x, y); got {type(loss).__name__}."
+        )
+
+
+def check_batch(batch: Any, params: Sequence[Tensor]) -> None:
+    """Refuses arguments of the loss that were made from the params, which are to move before it runs."""
+    if isinstance(batch, MicroBatches):
+        return
+    nodes = [t.grad_fn for t in tensors_of(tuple(batch)) if t.grad_fn is not None]
+    if nodes and _reach(nodes, {id(p) for p in params}):
+        raise ValueError(
+            "batch must not depend on the params, got a tensor that was made from them: the model is run by "
+            "the loss, backward(lambda x, y: criterion(model(x), y), x, y), and not before it, "
+            "backward(criterion, model(x), y)."
+        )
+
+
 def check_numbers(*, m: int | None, steps: int, step_size: float, l2: float, scale: float) -> None:
     """Refuses numbers out of their range."""
-    if not (math.isfinite(l2) and l2 >= 0):
-        raise ValueError(f"l2 must be non-negative and finite, got {l2}.")
-    for name, value in (("step_size", step_size), ("scale", scale)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}.")
-    for name, count in (("m", 1 if m is None else m), ("steps", steps)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {count!r}.")
+    for name, value in (("l2", l2), ("step_size", step_size), ("m", m), ("steps", steps)):
+        OF_SAM[name](name, value)
+    positive("scale", scale)
 
 
 def check_engine(engine: str, max_memory: int | None) -> None:
     """Refuses engines that there are not."""
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be one of {get_args(Engine)}, got {engine!r}.")
-    whole = isinstance(max_memory, int) and not isinstance(max_memory, bool)
-    if max_memory is not None and not (whole and max_memory > 0):
-        raise ValueError(f"max_memory must be a positive number of bytes or None, got {max_memory!r}.")
+    OF_SAM["engine"]("engine", engine)
+    OF_SAM["max_memory"]("max_memory", max_memory)
 
 
 def check_reduction(reduction: str) -> None:
     """Refuses reductions that there are not."""
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}.")
+    OF_SAM["reduction"]("reduction", reduction)
 
 
 def names_of(option: str, names: Sequence[str]) -> tuple[str, ...]:
     """Names of entries of a batch, if they are such."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{option} must be a list of names of entries, got {names!r}.")
+    OF_SAM[option](option, names)
     return tuple(names)
 
 
 def check_rho(rho: float | Sequence[float], num_params: int) -> None:
     """Refuses radii that are none."""
-    radii = [rho] if isinstance(rho, (int, float)) else list(rho)
-    if not isinstance(rho, (int, float)) and len(radii) != num_params:
+    single = isinstance(rho, (Real, str)) or rho is None
+    radii: list[Any] = [rho] if single else list(rho)  # type: ignore[arg-type]
+    if not single and len(radii) != num_params:
         raise ValueError(f"rho must be one radius or one per parameter, {num_params}, got {len(radii)}.")
     for radius in radii:
-        if not (math.isfinite(radius) and radius >= 0):
-            raise ValueError(f"rho must be non-negative and finite, got {radius}.")
+        non_negative("rho", radius)
 
 
 def check_choices(
@@ -101,23 +127,37 @@ def check_choices(
     combine: Combine | None,
 ) -> None:
     """Refuses choices that there are not, and combinations that mean nothing."""
-    if bn_stats not in get_args(BatchNormStats):
-        raise ValueError(f"bn_stats must be one of {get_args(BatchNormStats)}, got {bn_stats!r}.")
+    for option, value in (("bn_stats", bn_stats), ("ascent", ascent), ("combine", combine)):
+        OF_SAM[option](option, value)
+    check_together(ascent, steps, combine)
+    if is_a(ascent, BlindAscent) and ascent_batch is not None:
+        name = type(ascent).__name__
+        raise ValueError(f"ascent_batch must be None with {name}, which needs no gradient, got a batch.")
+
+
+def check_together(
+    ascent: Ascent | BlindAscent, steps: int, combine: Combine | None, source: Any = None
+) -> None:
+    """Refuses several steps, rules and sources beside ascents that cannot have them."""
     name = type(ascent).__name__
-    if steps > 1 and getattr(ascent, "one_step", False):
-        raise ValueError(f"steps must be 1 with {name}, got {steps}.")
-    if is_a(ascent, StartingAscent):
-        if steps > 1:
-            raise ValueError(f"steps must be 1 with {name}, which starts elsewhere, got {steps}.")
-        if combine is not None:
-            raise ValueError(f"combine must be None with {name}, which starts elsewhere, got {combine!r}.")
-    if is_a(ascent, BlindAscent):
-        if steps > 1:
-            raise ValueError(f"steps must be 1 with {name}, which needs no gradient, got {steps}.")
-        if ascent_batch is not None:
-            raise ValueError(f"ascent_batch must be None with {name}, which needs no gradient, got a batch.")
-    elif not callable(ascent):
-        raise TypeError(f"ascent must be an Ascent or a BlindAscent, got {type(ascent).__name__}.")
+    starts, blind = is_a(ascent, StartingAscent), is_a(ascent, BlindAscent)
+    why = ", which starts elsewhere" if starts else ", which needs no gradient" if blind else ""
+    if steps > 1 and (why or getattr(ascent, "one_step", False)):
+        raise ValueError(f"steps must be 1 with {name}{why}, got {steps}.")
+    if starts and combine is not None:
+        raise ValueError(f"combine must be None with {name}, which starts elsewhere, got {combine!r}.")
+    if blind and source is not None:
+        raise ValueError(
+            f"source must be None with {name}, which needs no gradient, got {type(source).__name__}."
+        )
+
+
+def check_along_gradient(part: Any) -> None:
+    """Refuses a part that does more than ``SAMOptimizer`` can, which has one gradient to climb along."""
+    elsewhere = is_a(part, BlindAscent) or is_a(part, StartingAscent)
+    if elsewhere or "step(closure)" not in getattr(part, "ways", Part.ways):
+        name = type(part).__name__
+        raise TypeError(f"SAMOptimizer must have an ascent along .grad, got {name}: use lowland.SAM.")
 
 
 def loss_arguments(name: str, batch: Any) -> Sequence[Any] | MicroBatches:
@@ -127,3 +167,16 @@ def loss_arguments(name: str, batch: Any) -> Sequence[Any] | MicroBatches:
     raise TypeError(
         f"{name} must be the tuple of the loss's arguments or MicroBatches, got {type(batch).__name__}."
     )
+
+
+def _reach(nodes: list[Any], leaves: set[int]) -> bool:
+    """Whether a graph of autograd leads to some of the ``leaves``."""
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if id(getattr(node, "variable", None)) in leaves:
+            return True
+        following = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(following)
+        nodes.extend(following)
+    return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,10 @@ class MicroBatches:
 
     def __init__(self, parts: Iterable[Any]) -> None:
         self._parts = parts
+
+    def __repr__(self) -> str:
+        of = f"{len(self._parts)} parts" if isinstance(self._parts, Sized) else type(self._parts).__name__
+        return f"MicroBatches({of})"
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for part in self._parts:

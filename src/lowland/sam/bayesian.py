@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowland.sam.ascent import AscentStep, Weights
 from lowland.sam.ascent.step import generator
+from lowland.sam.part import Part
 from lowland.sam.precision import working
 
 
@@ -120,7 +121,7 @@ class BSAM(torch.optim.Optimizer):
         p.copy_(working(p) - group["lr"] * v / s)
 
 
-class BayesianAscent:
+class BayesianAscent(Part):
     r"""The ascent of Bayesian SAM, :math:`e = \rho\, g / s` (Möllenhoff & Khan, 2023, algorithm 1).
 
     Its gradient is taken at weights drawn from the posterior, anew for every group; the loss that is
@@ -133,7 +134,7 @@ class BayesianAscent:
     random: ClassVar[bool] = True
 
     def __init__(self, optimizer: BSAM) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._weights: list[Tensor] = []
 
     def start(self, weights: Weights) -> Sequence[Tensor]:
@@ -145,21 +146,14 @@ class BayesianAscent:
         """The perturbation."""
         if step.norm == 0.0:
             return None
-        return [step.size * g / self._optimizer.scale(w) for w, g in zip(step.w, step.g, strict=True)]
+        return [step.size * g / self.optimizer.scale(w) for w, g in zip(step.w, step.g, strict=True)]
 
     def remember(self, gradients: Sequence[Tensor]) -> None:
         """Hands the gradient to the optimizer."""
         for w, g in zip(self._weights, gradients, strict=True):
-            self._optimizer.note(w, g)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the optimizer holds the posterior."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+            self.optimizer.note(w, g)
 
     def _draw(self, weights: Weights, w: Tensor) -> Tensor:
-        deviation = self._optimizer.variance(w).sqrt()
+        deviation = self.optimizer.variance(w).sqrt()
         z = torch.empty_like(deviation).normal_(generator=generator(weights, w.device))
         return deviation * z

@@ -56,6 +56,11 @@ class Chosen:
         return [any(fnmatchcase(name, pattern) for pattern in patterns) for name in self.names]
 
 
+def is_trained(p: Any) -> bool:
+    """Whether a parameter is not frozen, and has memory. What is no tensor is refused later, by its type."""
+    return not isinstance(p, Tensor) or (p.requires_grad and p.device.type != "meta")
+
+
 def norm_layers(module: nn.Module) -> list[str]:
     """Names of the parameters of a module's normalization layers, for SAM-ON (Müller et al., 2023).
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lowland.sam.ascent import L2, Adaptive
+from lowland.sam.choice import OF_SAM, is_switch
 from lowland.sam.trainers.optimizer import SAMOptimizer
 
 
@@ -38,8 +39,8 @@ class SAM(SAMOptimizer):
         adaptive: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not rho >= 0:
-            raise ValueError(f"rho must be non-negative, got {rho}.")
+        OF_SAM["rho"]("rho", rho)
+        is_switch("adaptive", adaptive)
         ascent = Adaptive(eta=0.0, scaled="*") if adaptive else L2()
         super().__init__(base_optimizer(params, **kwargs), rho=rho, ascent=ascent)
         for group in self.param_groups:

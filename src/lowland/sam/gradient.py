@@ -13,8 +13,10 @@ from lowland.sam.algorithm import m_sam
 from lowland.sam.alone import Alone
 from lowland.sam.arguments import (
     Engine,
+    check_batch,
     check_choices,
     check_engine,
+    check_loss,
     check_numbers,
     check_params,
     check_reduction,
@@ -68,7 +70,6 @@ def sam_gradient(
     process_group: ProcessGroup | None = None,
     engine: Engine = "auto",
     max_memory: int | None = None,
-    workspace: Workspace | None = None,
     diagnostics: bool = False,
     then: Then | None = None,
 ) -> SAMGradient:
@@ -132,7 +133,6 @@ def sam_gradient(
             for what cannot be run at once.
         max_memory: Bytes that running groups at once may take: they are run in as many chunks as that
             needs. ``None`` for twice what one perturbation for the whole batch would take.
-        workspace: Memory to be reused from call to call; allocated if not given.
         diagnostics: Whether to return :class:`Diagnostics`.
         then: Is given the result before the call ends: if it fails, everything is put back as if there had
             been no call.
@@ -157,6 +157,7 @@ def sam_gradient(
     params = list(params.values()) if isinstance(params, Mapping) else list(params)
     ascent = L2() if ascent is None else ascent
     check_params(params)
+    check_loss(loss)
     check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
     check_rho(rho, len(params))
     check_engine(engine, max_memory)
@@ -164,10 +165,13 @@ def sam_gradient(
     check_reduction(reduction)
     radii = Radii.of(rho, len(params))
     entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
-    groups = Grouped(loss_arguments("batch", batch), m, entries)
+    batch = loss_arguments("batch", batch)
+    check_batch(batch, params)
+    groups = Grouped(batch, m, entries)
     sources: Grouped | MicroBatches | None = None
     if ascent_batch is not None:
         found = loss_arguments("ascent_batch", ascent_batch)
+        check_batch(found, params)
         sources = found if isinstance(found, MicroBatches) else Grouped(found, m, entries)
     refuse_unreducible(module, params, len(groups))
     if process_group is not None:
@@ -176,7 +180,7 @@ def sam_gradient(
         require_equal_groups(process_group, len(groups), params[0].device)
     total = Total(keep_unperturbed=combine is not None, diagnosed=diagnostics)
     buffers, others = Buffers(module, modules_named_by(loss), params), OtherLeaves(params, loss)
-    workspace = workspace or Workspace()
+    workspace = Workspace() if then is None else then.workspace
     with (
         Alone(params, "params must be at work in one thread at a time, got a call in another.", nested=True),
         buffers.unwatched_on_error(),

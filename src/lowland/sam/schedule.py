@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,13 @@ class Cosine:
         """The radius at ``step``."""
         share = 0.5 * (1.0 - math.cos(math.pi * min(step / self.steps, 1.0)))
         return self.first + (self.last - self.first) * share
+
+
+def radii_at(rho: float | Schedule, step: int, own: Sequence[float | None]) -> list[float]:
+    """The radius of each parameter: its group's ``own``, unless there is none or a schedule is at 0."""
+    common = radius(rho, step)
+    off = common == 0.0 and callable(rho)
+    return [common if r is None or off else r for r in own]
 
 
 def radius(rho: float | Schedule, step: int) -> float:

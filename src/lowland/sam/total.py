@@ -16,6 +16,7 @@ from lowland.sam.combine import Combine
 from lowland.sam.diagnostics import Diagnostics, diagnosed, together
 from lowland.sam.looks.look import Look, Pass
 from lowland.sam.vectors import any_of
+from lowland.sam.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,13 @@ class SAMGradient:
 
 @runtime_checkable
 class Then(Protocol):
-    """What is to be done with a result, as part of the call."""
+    """What is to be done with a result, as part of the call.
+
+    Attributes:
+        workspace: Memory that is reused from call to call.
+    """
+
+    workspace: Workspace
 
     def __call__(self, result: SAMGradient) -> None:
         """Does it, or fails and leaves nothing done."""

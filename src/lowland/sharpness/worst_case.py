@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,22 @@ from lowland.sharpness.search import ProjectedAscent, Search
 from lowland.sharpness.trials import Found, Terrain, Trial
 
 
+class Options(TypedDict, total=False):
+    """Those of :class:`WorstCase`, beside the ones that are arguments of every function here."""
+
+    norm: Norm
+    scaling: Scaling
+    search: Search
+    restarts: int
+    seed: int
+    beside: Params
+    climbed: Loss | None
+    transfer: bool
+    engine: Engine
+    max_memory: int
+    module: nn.Module | None
+
+
 def worst_case(
     loss: Loss,
     params: Params,
@@ -36,7 +52,7 @@ def worst_case(
     rho: float,
     m: int | None = None,
     reduction: Reduction = "mean",
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Measurement:
     r"""m-sharpness, :math:`\sum_S \frac{|S|}{n} \max_{\|\delta / c\| \le \rho} L_S(w + \delta) - L_S(w)`.
 
@@ -85,7 +101,7 @@ def worst_case_grid(
     m: Sequence[int | None] = (None,),
     reduction: Reduction = "mean",
     on_progress: Callable[[float], object] = lambda _: None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> list[Measurement]:
     """:func:`worst_case` for every radius and every m: radii are climbed together.
 
@@ -241,7 +257,7 @@ def suboptimality(
     rho: float,
     m: int | None = None,
     reduction: Reduction = "mean",
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Measurement:
     r"""The suboptimality factor: worst-case sharpness by many steps over that by SAM's single one.
 
@@ -259,10 +275,12 @@ def suboptimality(
         options: Those of :func:`worst_case`.
     """
     batch = held(batch)
-    options = {"search": ProjectedAscent(steps=100), **options}
+    options.setdefault("search", ProjectedAscent(steps=100))
     many = worst_case(loss, params, batch, rho=rho, m=m, reduction=reduction, **options)
-    shared = {name: options[name] for name in ("engine", "module") if name in options}
-    one = one_step_sharpness(loss, params, batch, rho=rho, m=m, reduction=reduction, **shared)
+    engine, module = options.get("engine", "auto"), options.get("module")
+    one = one_step_sharpness(
+        loss, params, batch, rho=rho, m=m, reduction=reduction, engine=engine, module=module
+    )
     assert many.groups is not None
     assert one.groups is not None
     sizes = torch.tensor([float(s) for s in _sizes(Grouped(batch, m))], dtype=torch.float64)

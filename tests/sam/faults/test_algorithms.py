@@ -310,9 +310,9 @@ def test_esam_as_its_preset_gives_it_is_switched_on():
     """ESAM: the command in its README disables the method."""
     module = seeded(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20)))
     torch.manual_seed(0)
-    sam = presets.esam(module, measure=True)
+    sam = presets.esam(module, diagnostics=True)
     sam.backward(lambda x: module(x).square().mean(), *tensors(11, (5, 40)))
-    assert sam.diagnostics.moved.item() == pytest.approx(0.5, abs=0.06)
+    assert sam.last_diagnostics.moved.item() == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize("name", NAMES)

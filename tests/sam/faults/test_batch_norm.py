@@ -139,15 +139,15 @@ def test_first_pass_is_in_training_mode(way):
 def test_groups_with_batch_norm_do_not_leak_into_each_other():
     """DAMP synchronizes the statistics of its groups; in bayesian-sam only those of group 0 survive."""
     module, twin = bn_conv(), bn_conv()
-    sam = SAM(module, rho=0.2, m=4, measure=True)
+    sam = SAM(module, rho=0.2, m=4, diagnostics=True)
     sam.backward(lambda *b: squared(module, *b), *BATCH)
-    first = sam.diagnostics
+    first = sam.last_diagnostics
     other = tuple(
         torch.cat([a[:4], b[:4]]) for a, b in zip(BATCH, tensors(9, (8, 2, 5, 5), (8, 2, 2, 2)), strict=True)
     )
-    other_sam = SAM(twin, rho=0.2, m=4, measure=True)
+    other_sam = SAM(twin, rho=0.2, m=4, diagnostics=True)
     other_sam.backward(lambda *b: squared(twin, *b), *other)
-    second = other_sam.diagnostics
+    second = other_sam.last_diagnostics
     assert first.gradient_norm[0] == second.gradient_norm[0]
     assert first.perturbed_loss[0] == second.perturbed_loss[0]
     assert first.gradient_norm[1] != second.gradient_norm[1]

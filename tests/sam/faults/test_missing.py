@@ -88,9 +88,9 @@ def test_every_group_tells_what_its_climb_did():
     """4: realised length, share of weights moved, sharpness, cosine, number of groups that did not climb."""
     module, (x, y) = mlp(), BATCH
     y = torch.cat([module(x[:2]).detach(), y[2:]])  # the first group has a zero gradient
-    sam = SAM(module, rho=0.4, m=2, measure=True)
+    sam = SAM(module, rho=0.4, m=2, diagnostics=True)
     sam.backward(loss_of(module), x, y)
-    found, expected = sam.diagnostics, naive_sam(mlp(), squared, (x[2:], y[2:]), rho=0.4, m=2)
+    found, expected = sam.last_diagnostics, naive_sam(mlp(), squared, (x[2:], y[2:]), rho=0.4, m=2)
     assert found.skipped == 1
     assert found.climbed.tolist() == [False, True, True, True]
     assert found.realised_norm.tolist() == pytest.approx([0.0, 0.4, 0.4, 0.4])
@@ -128,10 +128,10 @@ def test_gradient_that_is_not_finite_is_seen_before_the_climb_and_before_the_ste
         calls.append(None)
         return squared(module, x, y)
 
-    sam = SAM(module, rho=0.4, m=4, measure=True)
+    sam = SAM(module, rho=0.4, m=4, diagnostics=True)
     sam.backward(loss, BATCH[0], BATCH[1] * torch.tensor([[1.0]] * 7 + [[float("inf")]]))
     assert len(calls) == 3, "two passes of the first group, one of the second"
-    assert sam.diagnostics.climbed.tolist() == [True, False]
+    assert sam.last_diagnostics.climbed.tolist() == [True, False]
     with pytest.raises(RuntimeError, match="non-finite"):
         nn.utils.clip_grad_norm_(module.parameters(), 1.0, error_if_nonfinite=True)
 
@@ -185,7 +185,7 @@ def test_gradients_accumulate_with_a_climb_of_each_part_or_of_all(climb):
         sam.backward(loss_of(module), MicroBatches(halves))
     m = 4 if climb == "of each micro-batch" else None
     assert relative_error(grads(module), naive_sam(mlp(), squared, BATCH, rho=0.4, m=m).gradients) < TOL
-    assert sam.step == 1
+    assert sam.steps_done == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -240,14 +240,14 @@ def lora_loss(module, x, y):
 
 
 CHOICES = {
-    "names": lambda module: SAM(module, rho=0.4, perturb="lora_*", measure=True),
+    "names": lambda module: SAM(module, rho=0.4, perturb="lora_*", diagnostics=True),
     "groups": lambda module: SAM(
         [
             {"params": module["base"].parameters(), "rho": 0.0},
             {"params": [*module["lora_a"].parameters(), *module["lora_b"].parameters()]},
         ],
         rho=0.4,
-        measure=True,
+        diagnostics=True,
     ),
 }
 

@@ -140,12 +140,12 @@ def trained(module, base, sam, steps):
 
 def test_schedule_of_rho_goes_on_where_it_stopped():
     """unifiedsam: the counter of its schedule is not saved and starts again."""
-    sams = [SAM(mlp(), rho=Cosine(0.4, 0.0, 8), measure=True) for _ in range(2)]
+    sams = [SAM(mlp(), rho=Cosine(0.4, 0.0, 8), diagnostics=True) for _ in range(2)]
     trained(sams[0].module, sgd(sams[0].module), sams[0], 5)
     sams[1].load_state_dict(saved(sams[0].state_dict()))
     for sam in sams:
         trained(sam.module, sgd(sam.module), sam, 1)
-    norms = [sam.diagnostics.perturbation_norm.item() for sam in sams]
+    norms = [sam.last_diagnostics.perturbation_norm.item() for sam in sams]
     assert norms == pytest.approx([Cosine(0.4, 0.0, 8)(5)] * 2)
 
 
@@ -172,7 +172,7 @@ def test_schedule_of_lambda_by_the_counter_of_sam_goes_on_where_it_stopped():
 
     def train(sam, steps):
         for _ in range(steps):
-            sam.ascent.lam = 1.0 - 1.0 / (sam.step + 1)
+            sam.ascent.lam = 1.0 - 1.0 / (sam.steps_done + 1)
             trained(sam.module, sgd(sam.module, lr=0.05), sam, 1)
 
     train(sams[0], 3)

@@ -120,7 +120,7 @@ def test_training_is_the_plain_loop_with_backward(m, tmp_path):
     trainer = trained(tmp_path, classifier(), "class", {"rho": 0.5, "m": m})
     assert error(trainer, plain_loop(classifier(), "class", rho=0.5, m=m)) < 1e-4
     assert error(trainer, plain_loop(classifier(), "class", rho=0.0)) > 1e-3
-    assert trainer.sam.step == 5
+    assert trainer.sam.steps_done == 5
 
 
 def test_gradient_norm_is_clipped_as_in_the_plain_loop(tmp_path):
@@ -186,7 +186,7 @@ def test_accumulated_micro_batches_climb_each_by_itself(tmp_path):
     expected = [(counts[0] * a + counts[1] * b) / sum(counts) for a, b in zip(*found, strict=True)]
     moves = [(q - p).detach() for p, q in zip(trainer.model.parameters(), model.parameters(), strict=True)]
     assert relative_error(moves, expected) < 1e-4
-    assert trainer.sam.step == 1
+    assert trainer.sam.steps_done == 1
 
 
 def test_both_passes_are_made_in_bfloat16_if_the_trainer_is(tmp_path):
@@ -219,7 +219,7 @@ def test_checkpoint_resumes_identically(name, tmp_path):
     resumed = trained(
         tmp_path, classifier(dropout=0.1), "class", STATEFUL[name](), str(checkpoint), **options
     )
-    assert resumed.sam.step == whole.sam.step == 6
+    assert resumed.sam.steps_done == whole.sam.steps_done == 6
     assert weights(resumed) == weights(whole)
 
 
@@ -228,16 +228,16 @@ def test_checkpoint_of_the_trainer_is_continued_with_sam(tmp_path):
     trained(tmp_path, classifier(), "class", **options)
     sam = {"rho": 0.5}
     trainer = trained(tmp_path, classifier(), "class", sam, str(tmp_path / "checkpoint-2"), max_steps=5)
-    assert trainer.sam.step == 3
+    assert trainer.sam.steps_done == 3
 
 
 def test_evaluation_is_the_trainers_own(tmp_path):
     trainer = trained(tmp_path, classifier(), "class", {"rho": 0.5})
-    steps = trainer.sam.step
+    steps = trainer.sam.steps_done
     found = trainer.evaluate(sentences("class"))
     plain = transformers.Trainer(model=trainer.model, args=arguments(tmp_path))
     assert found["eval_loss"] == plain.evaluate(sentences("class"))["eval_loss"]
-    assert trainer.sam.step == steps
+    assert trainer.sam.steps_done == steps
 
 
 def test_model_that_train_makes_anew_is_the_one_that_is_perturbed(tmp_path):

@@ -279,10 +279,10 @@ def test_validation_is_without_sam():
     module = Evaluated(rho=0.4)
     running = trainer(max_epochs=1)
     running.fit(module, data(), data())
-    steps, loss = module.sam.step, running.callback_metrics["validated"].item()
+    steps, loss = module.sam.steps_done, running.callback_metrics["validated"].item()
     assert steps == 3
     running.validate(module, data(), verbose=False)
-    assert module.sam.step == steps
+    assert module.sam.steps_done == steps
     assert running.callback_metrics["validated"].item() == loss
 
 
@@ -321,7 +321,7 @@ def continued(make, tmp_path):
 @pytest.mark.parametrize("name", STATEFUL)
 def test_checkpoint_resumes_identically(name, tmp_path):
     resumed, whole = continued(STATEFUL[name], tmp_path)
-    assert resumed.sam.step == whole.sam.step == 12
+    assert resumed.sam.steps_done == whole.sam.steps_done == 12
     assert weights(resumed) == weights(whole)
 
 
@@ -335,7 +335,7 @@ class WithGSAM(SAMTraining, Regressor):
 
 def test_checkpoint_of_a_variant_that_needs_the_optimizer_resumes_identically(tmp_path):
     resumed, whole = continued(WithGSAM, tmp_path)
-    assert resumed.sam.step == whole.sam.step == 12
+    assert resumed.sam.steps_done == whole.sam.steps_done == 12
     assert weights(resumed) == weights(whole)
 
 
@@ -354,7 +354,7 @@ def test_checkpoint_of_training_without_sam_is_continued_with_it(tmp_path):
     running.save_checkpoint(tmp_path / "plain.ckpt")
     module = Sharp(rho=0.4)
     trainer().fit(module, data(), ckpt_path=tmp_path / "plain.ckpt")
-    assert module.sam.step == 3
+    assert module.sam.steps_done == 3
 
 
 # The optimizer

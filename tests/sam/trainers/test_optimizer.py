@@ -130,7 +130,7 @@ def test_steps_are_those_of_backward_and_the_base_optimizer(step, base):
         value = step(optimizer, one, batch)
         assert value.item() == by_sam(sam, bases[1], two, batch).item()
         assert relative_error(list(one.parameters()), list(two.parameters())) < 1e-14
-    assert optimizer.steps_done == sam.step == 5
+    assert optimizer.steps_done == sam.steps_done == 5
 
 
 @both_styles

@@ -12,9 +12,10 @@ from torch import Tensor
 from lowland.sam.ascent.ball import L2
 from lowland.sam.ascent.step import Ascent, AscentStep, BlindAscent, RememberingAscent
 from lowland.sam.norm import l2_norm
+from lowland.sam.part import Part
 
 
-class Friendly:
+class Friendly(Part):
     r"""Ascent without the part of the gradient that all batches share (Friendly SAM; Li et al., 2024).
 
     .. math::

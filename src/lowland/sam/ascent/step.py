@@ -140,11 +140,3 @@ class RememberingAscent(Ascent, Protocol):
     def remember(self, gradients: Sequence[Tensor]) -> None:
         """Takes note of the gradient that a step's climbs started from, averaged over its groups."""
         ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what :meth:`state_dict` returned."""
-        ...

@@ -6,14 +6,13 @@ A rule takes both, averaged over the groups, and returns the gradient to train w
 
 from lowland.sam.combine.look import Look
 from lowland.sam.combine.rescaling import magnitude_only, stable
-from lowland.sam.combine.rule import Combine, ReusingCombine
+from lowland.sam.combine.rule import Combine
 from lowland.sam.combine.weighted import DecoupledWeighted, SurrogateGap, Weighted
 
 __all__ = [
     "Combine",
     "DecoupledWeighted",
     "Look",
-    "ReusingCombine",
     "SurrogateGap",
     "Weighted",
     "magnitude_only",

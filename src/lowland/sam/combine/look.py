@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lowland.sam.combine.weighted import orthogonal_part
 from lowland.sam.norm import l2_norm
+from lowland.sam.part import Call, Part, Way
 
 
-class Look:
+class Look(Part):
     r"""Climbs every k-th step and reuses the flat direction in between (LookSAM; Liu et al., 2022, alg. 1).
 
     In the steps that climb, the gradient is SAM's :math:`g_s`, whose part orthogonal to
@@ -32,6 +33,8 @@ class Look:
             other ones than in the step that climbed.
     """
 
+    ways: ClassVar[tuple[Way, ...]] = ("backward", "objective", "step(closure)")
+
     def __init__(self, k: int = 5, alpha: float = 0.7) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a positive whole number, got {k!r}.")
@@ -48,9 +51,10 @@ class Look:
             self._direction = [d / norm.to(d) for d in direction] if norm > rounding else None
         return list(perturbed)
 
-    def climbs(self, step: int) -> bool:
-        """Whether ``step`` climbs: every k-th, and while there is nothing to reuse."""
-        return step % self.k == 0 or self._direction is None
+    def begin(self, call: Call) -> None:
+        """Every k-th step climbs, and any while there is nothing to reuse."""
+        if call.climbs and call.step % self.k != 0 and self._direction is not None:
+            call.instead = self.reuse
 
     def reuse(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """The gradient with the kept direction at its side."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lowland.sam.norm import l2_norm
+from lowland.sam.part import Call, Part, Way
 from lowland.sam.precision import working
 
 
@@ -62,7 +63,7 @@ class Weighted:
         return list(torch._foreach_add(list(gradient), _sharpness(self.gamma, gradient, perturbed)))
 
 
-class DecoupledWeighted:
+class DecoupledWeighted(Part):
     r"""The sharpness outside the optimizer, like decoupled weight decay (WSAM; Yue et al., 2023, alg. 1).
 
     The optimizer is given :math:`\nabla L(w)`, and after each of its steps
@@ -84,6 +85,8 @@ class DecoupledWeighted:
             ``process_group``.
     """
 
+    ways: ClassVar[tuple[Way, ...]] = ("backward",)
+
     def __init__(
         self,
         gamma: float,
@@ -98,7 +101,7 @@ class DecoupledWeighted:
         self._handle = optimizer.register_step_post_hook(self._apply)
 
     def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient at ``w``; the difference waits for :meth:`collect`."""
+        """The gradient at ``w``; the difference waits for the call's end."""
         alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
         if self._process_group is None and not alone:
             raise ValueError(
@@ -111,20 +114,17 @@ class DecoupledWeighted:
         self._found = found
         return list(gradient)
 
-    def collect(self, params: Sequence[Tensor], unscale: float, *, new_step: bool) -> None:
-        """Adds what the last call left to what the optimizer's next step will apply.
+    def end(self, call: Call) -> None:
+        """Adds what the call found to what the optimizer's next step will apply.
 
-        Args:
-            params: The parameters of the call.
-            unscale: Factor that undoes a GradScaler's scale.
-            new_step: Whether the call began a step: what a skipped step left behind is then dropped.
+        What a skipped step left behind is dropped by the call that begins another.
         """
-        if new_step:
+        if call.begins:
             self._pending.clear()
         found, self._found = self._found, None
-        for p, difference in zip(params, found or [], strict=bool(found)):
+        for p, difference in zip(call.params, found or [], strict=bool(found)):
             pending = self._pending.get(p)
-            difference = difference * unscale
+            difference = difference * call.unscale
             self._pending[p] = difference if pending is None else pending + difference
 
     @torch.no_grad()

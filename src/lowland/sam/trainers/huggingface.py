@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from lowland.sam.options import SAMOptions
 from lowland.sam.shell import SAM
+from lowland.sam.understood import check_option
 
 _FILE = "sam.pt"
+
+
+def _with_sam(init: Callable[..., None]) -> inspect.Signature:
+    """The options of ``Trainer``, which the installed version of transformers decides, and ours."""
+    of_trainer = inspect.signature(Trainer.__init__)
+    sam = inspect.signature(init).parameters["sam"]
+    return of_trainer.replace(parameters=[*of_trainer.parameters.values(), sam])
 
 
 class SAMTrainer(Trainer):
@@ -27,10 +37,14 @@ class SAMTrainer(Trainer):
         args: What ``Trainer`` takes, and ``kwargs`` likewise.
     """
 
-    def __init__(self, *args: Any, sam: Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sam: SAMOptions, **kwargs: Any) -> None:
+        for name, value in sam.items():
+            check_option(name, value)
         super().__init__(*args, **kwargs)
-        self._options = {"weight": _num_labels, **sam}
+        self._options: dict[str, Any] = {"weight": _num_labels, **sam}
         self._sam: SAM | None = None
+
+    __init__.__signature__ = _with_sam(__init__)  # type: ignore[attr-defined]
 
     @property
     def sam(self) -> SAM:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland.sam.arguments import check_rho
-from lowland.sam.ascent import L2, Ascent, BlindAscent, RememberingAscent, StartingAscent
-from lowland.sam.average import Gradients, dense
+from lowland.sam.arguments import check_along_gradient, check_rho
+from lowland.sam.ascent import L2, Ascent
 from lowland.sam.buffers import BatchNormStats, Buffers
+from lowland.sam.choice import OF_SAM
 from lowland.sam.choose import Chosen
-from lowland.sam.climbing import Climbing
-from lowland.sam.combine import Combine, DecoupledWeighted, ReusingCombine
+from lowland.sam.combine import Combine
 from lowland.sam.deposit import refuse_unreducible
-from lowland.sam.noise import Noise
-from lowland.sam.perturb import perturbed
-from lowland.sam.precision import is_half, working
+from lowland.sam.part import Call, Parts, Way, brief
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import RandomState
-from lowland.sam.schedule import Schedule, radius
-from lowland.sam.vectors import One, Shown
+from lowland.sam.schedule import Schedule, radii_at
+from lowland.sam.trainers.open_step import OpenStep
 from lowland.sam.workspace import Workspace
 
 Closure = Callable[[], Any]
@@ -84,22 +80,25 @@ class SAMOptimizer(Optimizer):
         module: nn.Module | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {_name(optimizer)}.")
-        if isinstance(ascent, (BlindAscent, StartingAscent)) or isinstance(combine, DecoupledWeighted):
-            part = combine if isinstance(combine, DecoupledWeighted) else ascent
-            raise TypeError(
-                f"SAMOptimizer must have an ascent along .grad, got {_name(part)}: use lowland.SAM."
-            )
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
         refuse_unreducible(module, [p for g in optimizer.param_groups for p in g["params"]], num_groups=1)
         self.base_optimizer = optimizer
         self.rho = rho
-        self.ascent: Ascent = ascent or L2()
+        self.ascent: Ascent = L2() if ascent is None else ascent
         self.combine = combine
         self.bn_stats: BatchNormStats = bn_stats
         self.module = module
         self.steps_done = 0
         self._workspace = Workspace()
-        self._open: _OpenStep | None = None
+        self._open: OpenStep | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Takes options if their values are such."""
+        if name in OF_SAM:
+            OF_SAM[name](name, value)
+        if name in ("ascent", "combine"):
+            check_along_gradient(value)
+        super().__setattr__(name, value)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -133,7 +132,7 @@ class SAMOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         """Both names and the radius."""
-        return f"SAMOptimizer({self.base_optimizer!r}, rho={self.rho})"
+        return f"SAMOptimizer({self.base_optimizer!r}, rho={brief(self.rho)})"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients."""
@@ -146,8 +145,8 @@ class SAMOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, and under ``"sam"`` the steps and the state of the parts."""
         self._require_unmoved("saved")
-        parts = {name: part.state_dict() for name, part in self._parts_with_state().items()}
-        return {**self.base_optimizer.state_dict(), "sam": {"step": self.steps_done, **parts}}
+        own = {"step": self.steps_done, **self._parts().state_dict()}
+        return {**self.base_optimizer.state_dict(), "sam": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what :meth:`state_dict` returned, or from a state of the base optimizer alone.
@@ -155,15 +154,15 @@ class SAMOptimizer(Optimizer):
         Raises:
             ValueError: If it is that of other parts.
         """
-        state = dict(state_dict)
-        own, parts = state.pop("sam", None), self._parts_with_state()
-        if own is not None and own.keys() != {"step", *parts}:
-            raise ValueError(f"state must have the keys {sorted({'step', *parts})}, got {sorted(own)}.")
-        self.base_optimizer.load_state_dict(state)
-        self.steps_done = 0 if own is None else own["step"]
-        for name, part in parts.items():
-            if own is not None:
-                part.load_state_dict(own[name])
+        state, parts = dict(state_dict), self._parts()
+        own, undo = state.pop("sam", None), parts.kept()
+        steps_done = 0 if own is None else parts.load_state_dict(own)
+        try:
+            self.base_optimizer.load_state_dict(state)
+        except BaseException:
+            undo()
+            raise
+        self.steps_done = steps_done
 
     def step(self, closure: Closure | None = None) -> Any:
         """One step: the closure at the weights, the climb, the closure at the perturbed weights.
@@ -212,14 +211,17 @@ class SAMOptimizer(Optimizer):
             ValueError: With ``bn_stats="frozen"`` or a rule that skips passes, which need a closure.
         """
         self._require_unmoved("perturbed")
-        if self.bn_stats == "frozen" or isinstance(self.combine, ReusingCombine):
-            option = "bn_stats='frozen'" if self.bn_stats == "frozen" else type(self.combine).__name__
-            raise ValueError(f"step(closure) must be used with {option}, got first_step.")
+        if self.bn_stats == "frozen":
+            raise ValueError("step(closure) must be used with bn_stats='frozen', got first_step.")
         factor = scale.get_scale() if isinstance(scale, torch.amp.GradScaler) else scale
-        chosen = self._chosen()
-        open_step = self._climb(chosen, self._radii(chosen), factor)
-        if open_step.climbed and self.bn_stats != "both":
-            open_step.undo.enter_context(Buffers(self.module).kept())
+        try:
+            open_step = self._begun("first_step")
+            open_step.climb(self.ascent, factor, self._workspace, keep=self.combine is not None)
+            if open_step.climbed and self.bn_stats != "both":
+                open_step.undo.enter_context(Buffers(self.module).kept())
+        except BaseException:
+            self.restore()
+            raise
         if zero_grad:
             self.zero_grad()
 
@@ -234,11 +236,9 @@ class SAMOptimizer(Optimizer):
         Raises:
             RuntimeError: If there was no :meth:`first_step`.
         """
-        open_step = self._open
-        if open_step is None:
+        if self._open is None:
             raise RuntimeError("second_step must follow first_step, got none.")
-        self.restore()
-        self._finish(open_step)
+        self._finish(self._open)
         self._opt_called = True  # what a learning-rate scheduler looks for
         if scaler is None:
             self.base_optimizer.step()
@@ -251,7 +251,7 @@ class SAMOptimizer(Optimizer):
         """Puts the weights back, if they are perturbed, without a step: after an error, say."""
         open_step, self._open = self._open, None
         if open_step is not None:
-            open_step.undo.close()
+            open_step.put_back_all()
 
     def _evaluated(
         self, closure: Closure, buffers: Buffers, draws: RandomState, devices: list[torch.device]
@@ -260,18 +260,13 @@ class SAMOptimizer(Optimizer):
         no_sync = getattr(self.module, "no_sync", None)
         if no_sync is not None and self.combine is not None:
             raise ValueError("combine must be None in a closure with DistributedDataParallel, got one.")
-        chosen = self._chosen()
-        radii = self._radii(chosen)
-        climbs = radii.rho > 0.0
-        reusing = self.combine if isinstance(self.combine, ReusingCombine) else None
+        open_step = self._begun("step(closure)")
+        climbs = open_step.call.climbs
         frozen = buffers.kept() if self.bn_stats == "frozen" else nullcontext()
         self.zero_grad()
         with torch.enable_grad(), frozen, no_sync() if no_sync and climbs else nullcontext():
             value = closure()
-        if climbs and reusing is not None and not reusing.climbs(self.steps_done):
-            self._reuse(reusing)
-            return value
-        open_step = self._climb(chosen, radii, 1.0)
+        open_step.climb(self.ascent, 1.0, self._workspace, keep=self.combine is not None)
         after = RandomState.capture(devices)
         if open_step.climbed or (no_sync and climbs):  # all processes reduce, also one that climbed nowhere
             self.zero_grad()
@@ -280,70 +275,32 @@ class SAMOptimizer(Optimizer):
             with torch.enable_grad(), kept:
                 closure()
             after.restore()
-        self.restore()
         self._finish(open_step)
         return value
 
-    def _radii(self, chosen: Chosen) -> Radii:
-        """Radii of the trainable parameters, for the step that comes next."""
-        rho = radius(self.rho, self.steps_done)
-        pairs = zip(chosen.tensors, chosen.radii, strict=True)
-        off = rho == 0.0 and callable(self.rho)
-        own = [rho if r is None or off else r for p, r in pairs if p.requires_grad]
-        check_rho(own, len(own))
-        return Radii.of(own, len(own))
-
-    @torch.no_grad()
-    def _climb(self, chosen: Chosen, radii: Radii, scale: float) -> _OpenStep:
-        """Moves the weights along ``.grad``, if there is somewhere to climb."""
+    def _begun(self, way: Way) -> OpenStep:
+        """The step that comes next, of which the parts were told."""
+        chosen = self._chosen()
         rows = [i for i, p in enumerate(chosen.tensors) if p.requires_grad]
-        names = None if chosen.names is None else [chosen.names[i] for i in rows]
-        params = [chosen.tensors[i] for i in rows]
-        gradients = _gradients(params)
-        if params and all(g is None for g in gradients):
-            raise ValueError(
-                "loss must depend on the params, got a gradient for none of them "
-                "(it may be the loss of another model)."
-            )
-        self._open = open_step = _OpenStep(params)
-        if radii.rho == 0.0:
-            return open_step
-        if self.combine is not None:
-            open_step.at_weights = [None if g is None else g.clone() for g in gradients]
-        needs_noise = getattr(self.ascent, "random", False) or any(is_half(p) for p in params)
-        noise = Noise.draw() if needs_noise else None
-        how = Climbing(self.ascent, radii, Shown.all_that_move(radii, params, names), noise=noise)
-        g = One.along(how.at, gradients, by_row=how.by_row, absent_too=how.absent_too).unscaled(scale)
-        if not g.is_finite():
-            return open_step
-        if how.remembers:
-            open_step.memory = [t.clone() for t in g]
-        e = how.step(g, None)
-        if isinstance(e, One) and e.at is not None and e.norm() > 0.0:
-            open_step.climbed = True
-            block = perturbed(e.at.params, e.everywhere(), noise=noise, workspace=self._workspace)
-            open_step.undo.enter_context(block)
+        parts = self._parts()
+        self._open = open_step = OpenStep(
+            Call(self.steps_done, [chosen.tensors[i] for i in rows], way),
+            None if chosen.names is None else [chosen.names[i] for i in rows],
+            parts.kept(),
+        )
+        radii = radii_at(self.rho, self.steps_done, chosen.radii)
+        own = [radii[i] for i in rows]
+        check_rho(own, len(own))
+        open_step.radii = Radii.of(own, len(own))
+        open_step.call.climbs = open_step.radii.rho > 0.0
+        parts.begin(open_step.call)
         return open_step
 
-    @torch.no_grad()
-    def _finish(self, open_step: _OpenStep) -> None:
-        """What is left when both passes went well: the rule, the memory, the count."""
-        if self.combine is not None and open_step.climbed:
-            after = _gradients(open_step.params)
-            combined = self.combine(
-                dense(open_step.at_weights, open_step.params), dense(after, open_step.params)
-            )
-            pairs = zip(open_step.at_weights, after, strict=True)
-            _set_gradients(open_step.params, combined, [a is not None or b is not None for a, b in pairs])
-        if isinstance(self.ascent, RememberingAscent) and open_step.memory is not None:
-            self.ascent.remember(open_step.memory)
-        self.steps_done += 1
-
-    @torch.no_grad()
-    def _reuse(self, rule: ReusingCombine) -> None:
-        params = self._trainable()
-        found = _gradients(params)
-        _set_gradients(params, rule.reuse(dense(found, params)), [g is not None for g in found])
+    def _finish(self, open_step: OpenStep) -> None:
+        """What is left when both passes went well: the weights, the rule, the parts, the count."""
+        open_step.undo.close()
+        open_step.end(self.combine, self._parts())
+        self._open = None
         self.steps_done += 1
 
     def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
@@ -366,9 +323,8 @@ class SAMOptimizer(Optimizer):
         ]
         return Chosen(groups)
 
-    def _parts_with_state(self) -> dict[str, Any]:
-        parts = {"rho": self.rho, "ascent": self.ascent, "combine": self.combine}
-        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    def _parts(self) -> Parts:
+        return Parts(rho=self.rho, ascent=self.ascent, combine=self.combine)
 
     def _require_unmoved(self, what: str) -> None:
         if self._open is not None and self._open.climbed:
@@ -376,35 +332,3 @@ class SAMOptimizer(Optimizer):
                 f"weights must be put back before they are {what}, got perturbed ones: "
                 "call second_step or restore first."
             )
-
-
-@dataclass
-class _OpenStep:
-    """A step between its climb and its end.
-
-    Attributes:
-        params: The trainable parameters.
-        climbed: Whether the weights moved.
-        undo: Puts them back.
-        at_weights: The gradients of the first pass, if a rule asks for them.
-        memory: Those that the ascent is to remember.
-    """
-
-    params: list[Tensor]
-    climbed: bool = False
-    undo: ExitStack = field(default_factory=ExitStack)
-    at_weights: Gradients = field(default_factory=list)
-    memory: list[Tensor] | None = None
-
-
-def _gradients(params: Sequence[Tensor]) -> Gradients:
-    return [None if p.grad is None else working(p.grad) for p in params]
-
-
-def _set_gradients(params: Sequence[Tensor], gradients: Sequence[Tensor], used: Sequence[bool]) -> None:
-    for p, g, is_used in zip(params, gradients, used, strict=True):
-        p.grad = g.to(p.dtype) if is_used else None
-
-
-def _name(value: object) -> str:
-    return type(value).__name__
