@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowland.deep.checkpoint import require_config, saved_states
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import Split, TrainingData, load_training_data, to_float
+from lowland.deep.data import Split, TrainingData, load_training_data, require_folder_read, to_float
 from lowland.deep.launch import IMAGE_SIZE, Place, load_data
 from lowland.deep.models import is_convolutional
 from lowland.deep.state import new_network
@@ -144,6 +144,7 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
         )
     _refuse(options, _OF_FILES, source)
     _refuse_kind(options, source)
+    _require_folder_read(options, source)
     return _placed(source, built_by(source), _data(options, None), options)
 
 
@@ -196,6 +197,7 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         raise InputError(f"{path} must have weights, but has neither model.safetensors nor a checkpoint.")
     _refuse(options, _OF_FILES, "a run")
     config = TrainConfig.from_dict(run.config)
+    _require_folder_read(options, path.name, config.dataset)
     own = load_data(config, options.data_dir or Place.of(run).data_dir)
     model = _built(config, own)
     if run.model_path.is_file():
@@ -209,6 +211,7 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
 
 
 def _of_file(path: Path, options: SubjectOptions) -> Subject:
+    _require_folder_read(options, path.name)
     if options.builder is not None:
         _refuse(options, _OF_MODELS, "a builder")
         model, data = built_by(options.builder), _data(options, None)
@@ -316,6 +319,13 @@ def _refuse(options: SubjectOptions, names: tuple[str, ...], source: str) -> Non
         value = getattr(options, name)
         if value is not None:
             raise InputError(f"{name} must be left out for {source}, which says it itself, got {value}.")
+
+
+def _require_folder_read(options: SubjectOptions, of: str, *own: str) -> None:
+    """Refuses ``data_dir`` for a network that has nothing to read from it."""
+    asked = [] if options.dataset is None else [options.dataset]
+    if asked or own or options.data is not None:
+        require_folder_read(options.data_dir, [*own, *asked], of)
 
 
 def _refuse_kind(options: SubjectOptions, source: str) -> None:
