@@ -90,6 +90,19 @@ class DiagonalConfig:
             raise InputError(f"m must be given for m-sam and only for it, got {self.m} for {self.methods}.")
         if self.seeds < 1:
             raise InputError(f"seeds must be positive, got {self.seeds}.")
+        self._check_read()
+
+    def _check_read(self) -> None:
+        methods = {word.split(":")[0] for words in self.phases for word in words.split("+")}
+        methods = methods or set(self.methods)
+        if methods <= {"gd", "sgd"}:
+            climbing = ("rho", "rho_convention", "normalized", "derivative_only")
+            require_default(self, climbing, "where nothing climbs")
+        if self.normalized or not methods & {"1-sam", "m-sam"}:
+            doubled = "without 1-SAM whose climbs are not normalized"
+            require_default(self, ("rho_convention",), doubled)
+        if self.data is not None and "sgd" not in methods:
+            require_default(self, ("seeds",), "where the data are given and nothing is drawn")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -124,6 +137,8 @@ class DiagonalConfig:
             ]
         if not runs:
             raise InputError("there must be something to run, got neither methods with radii nor phases.")
+        if not any(phase.is_algebraic for phases in runs for phase in phases):
+            require_default(self, ("kernel",), "without gd, n-sam or 1-sam free of further options")
         return [Plan(phases, self.alpha, self.balanced, seed, self.kernel) for phases in runs]
 
     def _phase(self, word: str) -> Phase:
