@@ -9,22 +9,14 @@ counted: inputs that are read, that are refused (``InputError``, ``OSError``, ex
 (ten seconds of the processor) and crashes of the interpreter. Exits with 1 unless the last three are 0.
 """
 
-import argparse
 import functools
 import json
-import os
 import pickle
-import random
 import shutil
-import signal
 import sys
 import tempfile
-import traceback
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +44,8 @@ from lowland.report.gathered import gathered
 from lowland.report.page import page
 from lowland.runs import Run, append_line, read_lines, read_table
 
-SECONDS = 10
 CONFIG = TrainConfig(frac_train=0.1, model="fc", model_width=4, epochs=1, batch_size=32)
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "figures"
-Generator = random.Random
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something that reads.
-
-    Attributes:
-        prepare: Writes whole files into an empty folder.
-        spoil: Damages what is in a folder.
-        use: Uses it as a user does.
-    """
-
-    prepare: Callable[[Path], object]
-    spoil: Callable[[Path, Generator], object]
-    use: Callable[[Path], object]
-
-
-class _Hang(BaseException):
-    """It took too long."""
 
 
 def bytes_of(name: str) -> Callable[[Path, Generator], None]:
@@ -374,85 +345,11 @@ TARGETS: Mapping[str, Target] = {
 
 def main() -> int:
     """Fuzzes every target and prints a line for each."""
-    verbatim = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=verbatim)
-    parser.add_argument("--count", type=int, default=10_000, help="inputs for each target")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", choices=list(TARGETS), default=list(TARGETS))
-    parser.add_argument("--plant", action="store_true", help="an internal error in the reader of JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    total: Counter[str] = Counter()
+    arguments = asked(__doc__, TARGETS, plant="an internal error in the reader of JSON")
     with tempfile.TemporaryDirectory() as folder:
         _TRAINED.append(_trained(Path(folder) / "trained"))
         with _planted(arguments.plant):
-            for name in arguments.only:
-                counts = fuzzed(name, Path(folder) / "target", arguments.count, arguments.seed)
-                total += counts
-                print(f"{name:40}" + _line(counts), flush=True)
-    print(f"{'all':40}" + _line(total))
-    return bool(total["traceback"] or total["hang"] or total["crash"])
-
-
-def fuzzed(name: str, folder: Path, count: int, seed: int) -> Counter[str]:
-    """What became of each input of a target; in processes of their own, which may crash."""
-    done, counts = 0, Counter[str]()
-    while done < count:
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(reading)
-            try:
-                with os.fdopen(writing, "w") as told:
-                    for k in range(done, count):
-                        told.write(f"{_one(TARGETS[name], folder, Generator(f'{seed} {name} {k}'), k)}\n")
-                        told.flush()
-                os._exit(0)
-            except BaseException:  # an error of this script's; the files are its parent's to remove
-                traceback.print_exc()
-                os._exit(1)
-        os.close(writing)
-        with os.fdopen(reading) as heard:
-            words = heard.read().split()
-        counts += Counter(words)
-        done += len(words)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 and done < count:
-            print(f"CRASH: {name}, input {done}")
-            counts["crash"] += 1
-            done += 1
-    return counts
-
-
-def _one(target: Target, folder: Path, generator: Generator, number: int) -> str:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    target.prepare(folder)
-    target.spoil(folder, generator)
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, _too_long)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.alarm(20 * SECONDS)  # one that waits uses no processor; a busy machine makes others wait
-    try:
-        target.use(folder)
-    except (InputError, OSError):
-        return "refused"
-    except SystemExit as left:
-        return "refused" if left.code == 2 else "read"
-    except _Hang:
-        print(f"HANG: input {number}", file=sys.stderr)
-        return "hang"
-    except BaseException:  # what this is here to find
-        print(f"TRACEBACK: input {number}\n{traceback.format_exc()}", file=sys.stderr)
-        return "traceback"
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.alarm(0)
-    return "read"
-
-
-def _too_long(*_: object) -> None:
-    raise _Hang
+            return all_fuzzed(TARGETS, Path(folder) / "target", arguments)
 
 
 def _trained(path: Path) -> Path:
@@ -462,11 +359,6 @@ def _trained(path: Path) -> Path:
     row = {"measure": "worst case", "value": 0.1, "m": 1, "rho": 0.1, "stderr": None}
     (path / "sharpness.jsonl").write_text(json.dumps(row) + "\n")
     return path
-
-
-def _line(counts: Counter[str]) -> str:
-    kinds = ("read", "refused", "traceback", "hang", "crash")
-    return f"{counts.total():8d} inputs" + "".join(f"{counts[kind]:8d} {kind}" for kind in kinds)
 
 
 @contextmanager

@@ -57,6 +57,34 @@ def test_networks_stand_side_by_side_and_numbers_are_kept(two) -> None:
     assert [row["kind"] for row in lines("a/sharpness.jsonl")] == ["last"] * 4 + ["swa_last"] * 4
 
 
+@pytest.mark.parametrize("command", ["sharpness", "landscape"])
+@pytest.mark.parametrize(
+    ("shape", "classes", "said"),
+    [
+        ((3, 9, 8), 2, "a must be given images of 1x8x8, but those of x.npz are 3x9x8."),
+        ((1, 8, 8), 11, "a must tell apart all classes of x.npz, which has 11, but its outputs are for 10."),
+    ],
+)
+def test_data_that_a_network_cannot_take_are_refused_and_nothing_is_written(
+    two, command, shape, classes, said
+) -> None:
+    labels = np.arange(classes)
+    np.savez("x.npz", x=np.zeros((classes, *shape), np.uint8), y=labels)
+    before = sorted(Path("a").rglob("*"))
+    assert two(command, "a", "--data", "x.npz", "--device", "cpu") == (2, "", f"lowland: {said}\n")
+    assert sorted(Path("a").rglob("*")) == before
+    assert not Path("runs").exists()
+
+
+def test_a_mistake_of_the_program_while_a_network_is_tried_is_no_sentence(two, monkeypatch) -> None:
+    def broken(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("lowland.deep.models.small.FullyConnected.forward", broken)
+    with pytest.raises(RuntimeError, match="planted"):
+        two("sharpness", "a", *FEW)
+
+
 def test_other_weights_under_the_same_name_are_measured_again(two) -> None:
     words = ("sharpness", "a", *FEW, "--rho", "0.1", "--m", "16")
     two(*words)

@@ -69,7 +69,7 @@ DEFAULTS: dict[str, Any] = {
 NOT_A_DEFAULT: dict[str, Any] = {
     "dataset": "cifar10",
     "p_label_noise": 0.6,
-    "model": "fc",
+    "model": "resnet18",
     "model_width": 12,
     "batch_size": 32,
     "optimizer": "adamw",
@@ -125,8 +125,8 @@ def test_an_unknown_value_is_refused_with_the_nearest() -> None:
 
 def test_a_group_is_m_or_the_batch_divided_by_acc_steps_or_the_batch() -> None:
     assert TrainConfig(batch_size=96).group_size == 96
-    assert TrainConfig(batch_size=96, m=7).group_size == 7
-    assert TrainConfig(batch_size=96, acc_steps=8).group_size == 12
+    assert TrainConfig(batch_size=96, sam_rho=0.1, m=7).group_size == 7
+    assert TrainConfig(batch_size=96, sam_rho=0.1, acc_steps=8).group_size == 12
 
 
 def test_sam_is_on_with_either_radius() -> None:
@@ -260,7 +260,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
     ends = {
         name: end for name in FRACTIONS for end in (0, 1) if name not in {"frac_rm_per_batch", "n_rm_pts"}
     }
-    TrainConfig(**ends)
+    TrainConfig(**ends, sam_rho=0.1)
     TrainConfig(eval_iter_freq=1, epochs=1, batch_size=1, m=1)
     TrainConfig(batch_size=8, m=8)
     TrainConfig(sam_rho=0.1, sam_epoch_frac_start=0.5, sam_epoch_frac_end=0.5)

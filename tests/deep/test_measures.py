@@ -35,7 +35,12 @@ def subject(tmp_path_factory):
 
 
 def taken(subject, known=(), **options):
-    config = FlatnessConfig(**{"n_eval": 24, "m": (8,), "rho": (0.1,), "steps": 3, **options})
+    searched, grouped = {"worst-case", "suboptimality"}, {"one-step", "gradient-norm"}
+    asked, small = set(options.get("measure", ("worst-case",))), {"n_eval": 24}
+    small |= {"steps": 3} if asked & searched else {}
+    small |= {"m": (8,)} if asked & (searched | grouped) else {}
+    small |= {"rho": (0.1,)} if asked & (searched | {"one-step", "average-case"}) else {}
+    config = FlatnessConfig(**small | options)
     return measures(subject, config, known=known).rows
 
 
@@ -210,8 +215,9 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
     assert [row["value"] for row in taken(subject, known=marked, **options)] == [-1.0] * 9
     changed = taken(subject, known=marked, **{**options, "rho": (0.05, 0.2)})
     assert sum(row["value"] == -1.0 for row in changed) == 5
-    for other in ({"seed": 3}, {"steps": 4}, {"n_eval": 16}, {"logit_norm": True}, {"layers": "weight"}):
-        again = taken(subject, known=marked, **{**options, **other, "measure": ("worst-case",)})
+    worst, trace = {"rho": (0.05, 0.1), "m": (1, 8)}, {"measure": ("trace",), "products": 6, "seed": 3}
+    for other in ({"restarts": 2}, {"steps": 4}, {"n_eval": 16}, {"logit_norm": True}, {"layers": "weight"}):
+        again = taken(subject, known=marked, **worst, **other) + taken(subject, known=marked, **trace)
         assert all(row["value"] != -1.0 for row in again)
     assert same(subject.model, before)
 
@@ -228,7 +234,10 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
         ({"search": "auto", "step_size": 0.5}, "step_size must be left out with --search auto"),
         ({"measure": ("trace",), "norm": "linf"}, "norm must be left out without --measure worst-case"),
         ({"measure": ("knn-error",)}, "measure knn-error needs feature_layer, the name of a layer, got none"),
-        ({"feature_layer": "x"}, "feature_layer must be left out without a measure of features"),
+        (
+            {"feature_layer": "x"},
+            "feature_layer must be left out without --measure feature-rank or knn-error",
+        ),
         ({"measure": ("feature-rank",), "feature_layer": "x"}, "layer must be the name of one of"),
         ({"direction": "whole"}, "direction whole needs layers"),
         ({"direction": "whole", "layers": ".", "norm": "linf"}, "direction 'whole' is of an l2 norm"),

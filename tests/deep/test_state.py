@@ -159,7 +159,6 @@ def test_a_max_sum_row_speaks_of_the_current_batch_not_of_the_previous_one() -> 
         (0.5, 1.0, [2, 3, 4]),
         (0.0, 0.5, [1, 2]),
         (0.5, 0.75, [2, 3]),
-        (0.6, 0.7, []),
     ],
 )
 def test_sam_is_on_while_the_epochs_share_lies_in_its_window(

@@ -45,7 +45,6 @@ def test_options_reach_the_phases_the_plan_and_the_data() -> None:
         weight_decay=0.1,
         balance=0.2,
         thresholds=(0.5, 0.1),
-        kernel="algebraic",
         n=5,
         d=8,
         sparsity=2,
@@ -59,7 +58,8 @@ def test_options_reach_the_phases_the_plan_and_the_data() -> None:
     assert (phase.method, phase.gamma, phase.steps, phase.rho) == ("1-sam", 0.3, 7, 0.2)
     assert (phase.rho_convention, phase.derivative_only, phase.normalized_step) == ("original", True, True)
     assert (phase.weight_decay, phase.balance, phase.thresholds) == (0.1, 0.2, (0.5, 0.1))
-    assert (plan.alpha, plan.balanced, plan.kernel) == (0.05, True, "algebraic")
+    assert (plan.alpha, plan.balanced) == (0.05, True)
+    assert planned(DiagonalConfig(kernel="algebraic"))[0][3].kernel == "algebraic"
     assert (descent.phases[0].rho, descent.phases[0].derivative_only) == (0.0, False)
     assert planned(DiagonalConfig(normalized=True))[-1][3].phases[0].normalized
     wanted = sparse_regression(n=5, d=8, sparsity=2, n_test=4, scaling=0.5, label_noise=0.1, stream="modern")
@@ -161,3 +161,34 @@ def test_results_are_kept_whole_and_a_divergence_is_null(tmp_path: Path) -> None
     assert curves["seed"][-1] == 1
     np.testing.assert_array_equal(weights["minimizer"][:30], outcomes[0].theory.minimizer)
     np.testing.assert_array_equal(weights["u"][-30:], outcomes[-1].result.u)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ("gd", "sgd"), "rho": (0.2,)}, "rho must be left out where nothing climbs"),
+        ({"phases": ("gd:0.1:9",), "normalized": True}, "normalized must be left out where nothing climbs"),
+        ({"methods": ("n-sam",), "rho": (0.0,), "normalized": True}, "normalized must be left out where"),
+        ({"methods": ("gd",), "derivative_only": True}, "derivative_only must be left out where nothing"),
+        ({"methods": ("n-sam",), "rho_convention": "original"}, "rho_convention must be left out where no"),
+        ({"normalized": True, "rho_convention": "original"}, "rho_convention must be left out where no"),
+        ({"phases": ("m-sam:0.1:9:0.1:2",), "rho_convention": "original"}, "rho_convention must be left out"),
+        ({"weight_decay": 0.1, "kernel": "algebraic"}, "kernel must be left out without gd, n-sam or 1-sam"),
+    ],
+)
+def test_what_no_run_reads_is_refused(options, message) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        planned(DiagonalConfig(**options))
+
+
+@pytest.mark.parametrize("options", [{"phases": ("m-sam:0.1:9:0.1:1",)}, {"methods": ("1-sam",)}])
+def test_the_convention_is_read_where_an_example_climbs_alone(options) -> None:
+    twice = planned(DiagonalConfig(rho_convention="original", **options))
+    assert all(job[3].phases[0].reach(5) == 2.0 * job[3].phases[0].rho for job in twice)
+
+
+def test_seeds_of_given_data_need_something_that_is_drawn(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", X=np.eye(4), y=np.ones(4))
+    with pytest.raises(InputError, match=r"^seeds must be left out where the data are given and nothing is"):
+        planned(DiagonalConfig(data=tmp_path / "data.npz", seeds=2))
+    assert len(planned(DiagonalConfig(data=tmp_path / "data.npz", methods=("sgd",), seeds=2))) == 2

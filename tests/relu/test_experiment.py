@@ -116,3 +116,8 @@ def test_a_divergence_has_neither_kinks_nor_features() -> None:
     row = outcome.row()
     assert row["diverged"] is True
     assert {"slope_variation", "rank"}.isdisjoint(row)
+
+
+def test_more_examples_than_a_step_has_cannot_climb_together() -> None:
+    with pytest.raises(InputError, match=r"^m must be at most the 1 examples of a step, got 3\.$"):
+        planned(ReluConfig(problem="teacher-student", m=3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.sources import sources_and_options
 from lowland.cli.sweeps import print_wide, require_positive
 from lowland.deep import Interrupted, Place, load_data
-from lowland.errors import InputError, one_of
+from lowland.errors import InputError, one_of, require_default
 from lowland.figures.paper import FIGURES, Claim, PaperFigure, Scale
 from lowland.figures.paper.files import drawn, estimated
 from lowland.figures.tasks import (
@@ -26,6 +26,7 @@ from lowland.figures.tasks import (
     Failures,
     Here,
     Processes,
+    Simulation,
     Store,
     Task,
     Training,
@@ -69,16 +70,25 @@ def run(argv: Sequence[str]) -> int:
     names, options = sources_and_options(argv, _USAGE, what="names of figures", alone="--list")
     command, console = parse(FigureCommand, options, prog=_USAGE), Console()
     if command.list:
+        if names:
+            raise InputError(f"names of figures must be left out with --list, got {names[0]}.")
+        every = [field.name for field in fields(command) if field.name != "list"]
+        require_default(command, every, "with --list, which only names the figures")
         return _listed(console)
     require_positive("jobs", command.jobs)
     if command.engine == "here" and command.jobs not in (None, 1):
         raise InputError(f"jobs must be left out for engine here, which has one, got {command.jobs}.")
     figures = _asked(names)
     store = Store(command.out / "runs")
-    if command.dry_run:
-        return _announced(figures, command, store, console)
-    Place(command.device).torch_device()
     tasks = [task for figure in figures for task in figure.runs(command.scale)]
+    if command.dry_run:
+        require_default(
+            command, ("jobs", "engine", "data_dir", "device"), "with --dry-run, which runs nothing"
+        )
+        return _announced(figures, command, store, console)
+    if all(isinstance(task, Simulation) for task in tasks):
+        require_default(command, ("data_dir", "device"), "for figures without deep networks")
+    Place(command.device).torch_device()
     _require_data(tasks, store, command.data_dir)
     failures: Failures = {}
     with stop_on_signals() as should_stop, _watching(tasks, store, console) as watch:

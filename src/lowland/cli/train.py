@@ -13,8 +13,9 @@ from lowland.cli.arguments import given_options, parse, part_of
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.progress import describe, shown
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
+from lowland.deep.data import require_folder_read
 from lowland.deep.launch import require_same_run
-from lowland.errors import InputError
+from lowland.errors import InputError, require_default
 from lowland.figures.curves import CURVES, draw_curves
 from lowland.runs import Run
 
@@ -59,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
             raise InputError(f"a resumed run knows its own config, got --{min(given)}.")
         stored = Run.open(command.resume)
         config = TrainConfig.from_dict(stored.config)
+    require_folder_read(command.data_dir, [config.dataset], f"dataset {config.dataset}")
     console = Console()
     if path is not None and (path / "summary.json").exists():
         require_same_run(path, config)
@@ -69,6 +71,10 @@ def run(argv: Sequence[str]) -> int:
     return _train(config, path, place, command, console)
 
 
+_OF_FILES = ("exp_name", "checkpoint_every", "save_model_each_k_epochs", "export_images")
+"""What a run writes, or how it is called."""
+
+
 def _path(command: TrainCommand) -> Path | None:
     for name in ("threads", "checkpoint_every"):
         value = getattr(command, name)
@@ -77,11 +83,15 @@ def _path(command: TrainCommand) -> Path | None:
     if command.dry_run:
         if command.out is not None or command.resume is not None:
             raise InputError("a dry run writes nothing, so it takes neither --out nor --resume.")
+        require_default(command, _OF_FILES, "for a dry run, which writes nothing")
         return None
     if command.resume is not None:
         if command.out is not None:
             raise InputError(f"a resumed run stays where it is, got --out {command.out}.")
+        require_default(command, ("exp_name",), "for a resumed run, which has its name")
         return command.resume
+    if command.out is not None:
+        require_default(command, ("exp_name",), "beside out, which says where the run is")
     prefix = "" if command.exp_name == "other" else f"{command.exp_name}-"
     return command.out or Path("runs") / f"{prefix}{run_name(part_of(command, TrainConfig))}"
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lowland.deep.data import DATASETS
 from lowland.deep.models import MODEL_NAMES
+from lowland.deep.needs import climbs_ever, unmet
 from lowland.errors import InputError, one_of
 from lowland.runs import conform
 from lowland.sam import BatchNormStats
@@ -180,10 +181,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises :class:`~lowland.errors.InputError` for a value that is out of range or useless."""
-        self._check_types()
-        self._check_choices()
-        self._check_ranges()
-        self._check_combinations()
+        self._check_values()
+        self._check_read()
 
     @property
     def group_size(self) -> int:
@@ -211,7 +210,9 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """From plain JSON values.
+        """From the plain JSON values of a run that is there.
+
+        What nothing reads is let be: it did nothing in that run, which stays what it is.
 
         Raises:
             InputError: If a name is unknown or a value out of range.
@@ -220,7 +221,18 @@ class TrainConfig:
         for name in values:
             one_of("option", name, names)
         options = conform(values.get("optimizer_options", []), list[str], "optimizer_options")
-        return cls(**{**values, "optimizer_options": tuple(options)})
+        config = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            object.__setattr__(config, field.name, values.get(field.name, field.default))
+        object.__setattr__(config, "optimizer_options", tuple(options))
+        config._check_values()
+        return config
+
+    def _check_values(self) -> None:
+        self._check_types()
+        self._check_choices()
+        self._check_ranges()
+        self._check_combinations()
 
     def _check_types(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -272,45 +284,16 @@ class TrainConfig:
             )
         if self.attack != "none" and self.dataset == "gaussians_binary":
             raise InputError("attack needs images with pixels in [0, 1], got dataset gaussians_binary.")
-        for name, needed, is_useful in self._dependent_options():
-            if not is_useful:
-                raise InputError(f"{name} needs {needed}, without which it would do nothing.")
 
-    def _dependent_options(self) -> list[tuple[str, str, bool]]:
-        """Options that were given, what each needs, and whether that is there."""
-        return [
-            (name, needed, there)
-            for name, given, needed, there in (
-                ("sam_clip", self.sam_clip, "sam_no_grad_norm", self.sam_no_grad_norm),
-                ("sam_iters", self.sam_iters != 1, "sam_rho or sam_lr_mult", self.is_sam),
-                ("engine", self.engine != "auto", "sam_rho or sam_lr_mult", self.is_sam),
-                ("sam_no_grad_norm", self.sam_no_grad_norm, "sam_rho or sam_lr_mult", self.is_sam),
-                ("sam_use_prev_batch", self.sam_use_prev_batch, "sam_rho or sam_lr_mult", self.is_sam),
-                ("only_sam_step_size", self.only_sam_step_size, "sam_rho or sam_lr_mult", self.is_sam),
-                ("gce_q", self.gce_q != 0.7, "loss gce", self.loss == "gce"),
-                ("noise_type", self.noise_type != "sym", "p_label_noise", self.p_label_noise > 0),
-                ("rm_criterion", self.rm_criterion != "loss", "n_rm_pts", self.n_rm_pts > 0),
-                ("model_type", self.model_type != "last", "model_path", self.model_path is not None),
-                ("loss_offset", self.loss_offset != 0, "loss ce_offset", self.loss == "ce_offset"),
-                (
-                    "frac_rm_per_batch",
-                    self.frac_rm_per_batch > 0,
-                    "loss smallest_k_ce",
-                    self.loss == "smallest_k_ce",
-                ),
-                ("n_rm_pts", self.n_rm_pts > 0, "epoch_rm_noise", self.epoch_rm_noise >= 0),
-                ("epoch_rm_noise", self.epoch_rm_noise >= 0, "n_rm_pts", self.n_rm_pts > 0),
-                ("eps", self.eps > 0, "attack", self.attack != "none"),
-                ("attack", self.attack != "none", "eps", self.eps > 0),
-                (
-                    "ln_schedule",
-                    self.ln_schedule != "constant",
-                    "sgd_p_label_noise",
-                    self.sgd_p_label_noise > 0,
-                ),
+    def _check_read(self) -> None:
+        """Refuses what is given and read by nothing, so that a run is what its options say."""
+        for name, needed in unmet(self):
+            raise InputError(f"{name} needs {needed}, without which it would do nothing.")
+        if self.is_sam and not climbs_ever(self):
+            raise InputError(
+                "sam_epoch_frac_start and sam_epoch_frac_end must have the end of an epoch between them, "
+                f"got {self.sam_epoch_frac_start} and {self.sam_epoch_frac_end} of {self.epochs} epochs."
             )
-            if given
-        ]
 
 
 _FRACTIONS = (

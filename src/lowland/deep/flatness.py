@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lowland.errors import InputError, require_default
 from lowland.sam.arguments import Engine
@@ -103,16 +104,49 @@ class FlatnessConfig:
             raise InputError(f"m must be positive, got {min(self.m)}.")
         if not all(0.0 < rho < math.inf for rho in self.rho):
             raise InputError(f"rho must be positive and finite, got {self.rho}.")
-        of_layer = {"feature-rank", "knn-error"} & set(self.measure)
+        self._check_features()
+        self._check_read()
+
+    def _check_features(self) -> None:
+        of_layer = _LAYER & set(self.measure)
         if of_layer and self.feature_layer is None:
             raise InputError(f"measure {min(of_layer)} needs feature_layer, the name of a layer, got none.")
-        if not of_layer:
-            require_default(self, ("feature_layer",), "without a measure of features, which reads it")
+
+    def _check_read(self) -> None:
+        """Refuses what is given and read by none of the measures."""
+        asked = set(self.measure)
+        for names, readers in _READ_BY.items():
+            if not readers & asked:
+                those = " or ".join(name for name in get_args(Measure) if name in readers)
+                require_default(self, names, f"without --measure {those}")
+        if not asked & _DRAWN and self.restarts == 1 and not self.random_targets:
+            require_default(self, ("seed",), "where nothing is drawn")
         if self.search == "auto":
             decided = ("step_size", "direction", "schedule")
             require_default(self, decided, "with --search auto, which decides it")
         if self.direction == "whole" and self.layers is None:
             raise InputError("direction whole needs layers, without which it is normalized, got none.")
-        if not {"worst-case", "suboptimality"} & set(self.measure):
-            unread = ("norm", "restarts", "random_targets", "batch_transfer")
-            require_default(self, unread, "without --measure worst-case, which reads it")
+
+
+_SEARCHED = {"worst-case", "suboptimality"}
+_CLIMBED = _SEARCHED | {"one-step"}
+_GROUPED = _CLIMBED | {"gradient-norm"}
+_SPECTRAL = {"eigenvalues", "trace", "density"}
+_LAYER = {"feature-rank", "knn-error"}
+_DRAWN = {"average-case", *_SPECTRAL}
+_OF_LOSS = {*_GROUPED, "average-case", *_SPECTRAL}
+_READ_BY: Mapping[tuple[str, ...], set[str]] = {
+    ("rho",): {*_CLIMBED, "average-case"},
+    ("m", "engine"): _GROUPED,
+    ("norm", "restarts", "random_targets", "batch_transfer"): _SEARCHED,
+    ("search", "steps", "step_size", "direction", "schedule"): _SEARCHED,
+    ("scaling",): {*_SEARCHED, "average-case"},
+    ("distribution", "samples", "stderr"): {"average-case"},
+    ("matrix",): _SPECTRAL,
+    ("k",): {"eigenvalues"},
+    ("products",): {"trace", "density"},
+    ("feature_layer",): _LAYER,
+    ("neighbours",): {"knn-error"},
+    ("logit_norm", "layers"): _OF_LOSS,
+}
+"""Options that only some measures read, and which do; the others are read by all."""

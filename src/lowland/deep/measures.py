@@ -15,6 +15,7 @@ from torch import Tensor
 from lowland.deep.asked import requests, search_of
 from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig, Measure
+from lowland.deep.objective import AUTOCAST_TYPES, autocast
 from lowland.deep.records import MetricsRow
 from lowland.deep.subject import Subject, pick_parameters
 from lowland.sharpness import (
@@ -202,7 +203,9 @@ class _Taking:
         layer = self.config.feature_layer
         assert layer is not None
         batches = (self.subject.inputs(part) for part in torch.split(images, 256))
-        return features_at(self.subject.model, layer, batches)
+        with autocast(self.config.half_prec, images.device):
+            features = features_at(self.subject.model, layer, batches)
+        return features.float() if features.dtype in AUTOCAST_TYPES.values() else features
 
     def _curvature(self, name: Measure, request: Row) -> Iterator[Row]:
         config, parts = self.config, self.on.parts()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lowland.deep.checkpoint import require_config, saved_states
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import Split, TrainingData, load_training_data, to_float
+from lowland.deep.data import Split, TrainingData, load_training_data, require_folder_read, to_float
+from lowland.deep.fit import require_fit
 from lowland.deep.launch import IMAGE_SIZE, Place, load_data
 from lowland.deep.models import is_convolutional
 from lowland.deep.state import new_network
@@ -144,6 +145,7 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
         )
     _refuse(options, _OF_FILES, source)
     _refuse_kind(options, source)
+    _require_folder_read(options, source)
     return _placed(source, built_by(source), _data(options, None), options)
 
 
@@ -185,6 +187,8 @@ def built_by(builder: str) -> nn.Module:
     found = make()
     if not isinstance(found, nn.Module):
         raise InputError(f"{builder} must return a torch.nn.Module, got {type(found).__name__}.")
+    if next(found.parameters(), None) is None:
+        raise InputError(f"{builder} must return a network with parameters, got none.")
     return found
 
 
@@ -196,6 +200,7 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         raise InputError(f"{path} must have weights, but has neither model.safetensors nor a checkpoint.")
     _refuse(options, _OF_FILES, "a run")
     config = TrainConfig.from_dict(run.config)
+    _require_folder_read(options, path.name, config.dataset)
     own = load_data(config, options.data_dir or Place.of(run).data_dir)
     model = _built(config, own)
     if run.model_path.is_file():
@@ -205,10 +210,11 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         put_weights(model, saved_states(run.checkpoint_path), run.checkpoint_path, kind=options.kind)
     given = options.data is not None or options.dataset not in (None, config.dataset)
     data = _data(options, config.model) if given else own
-    return _placed(path.name, model, data, options, run, config)
+    return _placed(path.name, model, data, options, run, config, own.image_shape)
 
 
 def _of_file(path: Path, options: SubjectOptions) -> Subject:
+    _require_folder_read(options, path.name)
     if options.builder is not None:
         _refuse(options, _OF_MODELS, "a builder")
         model, data = built_by(options.builder), _data(options, None)
@@ -257,6 +263,9 @@ def _own_data(path: Path) -> TrainingData:
             if name not in tensors:
                 raise InputError(f"{path} must hold {name}, it holds {', '.join(sorted(tensors))}.")
         parts.append(_checked(tensors[x], tensors[y], path, y))
+    if parts[1].images.shape[1:] != parts[0].images.shape[1:]:
+        shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in parts)
+        raise InputError(f"{path} must hold images x and x_test of one shape, got {shapes}.")
     labels = torch.cat([part.labels for part in parts])
     _, channels, height, width = parts[0].images.shape
     classes = int(labels.max()) + 1
@@ -302,13 +311,18 @@ def _placed(
     options: SubjectOptions,
     run: Run | None = None,
     config: TrainConfig | None = None,
+    trained_on: tuple[int, int, int] | None = None,
 ) -> Subject:
     device = Place(options.device).torch_device()
     model = model.to(device, getattr(torch, options.dtype)).eval().requires_grad_()
     train, test = data.train.to(device), data.test.to(device)
     of_run = "" if config is None else config.dataset
     named = str(options.data) if options.data is not None else options.dataset or of_run
-    return Subject(name, model, train, test, named, options.kind, run, config)
+    subject = Subject(name, model, train, test, named, options.kind, run, config)
+    classes = max(int(split.labels.max()) for split in (train, test) if len(split) > 0) + 1
+    image = subject.inputs(train.images[:1])
+    require_fit(model, image, classes, network=name, data=named, trained_on=trained_on)
+    return subject
 
 
 def _refuse(options: SubjectOptions, names: tuple[str, ...], source: str) -> None:
@@ -316,6 +330,13 @@ def _refuse(options: SubjectOptions, names: tuple[str, ...], source: str) -> Non
         value = getattr(options, name)
         if value is not None:
             raise InputError(f"{name} must be left out for {source}, which says it itself, got {value}.")
+
+
+def _require_folder_read(options: SubjectOptions, of: str, *own: str) -> None:
+    """Refuses ``data_dir`` for a network that has nothing to read from it."""
+    asked = [] if options.dataset is None else [options.dataset]
+    if asked or own or options.data is not None:
+        require_folder_read(options.data_dir, [*own, *asked], of)
 
 
 def _refuse_kind(options: SubjectOptions, source: str) -> None:

@@ -71,6 +71,7 @@ class SceneryConfig:
             "n_direction": view != "sam",
             "curve_steps": view != "curve",
             "curve_lr": view != "curve",
+            "seed": view in {"line", "sam"} or (view == "plane" and networks == 3),
         }
         names = [name for name, nobody in unread.items() if nobody]
         require_default(self, names, f"for view {view}, which does not read it")

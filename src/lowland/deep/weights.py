@@ -51,6 +51,10 @@ def put_weights(
     Raises:
         InputError: If there is no such state, or it is not the model's.
     """
+    if kind != "last" and set(states) == {""}:
+        raise InputError(
+            f"{path} must hold the weights {kind!r}, it holds weights of one kind, without a name."
+        )
     if kind not in states and set(states) != {""}:
         raise InputError(f"{path} must hold the weights {kind!r}, it holds {', '.join(map(repr, states))}.")
     state = states.get(kind, states.get("", {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,22 @@ class DiagonalConfig:
             ]
         if not runs:
             raise InputError("there must be something to run, got neither methods with radii nor phases.")
+        self._require_read([phase for phases in runs for phase in phases])
         return [Plan(phases, self.alpha, self.balanced, seed, self.kernel) for phases in runs]
+
+    def _require_read(self, phases: Sequence[Phase]) -> None:
+        """Refuses options that no phase of any run reads."""
+        if all(phase.method in {"gd", "sgd"} for phase in phases):
+            require_default(self, ("rho",), "where nothing climbs")
+        if not any(phase.rho > 0.0 for phase in phases):
+            require_default(self, ("rho_convention", "normalized", "derivative_only"), "where nothing climbs")
+        if all(replace(phase, rho_convention="original").reach(2) == phase.rho for phase in phases):
+            doubled = "where no example climbs alone, by rho times its gradient"
+            require_default(self, ("rho_convention",), doubled)
+        if not any(phase.is_algebraic for phase in phases):
+            require_default(self, ("kernel",), "without gd, n-sam or 1-sam free of further options")
+        if self.data is not None and all(phase.method != "sgd" for phase in phases):
+            require_default(self, ("seeds",), "where the data are given and nothing is drawn")
 
     def _phase(self, word: str) -> Phase:
         """The phase that METHOD:GAMMA:STEPS[:RHO[:M]] says."""

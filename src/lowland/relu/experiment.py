@@ -212,7 +212,9 @@ def planned(config: ReluConfig) -> list[tuple[int, Training, Regression, Network
     ]
     trainings = [config.training(rho) for rho in config.rho]
     for training in trainings:
-        training.examples_per_step(data.n)
+        size = training.examples_per_step(data.n)
+        if training.m is not None and training.m > size:
+            raise InputError(f"m must be at most the {size} examples of a step, got {training.m}.")
     return [(seed, training, data, start) for training in trainings for seed, start in enumerate(starts)]
 
 

@@ -1,13 +1,13 @@
 """The table of data sets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lowland.deep.data.augment import Augmentation
 from lowland.deep.data.source import HubRepository, ParquetSource, SyntheticSource
 from lowland.deep.data.synthetic import gaussians_binary, uniform_noise
-from lowland.errors import one_of
+from lowland.errors import InputError, one_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class DataSet:
     augmentation: Augmentation
     keep: Mapping[int, int] = field(default_factory=dict)
     confusions: Mapping[int, int] | None = None
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether no folder is read for it: it is drawn, or comes with the package."""
+        return all(
+            isinstance(part, SyntheticSource) or part.embedded is not None for part in (self.train, self.test)
+        )
 
     @property
     def num_classes(self) -> int:
@@ -135,6 +142,18 @@ def dataset_named(name: str) -> DataSet:
     """
     one_of("dataset", name, DATASETS)
     return DATASETS[name]
+
+
+def require_folder_read(data_dir: object, datasets: Iterable[str], of: str) -> None:
+    """Raises :class:`InputError` for a folder from which none of the data sets is read.
+
+    Args:
+        data_dir: The folder, if one is given.
+        datasets: All that is loaded.
+        of: What they are loaded for.
+    """
+    if data_dir is not None and all(dataset_named(name).is_at_hand for name in datasets):
+        raise InputError(f"data_dir must be left out for {of}, which reads no folder, got {data_dir}.")
 
 
 def augmentation(dataset: str) -> Augmentation:

@@ -44,6 +44,7 @@ class _Model:
         min_size: The least height and width of an image.
         outputs_of_two: Outputs for two classes: their logit difference, or a logit each where the original
             has two, so that its checkpoints fit.
+        batch_norm: Whether it has batch normalization.
     """
 
     construct: Callable[..., nn.Module]
@@ -52,6 +53,7 @@ class _Model:
     convolutional: bool = True
     min_size: int = 1
     outputs_of_two: int = 1
+    batch_norm: bool = False
 
 
 _BLOCKS = ("model_width", "activation", "droprate")
@@ -61,14 +63,22 @@ _THIRTY_FOUR = (3, 4, 6, 3)
 _TINY = (1, 1, 1, 1)
 
 _MODELS: Mapping[str, _Model] = {
-    "resnet18": _Model(partial(PreActResNet, num_blocks=_EIGHTEEN, norm=batch_norm), _BLOCKS, 64),
+    "resnet18": _Model(
+        partial(PreActResNet, num_blocks=_EIGHTEEN, norm=batch_norm), _BLOCKS, 64, batch_norm=True
+    ),
     "resnet18_gn": _Model(partial(PreActResNet, num_blocks=_EIGHTEEN, norm=group_norm), _BLOCKS, 64),
-    "resnet_tiny": _Model(partial(PreActResNet, num_blocks=_TINY, norm=batch_norm), _BLOCKS, 16),
+    "resnet_tiny": _Model(
+        partial(PreActResNet, num_blocks=_TINY, norm=batch_norm), _BLOCKS, 16, batch_norm=True
+    ),
     "resnet_tiny_gn": _Model(partial(PreActResNet, num_blocks=_TINY, norm=group_norm), _BLOCKS, 16),
-    "resnet34": _Model(partial(ResNet, num_blocks=_THIRTY_FOUR), _BLOCKS, 64, outputs_of_two=2),
+    "resnet34": _Model(
+        partial(ResNet, num_blocks=_THIRTY_FOUR), _BLOCKS, 64, outputs_of_two=2, batch_norm=True
+    ),
     "resnet34_gn": _Model(partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=group_norm), _BLOCKS, 64),
-    "resnet34preact": _Model(partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=batch_norm), _BLOCKS, 64),
-    "wrn28": _Model(partial(WideResNet, depth=28), _BLOCKS, 10, outputs_of_two=2),
+    "resnet34preact": _Model(
+        partial(PreActResNet, num_blocks=_THIRTY_FOUR, norm=batch_norm), _BLOCKS, 64, batch_norm=True
+    ),
+    "wrn28": _Model(partial(WideResNet, depth=28), _BLOCKS, 10, outputs_of_two=2, batch_norm=True),
     "vgg16": _Model(VGG16, ("model_width", "activation"), 64, min_size=32, outputs_of_two=2),
     "lenet": _Model(LeNet, ("activation",), min_size=16),
     "cnn": _Model(ConvNet, _LAYERS, 64),
@@ -83,6 +93,9 @@ DEFAULT_WIDTHS: Mapping[str, int | None] = MappingProxyType(
     {name: model.width for name, model in _MODELS.items()}
 )
 """The ``model_width`` that each model has if none is given; ``None`` for a model without one."""
+
+NORMALIZED_BY_BATCH: tuple[str, ...] = tuple(name for name, model in _MODELS.items() if model.batch_norm)
+"""The names of the models with batch normalization."""
 
 
 def is_convolutional(name: str) -> bool:
