@@ -1,12 +1,15 @@
 """What ends a run softly: Ctrl-C, a request to terminate, a terminal that is closed."""
 
+import dataclasses
 import os
 import pty
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -67,3 +70,64 @@ def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint(tmp_path) -> None:
     finally:
         process.kill()
     assert (tmp_path / "x" / "checkpoint" / "state.safetensors").is_file()
+
+
+LONG = {
+    "diagonal --steps 400000000": "x/.lock",
+    "diagonal --steps 400000000 --kernel algebraic --threads 1": "x/.lock",
+    "relu --steps 100000000 --stop_loss 0": "x/.lock",
+    "theorem2 --steps 100000000": "x/.lock",
+    "landscape a --points 2000 --device cpu": "x/metrics.jsonl",
+    "sharpness a --steps 100000 --m 1 2 --rho 0.1 --n_eval 512 --device cpu": "running",
+    "figure fig6 --scale paper --jobs 1": "x/runs/*/.lock",
+    "figure fig6 --scale paper --engine here": "x/runs/*/.lock",
+    "demo --seeds 50": "x/*/metrics.jsonl",
+}
+"""Commands that take hours, and the file that tells that one has begun."""
+
+RUNNING = """
+import sys, pathlib, lowland.cli.sharpness as command
+measures = command.measures
+def told(*words, **named):
+    pathlib.Path("running").touch()
+    return measures(*words, **named)
+command.measures = told
+from lowland.cli import main
+sys.argv = ["lowland", *sys.argv[1:]]
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    launch(dataclasses.replace(CONFIG, epochs=1), folder / "a", Place("cpu", threads=1), Control())
+    return folder / "a"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", LONG)
+def test_every_command_ends_at_ctrl_c_and_leaves_nothing_half_written(tmp_path, trained, words) -> None:
+    shutil.copytree(trained, tmp_path / "a")
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNING, *shlex.split(words), "--out", "x"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while not list(tmp_path.glob(LONG[words])) and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all processes of the command
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == ("" if "stopped" in out else "lowland: interrupted.\n")
+    assert not list(tmp_path.rglob("*.tmp"))
+    for lock in tmp_path.rglob(".lock"):
+        with Run(lock.parent).locked():
+            pass

@@ -1,5 +1,5 @@
 """The command line: ``lowland COMMAND``."""
 
-from lowland.cli.command import main
+from lowland.cli.start import main
 
 __all__ = ["main"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
 
+from lowland.cli.interrupts import INTERRUPTED, end_interrupted, interruptible, say_interrupted
 from lowland.errors import InputError, one_of
 
 _COMMANDS = {
@@ -33,13 +36,23 @@ _USAGE = "\n".join(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+def as_program() -> NoReturn:
+    """Runs the command that the process was called with, and ends the process: see :func:`answered`."""
+    code = answered(sys.argv[1:], working=interruptible)
+    if code == INTERRUPTED:
+        end_interrupted()
+    sys.exit(code)
 
-    Returns:
-        0, or 2 after wrong input, 130 after an interrupt.
+
+def answered(
+    words: Sequence[str], *, working: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> int:
+    """Runs one command; its errors become a sentence, and an exit code.
+
+    Args:
+        words: The command and its options.
+        working: What surrounds the command's work, once its modules are imported.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help"}:
         print(_USAGE)
         return 0 if words else 2
@@ -51,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         one_of("command", words[0], _COMMANDS)
         module = importlib.import_module(f"lowland.cli.{words[0]}")
-        code: int = module.run(words[1:])
+        with working():
+            code: int = module.run(words[1:])
         return code
     except InputError as error:
         print(f"lowland: {error}", file=sys.stderr)
@@ -60,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lowland: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lowland: interrupted.", file=sys.stderr)
-        return 130
+        say_interrupted()
+        return INTERRUPTED
 
 
 def _sentence(error: OSError) -> str:

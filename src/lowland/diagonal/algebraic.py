@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
 
-from lowland.diagonal.kernels import Array, Data, Record
+from lowland.diagonal.kernels import Array, Data, Place, Record
 
 _REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What the compiler may do; NaN and infinity stay what they are."""
@@ -16,23 +16,36 @@ _LANES = 16
 """Features are padded to a multiple of this, so that no sum over them has a remainder."""
 
 
+class Padded(NamedTuple):
+    """Weights, and what the climbs took from the effective initialization, with zeros up to whole lanes."""
+
+    u: Array
+    v: Array
+    exponent: Array
+
+    @classmethod
+    def of(cls, u: Array, v: Array) -> Padded:
+        """At the weights ``u`` and ``v``."""
+        room = -len(u) % _LANES
+        return cls(np.pad(u, (0, room)), np.pad(v, (0, room)), np.zeros(len(u) + room))
+
+
 @numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
 @no_type_check
-def algebraic(data: Data, u: Array, v: Array, m: int, gamma: float, rho: float, record: Record) -> None:
+def algebraic(
+    data: Data, here: Padded, m: int, rho: float, record: Record, place: Place, begin: int, end: int
+) -> None:
     """Steps with groups of one example (``m = 1``), of all (``m > 1``) or without a climb (``m = 0``).
 
-    ``u`` and ``v`` are changed in place.
+    ``here`` is changed in place; the record's exponent is left to the caller.
     """
-    d = len(u)
+    up, vp, exponent = here
     X, X_test = _padded(data.XT), _padded(data.XT_test)
     width = X.shape[1]
-    up, vp = np.zeros(width), np.zeros(width)
-    up[:d], vp[:d] = u, v
     square, cube = X * X, X * X * X
     beta, s, along, across = np.zeros(width), np.zeros(width), np.zeros(width), np.zeros(width)
-    exponent = np.zeros(width)
-    at, area = 0, 0.0
-    for step in range(record.logged[-1] + 1):
+    at, (gamma, area) = place.counts[0], place.sums
+    for step in range(begin, end):
         if m == 1:
             loss = _examples(X, square, cube, data.y, up, vp, gamma, rho, beta, s, along, across, exponent)
         else:
@@ -43,8 +56,8 @@ def algebraic(data: Data, u: Array, v: Array, m: int, gamma: float, rho: float, 
             record.test[at] = _loss(X_test, data.y_test, up * vp)
             record.areas[at] = area
             at += 1
-    u[:], v[:] = up[:d], vp[:d]
-    record.exponent[:] += exponent[:d]
+    place.counts[0] = at
+    place.sums[1] = area
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_REORDERED)

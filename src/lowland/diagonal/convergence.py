@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from lowland.diagonal.dynamics import logged_iterations
 from lowland.diagonal.problem import Array, Problem
 from lowland.errors import InputError
+from lowland.runs import end_if_given_up
 
 _ZERO = 1e-9
 """Eigenvalues below this share of the largest are zero."""
@@ -237,6 +238,7 @@ def _walk(
 
     def walk(step: int) -> Array:
         nonlocal w
+        end_if_given_up()
         gamma, rho = sizes(step)
         group = draw.integers(n, size=(runs, m))
         climbed = w + rho * problem.group_gradient(w, group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from lowland.diagonal.algebraic import algebraic
-from lowland.diagonal.kernels import Data, Record, Rule, in_order
+from lowland.diagonal.algebraic import Padded, algebraic
+from lowland.diagonal.kernels import Data, Place, Record, Rule, in_order
 from lowland.diagonal.problem import Array, Problem
 from lowland.errors import InputError, one_of
-from lowland.runs import in_threads
+from lowland.runs import in_pieces, in_threads
 
 Method = Literal["gd", "sgd", "n-sam", "1-sam", "m-sam"]
 Convention = Literal["consistent", "original"]
@@ -223,12 +223,26 @@ class Plan:
             train_loss, test_loss, areas = (np.empty(len(logged)) for _ in range(3))
             record = Record(logged, train_loss, test_loss, areas, exponent)
             if self.kernel == "algebraic" and phase.is_algebraic:
-                few = _data(problem, *problem.condensed_test)
-                algebraic(few, u, v, phase.group(problem.n), phase.gamma, phase.reach(problem.n), record)
+                _rearranged(problem, phase, u, v, record)
             else:
-                in_order(data, u, v, phase.rule(problem.n, draws), record)
+                rule, place = phase.rule(problem.n, draws), Place.start(phase.gamma)
+                for begin, end in _pieces(problem, phase):
+                    in_order(data, u, v, rule, record, place, begin, end)
             records.append(record)
         return _joined(records, u, v)
+
+
+def _rearranged(problem: Problem, phase: Phase, u: Array, v: Array, record: Record) -> None:
+    data, place = _data(problem, *problem.condensed_test), Place.start(phase.gamma)
+    m, reach, here = phase.group(problem.n), phase.reach(problem.n), Padded.of(u, v)
+    for begin, end in _pieces(problem, phase):
+        algebraic(data, here, m, reach, record, place, begin, end)
+    u[:], v[:] = here.u[: len(u)], here.v[: len(v)]
+    record.exponent[:] += here.exponent[: len(u)]
+
+
+def _pieces(problem: Problem, phase: Phase) -> Iterator[tuple[int, int]]:
+    return in_pieces(phase.steps, cost=problem.X.size)
 
 
 def _data(problem: Problem, X_test: Array, y_test: Array) -> Data:

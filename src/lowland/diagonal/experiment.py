@@ -233,6 +233,7 @@ def conduct(
     *,
     threads: int | None = None,
     on_done: Callable[[int], object] | None = None,
+    on_wait: Callable[[], object] | None = None,
 ) -> list[Outcome]:
     """Runs everything that ``config`` says, several at a time, seed by seed in the result.
 
@@ -240,12 +241,13 @@ def conduct(
         config: What to run.
         threads: Runs at a time; ``None`` for one per core. The result does not depend on it.
         on_done: Called with a run's index as soon as it has ended.
+        on_wait: Called several times a second; an exception that it raises ends this.
 
     Raises:
         InputError: If an option is out of its range.
     """
     todo = [functools.partial(_outcome, config, *job) for job in planned(config)]
-    return in_threads(todo, threads=threads, on_done=on_done)
+    return in_threads(todo, threads=threads, on_done=on_done, on_wait=on_wait)
 
 
 def planned(config: DiagonalConfig) -> list[tuple[str, int, Problem, Plan]]:

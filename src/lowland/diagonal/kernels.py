@@ -73,17 +73,36 @@ class Record(NamedTuple):
     exponent: Array
 
 
+class Place(NamedTuple):
+    """How far a run has come, which goes on bit for bit in another call of the kernel.
+
+    Attributes:
+        counts: How many losses are noted, and how often the step size was halved.
+        sums: The step size, and the sum of the losses times the step size.
+    """
+
+    counts: Array
+    sums: Array
+
+    @classmethod
+    def start(cls, gamma: float) -> Place:
+        """Before the first step."""
+        return cls(np.zeros(2, np.int64), np.array([gamma, 0.0]))
+
+
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def in_order(data: Data, u: Array, v: Array, rule: Rule, record: Record) -> None:
-    """Steps of one method, ``u`` and ``v`` in place, in the order of the definition."""
+def in_order(
+    data: Data, u: Array, v: Array, rule: Rule, record: Record, place: Place, begin: int, end: int
+) -> None:
+    """Steps ``begin`` to ``end`` of one method, ``u`` and ``v`` in place, in the order of the definition."""
     X, XT, y = data.X, data.XT, data.y
     n, d = X.shape
     gu, gv = np.empty(d), np.empty(d)
     r, r_test = np.empty(n), np.empty(len(data.y_test))
     room = np.empty((2, max(n, d))), np.empty((2, d))
-    gamma, halved, area, at = rule.gamma, 0, 0.0, 0
-    for step in range(record.logged[-1] + 1):
+    (at, halved), (gamma, area) = place.counts, place.sums
+    for step in range(begin, end):
         loss = residuals(XT, y, u * v, r)
         area += gamma * loss
         while halved < len(rule.thresholds) and loss < rule.thresholds[halved]:
@@ -120,6 +139,8 @@ def in_order(data: Data, u: Array, v: Array, rule: Rule, record: Record) -> None
             record.test[at] = residuals(data.XT_test, data.y_test, u * v, r_test)
             record.areas[at] = area
             at += 1
+    place.counts[:] = at, halved
+    place.sums[:] = gamma, area
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from lowland.diagonal.convergence import Convergence, Quadratics, loss_gap, mean_square_gradient
 from lowland.diagonal.problem import sparse_regression
 from lowland.errors import InputError, one_of, require_default
+from lowland.runs import in_threads
 
 Kind = Literal["noisy", "regression"]
 
@@ -89,23 +91,32 @@ class Check:
         return {"result": curve | {"statement": [self.statement] * len(found.steps)}}
 
 
-def conduct(config: Theorem2Config, *, on_done: Callable[[int], object] | None = None) -> list[Check]:
-    """Both statements for every m; ``on_done`` is called after each with its index.
+def conduct(
+    config: Theorem2Config,
+    *,
+    on_done: Callable[[int], object] | None = None,
+    on_wait: Callable[[], object] | None = None,
+) -> list[Check]:
+    """Both statements for every m, one after the other.
+
+    Args:
+        config: What to run.
+        on_done: Called with the index of each as soon as it is there.
+        on_wait: Called several times a second; an exception that it raises ends this.
 
     Raises:
         InputError: If an option is out of its range.
     """
     problem = config.losses()
     horizons = [T for T in (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000) if config.steps >= T]
-    checks: list[Check] = []
-    done = on_done or (lambda _: None)
+    jobs: list[Callable[[], Check]] = []
     for m in config.m:
-        label = f"m = {m}"
-        gap = loss_gap(problem, steps=config.steps, m=m, runs=config.seeds)
-        checks.append(Check(label, "loss", gap))
-        done(len(checks) - 1)
+        gap = partial(loss_gap, problem, steps=config.steps, m=m, runs=config.seeds)
         steps = horizons or [config.steps]
-        slope = mean_square_gradient(problem, steps=steps, m=m, runs=config.seeds)
-        checks.append(Check(label, "gradient", slope))
-        done(len(checks) - 1)
-    return checks
+        slope = partial(mean_square_gradient, problem, steps=steps, m=m, runs=config.seeds)
+        jobs += [partial(_check, m, "loss", gap), partial(_check, m, "gradient", slope)]
+    return in_threads(jobs, threads=1, on_done=on_done, on_wait=on_wait)
+
+
+def _check(m: int, statement: Literal["loss", "gradient"], measure: Callable[[], Convergence]) -> Check:
+    return Check(f"m = {m}", statement, measure())

@@ -182,6 +182,7 @@ def conduct(
     *,
     threads: int | None = None,
     on_done: Callable[[int], object] | None = None,
+    on_wait: Callable[[], object] | None = None,
 ) -> list[Outcome]:
     """Runs everything that ``config`` says, several at a time, radius by radius in the result.
 
@@ -189,13 +190,14 @@ def conduct(
         config: What to run.
         threads: Runs at a time; ``None`` for one per core. The result does not depend on it.
         on_done: Called with a run's index as soon as it has ended.
+        on_wait: Called several times a second; an exception that it raises ends this.
 
     Raises:
         InputError: If an option is out of its range.
     """
     jobs = planned(config)
     todo = [functools.partial(_outcome, *job) for job in jobs]
-    return in_threads(todo, threads=threads, on_done=on_done)
+    return in_threads(todo, threads=threads, on_done=on_done, on_wait=on_wait)
 
 
 def planned(config: ReluConfig) -> list[tuple[int, Training, Regression, Network]]:

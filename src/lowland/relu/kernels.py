@@ -51,8 +51,18 @@ class Weights(NamedTuple):
 
 @numba.njit(cache=True, nogil=True, fastmath=_REORDERED)
 @no_type_check
-def descend(x: Array, y: Array, here: Weights, rule: Rule, logged: Array, losses: Array) -> tuple[int, float]:
-    """Steps until the last of ``logged`` or until the loss is small, ``here`` in place.
+def descend(
+    x: Array,
+    y: Array,
+    here: Weights,
+    rule: Rule,
+    logged: Array,
+    losses: Array,
+    at: int,
+    begin: int,
+    end: int,
+) -> tuple[int, int]:
+    """Steps ``begin`` to ``end``, or until the loss is small, ``here`` in place.
 
     Args:
         x: Inputs, a row per example.
@@ -61,9 +71,12 @@ def descend(x: Array, y: Array, here: Weights, rule: Rule, logged: Array, losses
         rule: What to do.
         logged: Steps before which the losses are noted, rising.
         losses: Where they go: at the weights, and at the perturbed ones.
+        at: How many of ``logged`` were reached before.
+        begin: Steps taken before.
+        end: Steps taken at the end, unless the loss is small.
 
     Returns:
-        Steps taken, and how many of ``logged`` were reached.
+        Steps taken, less than ``end`` if the loss is small, and how many of ``logged`` were reached.
     """
     d, width = here.w.shape
     size = rule.order.shape[1]
@@ -71,8 +84,7 @@ def descend(x: Array, y: Array, here: Weights, rule: Rule, logged: Array, losses
     slope = Weights(np.empty((d, width)), np.empty(width), np.empty(width))
     total = Weights(np.empty((d, width)), np.empty(width), np.empty(width))
     z, r = np.zeros((size + 3, width)), np.empty(size)  # the last examples are read as four
-    at, steps = 0, logged[-1] + 1
-    for step in range(steps):
+    for step in range(begin, end):
         index = rule.order[step if len(rule.order) > 1 else 0]
         gamma = rule.gamma * (1.0 - (step + 1) / rule.horizon) if rule.horizon > 0 else rule.gamma
         loss = _forward(x, y, here, index, 0, size, z, r)
@@ -103,7 +115,7 @@ def descend(x: Array, y: Array, here: Weights, rule: Rule, logged: Array, losses
         for k in range(d):
             for h in range(width):
                 here.w[k, h] -= gamma * slope.w[k, h]
-    return steps, at
+    return end, at
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_REORDERED)

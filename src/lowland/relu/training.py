@@ -12,6 +12,7 @@ from lowland.errors import InputError, one_of
 from lowland.relu.kernels import Rule, Weights, descend
 from lowland.relu.network import Network
 from lowland.relu.problem import Array, Regression
+from lowland.runs import in_pieces
 
 Schedule = Literal["constant", "linear"]
 StopOn = Literal["unperturbed", "perturbed"]
@@ -136,7 +137,11 @@ def train(problem: Regression, training: Training, *, start: Network | None = No
     here = Weights(start.w.copy(), start.b.copy(), start.a.copy())
     logged = np.unique(np.geomspace(1, training.steps, 400).astype(np.int64)) - 1
     losses = np.empty((2, len(logged)))
-    steps, reached = descend(problem.x, problem.y, here, _rule(training, problem.n, seed), logged, losses)
+    rule, reached, steps = _rule(training, problem.n, seed), 0, 0
+    for begin, end in in_pieces(int(logged[-1]) + 1, cost=rule.order.shape[1] * start.w.size):
+        steps, reached = descend(problem.x, problem.y, here, rule, logged, losses, reached, begin, end)
+        if steps < end:
+            break
     return Result(logged[:reached], losses[0, :reached], losses[1, :reached], steps, Network(*here))
 
 

@@ -8,7 +8,7 @@ from lowland.runs.lines import append_line, read_lines
 from lowland.runs.records import SmallRow
 from lowland.runs.results import as_rows, read_table, table_of, write_results
 from lowland.runs.schema import JSONObject, conform, parse_json, read_json
-from lowland.runs.threads import in_threads, require_threads
+from lowland.runs.threads import end_if_given_up, in_pieces, in_threads, require_threads
 
 __all__ = [
     "JSONObject",
@@ -19,6 +19,8 @@ __all__ = [
     "config_hash",
     "conform",
     "describe_environment",
+    "end_if_given_up",
+    "in_pieces",
     "in_threads",
     "parse_json",
     "read_arrays",

@@ -57,6 +57,7 @@ class Between:
             nonlocal done
             done += 1
             how.on_progress(min(1.0, done / self.config.points))
+            how.heed()
 
         with run.locked():
             networks = {

@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, runtime_checkable
@@ -128,7 +128,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        self.process.start()
+        with _blocked():
+            self.process.start()
         theirs.close()
 
     @property
@@ -173,6 +174,19 @@ class _Worker:
         if self.process.is_alive():
             self.process.terminate()
             self.process.join()
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """A process that begins here never hears Ctrl-C or a closed terminal, not even while it imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection[Any, Any], work: Work) -> None:

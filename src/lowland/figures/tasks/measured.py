@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lowland.deep import Interrupted
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.measures import measures
 from lowland.deep.records import MeasureRow
@@ -58,14 +57,11 @@ class Measured:
 
             def keep(row: dict[str, Any]) -> None:
                 run.append(row)
-                if how.should_stop():
-                    raise Interrupted
+                how.heed()
 
-            taken = measures(
-                subject,
-                self.config,
-                known=rows,
-                on_row=keep,
-                on_progress=lambda _, share: how.on_progress(share),
-            )
+            def on_progress(_: str, share: float) -> None:
+                how.on_progress(share)
+                how.heed()
+
+            taken = measures(subject, self.config, known=rows, on_row=keep, on_progress=on_progress)
             run.finish({"runs": taken.rows})

@@ -46,7 +46,7 @@ class Simulation:
         return seconds_of_simulation(self.config)
 
     def carry_out(self, store: Store, how: How) -> None:
-        """Runs the experiment; it is short, and does not stop in between."""
+        """Runs the experiment; one that was stopped begins again."""
         run = Run.create(store.run(self).path, self.describe(), describe_environment())
         with run.locked():
             write_results(run, self._conducted(how))
@@ -54,18 +54,24 @@ class Simulation:
     def _conducted(self, how: How) -> list[Any]:
         config, done = self.config, 0
 
-        def on_done(count: int) -> None:
+        def on_done(_: int) -> None:
             nonlocal done
             done += 1
-            how.on_progress(min(1.0, done / count))
+            how.on_progress(min(1.0, done / self._count()))
 
+        told: dict[str, Any] = {"on_done": on_done, "on_wait": how.heed}
         outcomes: list[Any]
         if isinstance(config, DiagonalConfig):
-            count = len(diagonal.planned(config))
-            outcomes = diagonal.conduct(config, threads=how.place.threads, on_done=lambda _: on_done(count))
+            outcomes = diagonal.conduct(config, threads=how.place.threads, **told)
         elif isinstance(config, ReluConfig):
-            count = len(relu.planned(config))
-            outcomes = relu.conduct(config, threads=how.place.threads, on_done=lambda _: on_done(count))
+            outcomes = relu.conduct(config, threads=how.place.threads, **told)
         else:
-            outcomes = theorem2.conduct(config, on_done=lambda _: on_done(2 * len(config.m)))
+            outcomes = theorem2.conduct(config, **told)
         return outcomes
+
+    def _count(self) -> int:
+        """How many small runs it has."""
+        config = self.config
+        if isinstance(config, DiagonalConfig):
+            return len(diagonal.planned(config))
+        return len(relu.planned(config)) if isinstance(config, ReluConfig) else 2 * len(config.m)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
-from lowland.deep import Place
+from lowland.deep import Interrupted, Place
 from lowland.runs import Run, append_line, read_lines
 
 
@@ -31,6 +31,11 @@ class How:
     place: Place = field(default_factory=Place)
     on_progress: Callable[[float], object] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
+
+    def heed(self) -> None:
+        """Raises :class:`~lowland.deep.Interrupted` if the task should stop."""
+        if self.should_stop():
+            raise Interrupted
 
 
 @dataclass(frozen=True)
