@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 import lowland.runs.schema
+from fuzzing import Generator, Target, all_fuzzed, asked
 from lowland.deep import Control, Place, TrainConfig, TrainState, launch, load_data, load_weights
 from lowland.deep.checkpoint import load_checkpoint, saved_states
 from lowland.deep.data.cache import cached

@@ -273,7 +273,7 @@ _WORLD: list[Path] = []
 
 
 def world(folder: Path) -> Path:
-    """What a user might have; made in a process of its own: no thread of it may live when this one forks."""
+    """What a user might have."""
     launch(CONFIG, folder / "run", Place("cpu", threads=1), Control())
     shutil.copytree(folder / "run", folder / "other")
     weights = load_file(folder / "run" / "model.safetensors")
@@ -321,7 +321,7 @@ def use(folder: Path) -> None:
 def _judge(words: list[str], code: object, out: str, err: str, *, unchanged: bool) -> None:
     about = f"{words!r} gave {code!r}, output {out!r:.300}, errors {err!r:.600}"
     assert code in (0, 2, 130), about
-    assert "╭" not in out + err, f"a box: {about}"
+    assert code == 0 or "╭" not in out + err, f"a box: {about}"
     if code == 2 and len(words) > 1:
         assert err.startswith("lowland: "), about
         assert err.count("\n") == 1, f"more than one line: {about}"
@@ -367,7 +367,9 @@ def cut_off() -> Iterator[None]:
     with ExitStack() as stack:
         for name in ends:
             stack.enter_context(mock.patch(name, begins))
-        stack.enter_context(mock.patch.object(sys.modules["lowland.deep.launch"], "TrainState", _begun))
+        launching = sys.modules["lowland.deep.launch"]  # the package has a function of this name
+        stack.enter_context(mock.patch.object(launching, "TrainState", _begun))
+        stack.enter_context(mock.patch.object(launching, "train", begins))
         yield
 
 
@@ -387,11 +389,11 @@ def main() -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     os.environ.pop("LOWLAND_DATA", None)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    with tempfile.TemporaryDirectory() as folder, cut_off(), _planted(arguments.plant):
+    with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("LOWLAND_CACHE", f"{folder}/cache")
-        with mock.patch.object(sys.modules["lowland.deep.launch"], "TrainState", TrainState):
-            _WORLD.append(world(Path(folder) / "world"))
-        return all_fuzzed(TARGETS, Path(folder) / "target", arguments)
+        _WORLD.append(world(Path(folder) / "world"))
+        with cut_off(), _planted(arguments.plant):
+            return all_fuzzed(TARGETS, Path(folder) / "target", arguments)
 
 
 @contextmanager

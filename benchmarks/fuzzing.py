@@ -18,6 +18,8 @@ import torch
 from lowland.errors import InputError
 
 SECONDS = 10
+_BROKEN = 70
+"""Exit code of a process in which not an input failed, but the script."""
 Generator = random.Random
 
 
@@ -78,15 +80,18 @@ def fuzzed(name: str, target: Target, folder: Path, count: int, seed: int) -> Co
                         told.write(f"{_one(target, folder, Generator(f'{seed} {name} {k}'), k)}\n")
                         told.flush()
                 os._exit(0)
-            except BaseException:  # an error of this script's; the files are its parent's to remove
+            except BaseException:  # an error of the script's; the files are its parent's to remove
                 traceback.print_exc()
-                os._exit(1)
+                os._exit(_BROKEN)
         os.close(writing)
         with os.fdopen(reading) as heard:
             words = heard.read().split()
         counts += Counter(words)
         done += len(words)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 and done < count:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code == _BROKEN:
+            raise RuntimeError(f"the script itself failed at {name}, input {done}")
+        if code != 0 and done < count:
             print(f"CRASH: {name}, input {done}")
             counts["crash"] += 1
             done += 1

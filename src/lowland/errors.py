@@ -1,7 +1,8 @@
 """The one error that the command line turns into a sentence."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -44,3 +45,31 @@ def require_default(config: Any, names: Iterable[str], because: str) -> None:
         value = getattr(config, name)
         if value != defaults[name]:
             raise InputError(f"{name} must be left out {because}, got {value}.")
+
+
+def require_at_most(config: Any, most: Mapping[str, int]) -> None:
+    """Raises :class:`InputError` for a field beyond what any machine holds, or what a loop ever ends at."""
+    for name, limit in most.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and number > limit:
+                raise InputError(f"{name} must be at most {limit}, got {number}.")
+
+
+def require_finite(config: Any) -> None:
+    """Raises :class:`InputError` for a field with a number that is none, or is infinite."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{field.name} must be a finite number, got {number}.")
+
+
+def in_one_line(message: object) -> str:
+    r"""A message as a terminal shows it: what would break the line, or is no character, is escaped.
+
+    Example:
+        >>> in_one_line("got 'a\nb'.")
+        "got 'a\\nb'."
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))

@@ -116,10 +116,18 @@ def test_another_config_does_not_touch_a_run(run) -> None:
         ),
         (("--optimizer=sdg",), r"optimizer must be one of .*, got 'sdg'; nearest: sgd"),
         (("--optimizer_options", "lr"), r"optimizer_options must be name=value, got 'lr'\."),
+        (("--m=16",), r"m needs sam_rho or sam_lr_mult, or .*, without which it would do nothing\."),
+        (("--epochs=1", "--epochs", "2"), r"--epochs must be given once, got it again\."),
+        (("--quiet", "--no-quiet"), r"--quiet must be given once, got it again\."),
+        ((f"--seed={10**30}",), f"--seed must be a whole number of at most 63 bits, got {10**30}"),
+        ((f"--lr_max={'x' * 5000}",), rf"--lr_max must be a number, got '{'x' * 100}\.\.\.'\."),
+        (("--resume=a\nb\udcff",), r"a run directory is needed, but there is no directory a\\nb\\udcff\."),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(run, words, message) -> None:
-    code, out, err = run("train", "--model=fc", "--epochs=1", *words)
+    given = {word.partition("=")[0] for word in words}
+    small = [word for word in ("--model=fc", "--epochs=1") if word.partition("=")[0] not in given]
+    code, out, err = run("train", *small, *words)
     assert code == 2
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
@@ -187,6 +195,14 @@ def test_runs_are_listed_shown_and_compared(run) -> None:
             "command must be one of train, runs, sharpness, landscape, diagonal, relu, theorem2, ",
         ),
         (("demo", "--seeds=0"), "seeds must be positive, got 0."),
+        (("sharpness", "a", "--step_size=inf"), "step_size must be a finite number, got inf."),
+        (("landscape", "a", "--low=nan"), "low must be a finite number, got nan."),
+        (("diagonal", "--scaling=nan"), "scaling must be a finite number, got nan."),
+        (("diagonal", "--d=9999999"), "d must be at most 1000000, got 9999999."),
+        (("relu", "--scale=inf"), "scale must be a finite number, got inf."),
+        (("relu", "--width=9999999"), "width must be at most 1000000, got 9999999."),
+        (("theorem2", "--eigenvalues", "1", "nan"), "eigenvalues must be a finite number, got nan."),
+        (("theorem2", "--m", "1", "9999999"), "m must be at most 1000000, got 9999999."),
     ],
 )
 def test_other_commands_refuse_in_one_sentence_too(run, words, message) -> None:
@@ -194,6 +210,23 @@ def test_other_commands_refuse_in_one_sentence_too(run, words, message) -> None:
     assert code == 2
     assert err.startswith(f"lowland: {message}")
     assert err.count("\n") == 1
+
+
+def test_what_does_not_fit_into_memory_is_a_sentence_and_a_mistake_of_the_program_is_not(
+    run, monkeypatch
+) -> None:
+    def failing(error):
+        def planned(_):
+            raise error
+
+        return planned
+
+    monkeypatch.setattr("lowland.cli.relu.planned", failing(MemoryError("Unable to allocate 8. TiB")))
+    said = "lowland: there must be memory for what is asked: Unable to allocate 8. TiB.\n"
+    assert run("relu") == (2, "", said)
+    monkeypatch.setattr("lowland.cli.relu.planned", failing(AttributeError("planted")))
+    with pytest.raises(AttributeError, match="planted"):
+        run("relu")
 
 
 def test_help_and_version_are_found(run) -> None:

@@ -176,6 +176,11 @@ def test_a_run_can_be_measured_on_other_data(run_path, tmp_path) -> None:
         ("mynets:none", {"dataset": "digits"}, "must name a function, but mynets has no 'none'"),
         ("nomodule:net", {"dataset": "digits"}, "must name a module that can be imported"),
         ("mynets:nothing", {"dataset": "digits"}, "must return a torch.nn.Module, got int"),
+        (
+            "torch.nn:Linear",
+            {"dataset": "digits"},
+            "must be a function without arguments: missing a required",
+        ),
         ("torch.nn:Identity", {"dataset": "digits"}, "must return a network with parameters, got none"),
         ("mynets:net", {"dataset": "digits", "kind": "best"}, "kind must be left out for mynets:net"),
         ("mynets:net", {"model_width": 3, "dataset": "digits"}, "model_width must be left out for"),

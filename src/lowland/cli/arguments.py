@@ -25,10 +25,27 @@ def parse(command: type[Command], argv: Sequence[str], *, prog: str) -> Command:
         InputError: If an option is unknown (the nearest ones are named) or a value is of the wrong kind.
         SystemExit: After ``--help``, with code 0.
     """
+    if {"-h", "--help"} & set(argv):
+        return tyro.cli(command, prog=prog, args=["--help"])
     hints = get_type_hints(command)
-    for name, values in _given(argv, hints):
+    options: dict[str, Any] = {}
+    for name, values, switch in _given(argv, hints):
         _check(name, values, hints)
-    return tyro.cli(command, prog=prog, args=list(argv))
+        if name in options:
+            raise InputError(f"--{name} must be given once, got it again.")
+        options[name] = switch if hints[name] is bool else _converted(values, hints[name])
+    return command(**options)
+
+
+def _converted(values: list[str], hint: Any) -> Any:
+    """What the words of an option mean, once they are known to be of its kind."""
+    kind = _without_none(hint)
+    if get_origin(kind) is tuple:
+        return tuple(_converted([value], get_args(kind)[0]) for value in values)
+    (value,) = values
+    if kind is not hint and value == "None":
+        return None
+    return value if get_origin(kind) is Literal else kind(value)
 
 
 def part_of(command: Any, kind: type[Command]) -> Command:
@@ -38,24 +55,29 @@ def part_of(command: Any, kind: type[Command]) -> Command:
 
 def given_options(command: type[Any], argv: Sequence[str]) -> set[str]:
     """Names of the options that ``argv`` gives."""
-    return {name for name, _ in _given(argv, get_type_hints(command))}
+    return {name for name, _, _ in _given(argv, get_type_hints(command))}
 
 
-def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Each option in ``argv`` and its values, none for a flag; raises for a word that is neither."""
-    pairs: list[tuple[str, list[str]]] = []
+def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
+    """Each option in ``argv``, its values, none for a flag, and whether a flag is switched on.
+
+    Raises:
+        InputError: For a word that is neither.
+    """
+    found: list[tuple[str, list[str], bool]] = []
     taken = 0  # words before this one are values of an option
     for position, word in enumerate(argv):
-        if position < taken or word in {"-h", "--help"}:
+        if position < taken:
             continue
         if not word.startswith("--"):
             raise InputError(f"only options are expected here, got {word!r}.")
         written, equals, value = word[2:].partition("=")
-        name = _known(written.replace("-", "_"), hints)
+        spelt = written.replace("-", "_")
+        name = _known(spelt, hints)
         values = [] if equals or hints[name] is bool else _values(argv[position + 1 :], hints[name])
         taken = position + 1 + len(values)
-        pairs.append((name, [value] if equals else values))
-    return pairs
+        found.append((name, [value] if equals else values, name == spelt))
+    return found
 
 
 def _known(name: str, hints: dict[str, Any]) -> str:
@@ -96,10 +118,16 @@ def _check(name: str, values: list[str], hints: dict[str, Any]) -> None:
 
 def _check_number(name: str, value: str, kind: type) -> None:
     try:
-        kind(value)
+        number = kind(value)
     except ValueError:
-        raise InputError(f"--{name} must be {_NUMBERS[kind]}, got {value!r}.") from None
+        shown = value if len(value) <= _LONG else f"{value[:_LONG]}..."
+        raise InputError(f"--{name} must be {_NUMBERS[kind]}, got {shown!r}.") from None
+    if kind is int and not -(2**63) <= number < 2**63:
+        raise InputError(f"--{name} must be a whole number of at most 63 bits, got {value}.")
 
+
+_LONG = 100
+"""Characters of what was given that are shown."""
 
 _NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 

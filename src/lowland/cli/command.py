@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 from lowland.cli.interrupts import INTERRUPTED, end_interrupted, interruptible, say_interrupted
-from lowland.errors import InputError, one_of
+from lowland.errors import InputError, in_one_line, one_of
 
 _COMMANDS = {
     "train": "train a network with SAM or without",
@@ -68,10 +68,14 @@ def answered(
             code: int = module.run(words[1:])
         return code
     except InputError as error:
-        print(f"lowland: {error}", file=sys.stderr)
+        print(f"lowland: {in_one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"lowland: {_sentence(error)}", file=sys.stderr)
+        print(f"lowland: {in_one_line(_sentence(error))}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        reason = f": {in_one_line(error)}" if str(error) else ""
+        print(f"lowland: there must be memory for what is asked{reason.rstrip('.')}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         say_interrupted()

@@ -113,10 +113,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _asked(names: Sequence[str]) -> list[PaperFigure]:
-    if list(names) == ["all"]:
-        return list(FIGURES.values())
     for name in names:
         one_of("figure", name, [*FIGURES, "all"])
+    if "all" in names:
+        return list(FIGURES.values())
     return [FIGURES[name] for name in dict.fromkeys(names)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lowland.errors import InputError, require_default
+from lowland.errors import InputError, require_default, require_finite
 from lowland.sam.arguments import Engine
 from lowland.sharpness.scales import Scaling
 
@@ -104,6 +104,7 @@ class FlatnessConfig:
             raise InputError(f"m must be positive, got {min(self.m)}.")
         if not all(0.0 < rho < math.inf for rho in self.rho):
             raise InputError(f"rho must be positive and finite, got {self.rho}.")
+        require_finite(self)
         self._check_features()
         self._check_read()
 

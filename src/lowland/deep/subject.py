@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -184,12 +186,24 @@ def built_by(builder: str) -> nn.Module:
     make = getattr(module, function, None)
     if not callable(make):
         raise InputError(f"{builder} must name a function, but {module_name} has no {function!r}.")
+    _require_no_arguments(make, builder)
     found = make()
     if not isinstance(found, nn.Module):
         raise InputError(f"{builder} must return a torch.nn.Module, got {type(found).__name__}.")
     if next(found.parameters(), None) is None:
         raise InputError(f"{builder} must return a network with parameters, got none.")
     return found
+
+
+def _require_no_arguments(make: Callable[..., Any], builder: str) -> None:
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # some functions of C say nothing of theirs
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InputError(f"{builder} must be a function without arguments: {error}.") from None
 
 
 def _of_run(path: Path, options: SubjectOptions) -> Subject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lowland.errors import InputError, require_default
+from lowland.errors import InputError, require_default, require_finite
 
 View = Literal["auto", "line", "curve", "plane", "random-line", "sam"]
 
@@ -43,6 +43,7 @@ class SceneryConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         for name, least in (("points", 2), ("n_eval", 1), ("n_direction", 1), ("curve_steps", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}.")

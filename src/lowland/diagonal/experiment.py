@@ -13,8 +13,18 @@ import numpy as np
 from lowland.diagonal.dynamics import Convention, Kernel, Method, Phase, Plan, Result
 from lowland.diagonal.problem import Array, Problem, Stream, sparse_regression
 from lowland.diagonal.theory import Comparison, compare
-from lowland.errors import InputError, one_of, require_default
+from lowland.errors import InputError, one_of, require_at_most, require_default, require_finite
 from lowland.runs import in_threads, read_arrays
+
+_AT_MOST = {
+    "m": 10**6,
+    "steps": 10**12,
+    "seeds": 10_000,
+    "n": 10**6,
+    "d": 10**6,
+    "sparsity": 10**6,
+    "n_test": 10**7,
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,9 @@ class DiagonalConfig:
     data: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses options that nothing would read."""
+        """Refuses options that nothing would read, and numbers beyond any machine."""
+        require_at_most(self, _AT_MOST)
+        require_finite(self)
         if self.data is not None:
             drawn = ("n", "d", "sparsity", "n_test", "scaling", "label_noise", "stream")
             require_default(self, drawn, "where the data are given")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lowland.diagonal.convergence import Convergence, Quadratics, loss_gap, mean_square_gradient
 from lowland.diagonal.problem import sparse_regression
-from lowland.errors import InputError, one_of, require_default
+from lowland.errors import InputError, one_of, require_at_most, require_default, require_finite
 from lowland.runs import in_threads
 
 Kind = Literal["noisy", "regression"]
@@ -42,6 +42,8 @@ class Theorem2Config:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
+        require_at_most(self, {"m": 10**6, "steps": 10**12, "seeds": 10**5, "n": 10**6})
+        require_finite(self)
         one_of("problem", self.problem, ("noisy", "regression"))
         unread = ("label_noise",) if self.problem == "noisy" else ("eigenvalues", "n", "noise")
         require_default(self, unread, f"for {self.problem}")

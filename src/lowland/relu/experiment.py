@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lowland.errors import InputError, one_of, require_default
+from lowland.errors import InputError, one_of, require_at_most, require_default, require_finite
 from lowland.relu.network import Network
 from lowland.relu.problem import Array, Regression, on_the_line, teacher_student
 from lowland.relu.training import Result, Schedule, StopOn, Training, train
@@ -18,6 +18,17 @@ from lowland.runs import in_threads
 Protocol = Literal["original", "consistent"]
 Problem = Literal["maennel", "sine", "absolute", "step", "teacher-student"]
 PROBLEMS = ("maennel", "sine", "absolute", "step", "teacher-student")
+
+_AT_MOST = {
+    "m": 10**6,
+    "points": 10**6,
+    "d": 10**4,
+    "teachers": 10**6,
+    "width": 10**6,
+    "steps": 10**12,
+    "batch": 10**6,
+    "seeds": 10_000,
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,9 @@ class ReluConfig:
     seeds: int = 5
 
     def __post_init__(self) -> None:
-        """Refuses options that nothing would read."""
+        """Refuses options that nothing would read, and numbers beyond any machine."""
+        require_at_most(self, _AT_MOST)
+        require_finite(self)
         one_of("problem", self.problem, PROBLEMS)
         one_of("protocol", self.protocol, ("original", "consistent"))
         if self.has_teacher:
