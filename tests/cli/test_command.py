@@ -179,8 +179,16 @@ def test_runs_are_listed_shown_and_compared(run) -> None:
     assert code == 0
     assert "sam_rho" in out
     assert "model_width" not in out, "only what differs"
-    with Image.open("runs/a/compare.png") as picture:
+    (drawn,) = Path("runs").glob("compare-*/compare.png")
+    with Image.open(drawn) as picture:
         assert picture.width > 600
+    run("train", *TINY, "--out", "runs/c", "--sam_rho=0.2")
+    before = drawn.read_bytes()
+    assert run("runs", "compare", "runs/a", "runs/c")[0] == 0
+    assert run("runs", "compare", "runs/b", "runs/c", "--out", "here")[0] == 0
+    assert Path("here/compare.png").exists()
+    assert len(list(Path("runs").glob("compare-*/compare.png"))) == 2
+    assert drawn.read_bytes() == before
 
 
 @pytest.mark.parametrize(

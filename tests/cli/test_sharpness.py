@@ -47,9 +47,11 @@ def test_networks_stand_side_by_side_and_numbers_are_kept(two) -> None:
         wanted = {"network": name, "kind": "last", "measure": "worst case", "norm": "l2", "examples": 32}
         assert wanted.items() <= rows[0].items()
         assert {"value", "stderr", "error_rise", "seed", "dtype", "scaling", "logit_norm"} <= rows[0].keys()
-    with Image.open("a/sharpness.png") as picture:
+    (drawn,) = Path("runs").glob("sharpness-*/sharpness.png")
+    with Image.open(drawn) as picture:
         assert picture.width > 500
-    assert Path("a/sharpness.pdf").exists()
+    assert drawn.with_suffix(".pdf").exists()
+    assert not Path("a/sharpness.png").exists()
     _, again, _ = two(*words)
     assert again == out
     assert len(lines("a/sharpness.jsonl")) == 4
@@ -148,7 +150,14 @@ def test_a_line_between_two_networks_is_drawn_and_kept(two) -> None:
     assert {"config.json", "env.json", "line.png", "line.pdf", "summary.json"} <= {
         path.name for path in Path("l").iterdir()
     }
-    assert two(*words)[1].strip() == "l is finished already; nothing to do."
+    table = out[out.index("  parameters") :].split("\n", 1)[1]
+    drawn = Path("l/line.png").read_bytes()
+    Path("l/line.png").unlink()
+    again = two(*words)[1]
+    assert again.startswith("l is finished already.\npicture: l/line.png\n")
+    assert again.endswith(table)
+    assert Path("l/line.png").read_bytes() == drawn
+    assert "picture" not in two(*words)[1]
     code, out, _ = two("runs", "list", "l")
     assert "finished (landscape)" in out
     assert two("runs", "show", "l")[0] == 0

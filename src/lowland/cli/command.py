@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 from lowland.cli.interrupts import INTERRUPTED, end_interrupted, interruptible, say_interrupted
+from lowland.cli.legible import legible_streams
 from lowland.errors import InputError, in_one_line, one_of
 
 _COMMANDS = {
@@ -31,9 +33,14 @@ _USAGE = "\n".join(
         "",
         *(f"  {name:<10}{purpose}" for name, purpose in _COMMANDS.items()),
         "",
-        "lowland COMMAND --help lists a command's options; lowland --version prints the version.",
+        "lowland COMMAND --help lists a command's options.",
+        "lowland --version prints the version.",
     ]
 )
+
+
+_UNREAD = 141
+"""What a shell says of other programs whose output nobody reads any longer."""
 
 
 def as_program() -> NoReturn:
@@ -41,6 +48,8 @@ def as_program() -> NoReturn:
     code = answered(sys.argv[1:], working=interruptible)
     if code == INTERRUPTED:
         end_interrupted()
+    if code == _UNREAD:  # nor does Python say what it could not print at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -53,6 +62,30 @@ def answered(
         words: The command and its options.
         working: What surrounds the command's work, once its modules are imported.
     """
+    with legible_streams():
+        try:
+            try:
+                return _done(words, working)
+            finally:
+                sys.stdout.flush()
+        except InputError as error:
+            print(f"lowland: {in_one_line(error)}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:
+            return _UNREAD
+        except OSError as error:
+            print(f"lowland: {in_one_line(_sentence(error))}", file=sys.stderr)
+            return 2
+        except MemoryError as error:
+            reason = f": {in_one_line(error)}" if str(error) else ""
+            print(f"lowland: there must be memory for what is asked{reason.rstrip('.')}.", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            say_interrupted()
+            return INTERRUPTED
+
+
+def _done(words: Sequence[str], working: Callable[[], AbstractContextManager[None]]) -> int:
     if not words or words[0] in {"-h", "--help"}:
         print(_USAGE)
         return 0 if words else 2
@@ -61,25 +94,11 @@ def answered(
 
         print(f"lowland {__version__}")
         return 0
-    try:
-        one_of("command", words[0], _COMMANDS)
-        module = importlib.import_module(f"lowland.cli.{words[0]}")
-        with working():
-            code: int = module.run(words[1:])
-        return code
-    except InputError as error:
-        print(f"lowland: {in_one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"lowland: {in_one_line(_sentence(error))}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        reason = f": {in_one_line(error)}" if str(error) else ""
-        print(f"lowland: there must be memory for what is asked{reason.rstrip('.')}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        say_interrupted()
-        return INTERRUPTED
+    one_of("command", words[0], _COMMANDS)
+    module = importlib.import_module(f"lowland.cli.{words[0]}")
+    with working():
+        code: int = module.run(words[1:])
+    return code
 
 
 def _sentence(error: OSError) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from lowland.cli.arguments import parse, part_of
+from lowland.cli.output import Output
 from lowland.cli.sweeps import carried_out, print_table, require_positive
 from lowland.diagonal.experiment import DiagonalConfig, Outcome, conduct, planned
 from lowland.figures.diagonal import plot_losses, plot_radius, plot_theory
@@ -37,7 +37,7 @@ THEORY_COLUMNS = {
 
 @dataclass(frozen=True)
 class DiagonalCommand(DiagonalConfig):
-    """Train diagonal linear networks on sparse regression by GD, SGD and SAM with every m.
+    """Train diagonal linear networks by GD, SGD and SAM with every m.
 
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
@@ -53,22 +53,21 @@ class DiagonalCommand(DiagonalConfig):
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
-    command, console = parse(DiagonalCommand, argv, prog="lowland diagonal"), Console()
+    command, console = parse(DiagonalCommand, argv, prog="lowland diagonal"), Output()
     config = part_of(command, DiagonalConfig)
     require_positive("threads", command.threads)
-    outcomes = carried_out(
+    rows = carried_out(
         (config.to_dict(), command.out),
         len(planned(config)),
         lambda on_done: conduct(config, threads=command.threads, on_done=on_done),
         lambda outcomes: _pictures(config, outcomes),
+        ["losses", *["radius"] * (not config.phases), *["theory"] * config.theory],
         console,
     )
-    if outcomes is None:
-        return 0
     if config.theory:
-        console.print("Theorem 1 against simulation")
+        console.say("Theorem 1 against simulation")
     columns = THEORY_COLUMNS if config.theory else COLUMNS
-    print_table([outcome.row() for outcome in outcomes], columns, console)
+    print_table(rows, columns, console)
     return 0
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 
 from lowland.cli.arguments import parse
 from lowland.cli.interrupts import stop_on_signals
+from lowland.cli.output import Output, words
 from lowland.cli.sources import sources_and_options
-from lowland.cli.sweeps import print_wide, require_positive
+from lowland.cli.sweeps import require_positive
 from lowland.deep import Interrupted, Place, load_data
 from lowland.errors import InputError, one_of, require_default
 from lowland.figures.paper import FIGURES, Claim, PaperFigure, Scale
@@ -40,7 +39,7 @@ _USAGE = "lowland figure NAME ..."
 
 @dataclass(frozen=True)
 class FigureCommand:
-    """Run what figures of the paper need, and draw them: lowland figure NAME ... [options].
+    """Run what figures of the paper need, and draw them: lowland figure NAME ...
 
     The name all means every figure.
 
@@ -68,7 +67,7 @@ class FigureCommand:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0, 1 if a run failed, 130 if it was interrupted."""
     names, options = sources_and_options(argv, _USAGE, what="names of figures", alone="--list")
-    command, console = parse(FigureCommand, options, prog=_USAGE), Console()
+    command, console = parse(FigureCommand, options, prog=_USAGE), Output()
     if command.list:
         if names:
             raise InputError(f"names of figures must be left out with --list, got {names[0]}.")
@@ -97,18 +96,18 @@ def run(argv: Sequence[str]) -> int:
                 tasks, store, _engine(command), place=_place(command), watch=watch, should_stop=should_stop
             )
         except Interrupted:
-            console.print("stopped; the same command continues.")
+            console.say("stopped; the same command continues.")
             return 130
     for figure in figures:
         result = drawn(figure, command.scale, command.out, failures=failures)
         if result is None:
-            console.print(f"not drawn: {figure.name}, none of its runs is there.", highlight=False)
+            console.say(f"not drawn: {figure.name}, none of its runs is there.")
             continue
         _print_claims(figure, result.claims, console)
         without = f", drawn without {len(result.missing)} of its runs" if result.missing else ""
-        console.print(f"picture: {result.picture}.png{without}", highlight=False, soft_wrap=True)
+        console.say(f"picture: {result.picture}.png{without}")
     for name, reason in failures.items():
-        console.print(f"failed: {name}: {reason}", highlight=False, soft_wrap=True)
+        console.say(f"failed: {name}: {reason}")
     return 1 if failures else 0
 
 
@@ -128,11 +127,9 @@ def _require_data(tasks: Sequence[Task], store: Store, data_dir: Path | None) ->
         load_data(config, data_dir)
 
 
-def _listed(console: Console) -> int:
-    table = Table("figure", "shows", "in the paper", box=None)
-    for figure in FIGURES.values():
-        table.add_row(figure.name, figure.title, figure.source)
-    print_wide(table, console)
+def _listed(console: Output) -> int:
+    rows = [[figure.name, figure.title, figure.source] for figure in FIGURES.values()]
+    console.table(["figure", "shows", "in the paper"], rows)
     return 0
 
 
@@ -149,40 +146,38 @@ def _place(command: FigureCommand) -> Place:
     return Place(command.device, command.data_dir, max(1, (os.cpu_count() or 1) // jobs))
 
 
-def _announced(figures: Sequence[PaperFigure], command: FigureCommand, store: Store, console: Console) -> int:
-    table = Table("figure", "tasks", "done", "shared", "core-minutes, about", box=None)
+def _announced(figures: Sequence[PaperFigure], command: FigureCommand, store: Store, console: Output) -> int:
     rows = estimated(figures, command.scale, store)
+    lines = []
     for row in rows:
         minutes = f"{row['seconds'] / 60:.1f}"
-        table.add_row(row["figure"], str(row["tasks"]), str(row["done"]), str(row["shared"]), minutes)
-    table.add_row("all", "", "", "", f"{sum(row['seconds'] for row in rows) / 60:.0f}")
-    print_wide(table, console)
+        lines.append([row["figure"], str(row["tasks"]), str(row["done"]), str(row["shared"]), minutes])
+    lines.append(["all", "", "", "", f"{sum(row['seconds'] for row in rows) / 60:.0f}"])
+    console.table(["figure", "tasks", "done", "shared", "core-minutes, about"], lines)
     return 0
 
 
-def _print_claims(figure: PaperFigure, claims: Sequence[Claim], console: Console) -> None:
-    table = Table("", "published", "here", "seeds", "", title=figure.title, box=None, title_justify="left")
-    for claim in claims:
-        table.add_row(claim.statement, claim.published, claim.ours, str(claim.seeds), claim.verdict)
-    print_wide(table, console)
+def _print_claims(figure: PaperFigure, claims: Sequence[Claim], console: Output) -> None:
+    rows = [[c.statement, c.published, c.ours, str(c.seeds), c.verdict] for c in claims]
+    console.table(["", "published", "here", "seeds", ""], rows, title=figure.title)
 
 
 @contextmanager
-def _watching(tasks: Sequence[Task], store: Store, console: Console) -> Iterator[Watch]:
+def _watching(tasks: Sequence[Task], store: Store, console: Output) -> Iterator[Watch]:
     """A bar for each running task on a terminal, else a line for each that has ended."""
     todo = len(unfinished(tasks, store))
     if not console.is_terminal:
         yield Lines(todo, console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+    columns = (words("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        yield Bars(todo, progress)
+        yield Bars(todo, progress, console)
 
 
 class Lines:
     """One line per task."""
 
-    def __init__(self, todo: int, console: Console) -> None:
+    def __init__(self, todo: int, console: Output) -> None:
         self._todo, self._console, self._ended = todo, console, 0
 
     def on_start(self, task: Task) -> None:
@@ -195,16 +190,14 @@ class Lines:
         """Says what has ended, and how."""
         self._ended += 1
         how = f"{seconds:.0f} s" if failure is None else f"failed: {failure}"
-        self._console.print(
-            f"{self._ended}/{self._todo}  {task.name}  {how}", highlight=False, soft_wrap=True
-        )
+        self._console.say(f"{self._ended}/{self._todo}  {task.name}  {how}")
 
 
 class Bars:
     """A bar per running task, and one for all."""
 
-    def __init__(self, todo: int, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, todo: int, progress: Progress, console: Output) -> None:
+        self._progress, self._console = progress, console
         self._all = progress.add_task("all", total=todo)
         self._bars: dict[str, TaskID] = {}
 
@@ -219,7 +212,7 @@ class Bars:
     def on_end(self, task: Task, failure: str | None, _: float) -> None:
         """Removes it; a failure stays to be read."""
         if failure is not None:
-            self._progress.console.print(f"failed: {task.name}: {failure}", highlight=False)
+            self._console.say(f"failed: {task.name}: {failure}")
         if task.name in self._bars:
             self._progress.remove_task(self._bars.pop(task.name))
         self._progress.advance(self._all)

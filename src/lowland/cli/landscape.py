@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from lowland.cli.arguments import parse, part_of
+from lowland.cli.output import Output, words
 from lowland.cli.sources import names_of, sources_and_options
-from lowland.cli.sweeps import print_wide
+from lowland.cli.sweeps import missing_pictures
 from lowland.deep.records import PathRow
 from lowland.deep.scenery import Scenery, scenery
 from lowland.deep.subject import SubjectOptions, load_subject
@@ -32,7 +31,7 @@ from lowland.sharpness import barrier
 
 @dataclass(frozen=True)
 class LandscapeCommand(SceneryConfig, SubjectOptions):
-    """Draw the loss around and between trained networks: lowland landscape A [B [C]] [options].
+    """Draw the loss around and between networks: lowland landscape A [B [C]].
 
     Attributes:
         out: Directory for rows and pictures; by default runs/ and a name made from the options.
@@ -49,7 +48,7 @@ class LandscapeCommand(SceneryConfig, SubjectOptions):
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     sources, options = sources_and_options(argv, "lowland landscape A [B [C]]")
-    command, console = parse(LandscapeCommand, options, prog="lowland landscape A [B [C]]"), Console()
+    command, console = parse(LandscapeCommand, options, prog="lowland landscape A [B [C]]"), Output()
     config, names = part_of(command, SceneryConfig), names_of(sources)
     require_threads(command.threads)
     if command.threads is not None:
@@ -61,16 +60,17 @@ def run(argv: Sequence[str]) -> int:
     asked |= dataclasses.asdict(config) | _plain(command)
     path = command.out or Path("runs") / f"landscape-{config_hash(asked)}"
     stored = Run.create(path, asked, describe_environment())
-    if stored.is_finished:
-        console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
-        return 0
-    with stored.locked(), _progress(config, len(sources), console) as on_point:
-        rows = stored.rows(PathRow)
-        stored.keep_rows(len(rows))
-        seen = scenery(subjects, config, known=rows, on_row=stored.append, on_point=on_point)
-    _draw(seen, path, console)
-    print_wide(_table(seen), console)
-    stored.finish({"runs": _summary(seen)})
+    with stored.locked():
+        with _progress(config, len(sources), console) as on_point:
+            rows = stored.rows(PathRow)
+            stored.keep_rows(len(rows))
+            seen = scenery(subjects, config, known=rows, on_row=stored.append, on_point=on_point)
+        if stored.is_finished:
+            console.say(f"{path} is finished already.")
+        _draw(seen, path, console, again=stored.is_finished)
+        console.table(["", "", "parameters", "distance", "relative", "cosine", "norms"], _lines(seen))
+        if not stored.is_finished:
+            stored.finish({"runs": _summary(seen)})
     return 0
 
 
@@ -90,34 +90,37 @@ def _summary(seen: Scenery) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(seen: Scenery) -> Table:
-    table = Table("", "", "parameters", "distance", "relative", "cosine", "norms", box=None)
+def _lines(seen: Scenery) -> list[list[str]]:
+    lines = []
     for row in seen.distances:
         if row["b"] is not None:
             numbers = [f"{row[name]:.4g}" for name in ("distance", "relative", "cosine")]
             norms = f"{row['norm_a']:.4g}, {row['norm_b']:.4g}"
-            table.add_row(row["a"], row["b"], row["parameters"], *numbers, norms)
+            lines.append([row["a"], row["b"], row["parameters"], *numbers, norms])
         elif len(seen.points) == 1:
-            table.add_row(row["a"], "", row["parameters"], "", "", "", f"{row['norm_a']:.4g}")
+            lines.append([row["a"], "", row["parameters"], "", "", "", f"{row['norm_a']:.4g}"])
     for row in _summary(seen):
         if row["measure"] == "barrier":
-            table.add_row("barrier", row["path"], row["of"], f"{row['value']:.4g}")
-    return table
+            lines.append(["barrier", row["path"], row["of"], f"{row['value']:.4g}", "", "", ""])
+    return lines
 
 
-def _draw(seen: Scenery, path: Path, console: Console) -> None:
-    for name, figure in _pictures(seen).items():
+def _draw(seen: Scenery, path: Path, console: Output, *, again: bool) -> None:
+    """Draws what is seen; ``again`` only what is missing."""
+    pictures = _pictures(seen)
+    for name in missing_pictures(path, pictures) if again else pictures:
+        figure = pictures[name]
         save_all(figure, path / name)
-        console.print(f"picture: {path / name}.png", highlight=False, soft_wrap=True)
-    if seen.view != "plane":
+        console.say(f"picture: {path / name}.png")
+    if seen.view != "plane" or (again and (path / "surface.html").is_file()):
         return
     try:
         page = surface_html(seen.paths["plane"], "train_loss", title="training loss", points=_places(seen))
     except InputError as error:
-        console.print(f"no interactive surface: {error}", highlight=False, soft_wrap=True)
+        console.say(f"no interactive surface: {error}")
         return
     write_text(path / "surface.html", page)
-    console.print(f"interactive: {path / 'surface.html'}", highlight=False, soft_wrap=True)
+    console.say(f"interactive: {path / 'surface.html'}")
 
 
 def _pictures(seen: Scenery) -> dict[str, Figure]:
@@ -141,13 +144,13 @@ def _places(seen: Scenery) -> Mapping[str, tuple[float, float]]:
 
 
 @contextmanager
-def _progress(config: SceneryConfig, networks: int, console: Console) -> Iterator[Callable[[], object]]:
+def _progress(config: SceneryConfig, networks: int, console: Output) -> Iterator[Callable[[], object]]:
     if not console.is_terminal:
         yield lambda: None
         return
     view = config.resolved(networks)
     count = config.points ** (2 if view == "plane" else 1) * (2 if view == "curve" else 1)
-    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (words("points"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("points", total=count)
         yield functools.partial(progress.advance, task)

@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
+from lowland.cli.output import Output, words
 from lowland.deep import Observer, TrainConfig, TrainState
 
 _REFRESH = 0.25
 
 
 @contextmanager
-def shown(config: TrainConfig, *, quiet: bool, console: Console) -> Iterator[Observer]:
+def shown(config: TrainConfig, *, quiet: bool, console: Output) -> Iterator[Observer]:
     """A progress bar on a terminal; one plain line per evaluation elsewhere, or if ``quiet``."""
     if quiet or not console.is_terminal:
         yield Lines(config, console)
         return
     columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
+        words("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=8),
-        TextColumn("{task.fields[numbers]}"),
+        words("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
@@ -35,7 +35,7 @@ def shown(config: TrainConfig, *, quiet: bool, console: Console) -> Iterator[Obs
 class Lines:
     """One line per evaluation."""
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
+    def __init__(self, config: TrainConfig, console: Output) -> None:
         self._epochs = config.epochs
         self._console = console
         self._rate = Rate()
@@ -46,11 +46,9 @@ class Lines:
 
     def on_row(self, row: dict[str, Any]) -> None:
         """Prints the row."""
-        self._console.print(
-            f"epoch {row['epoch']:g}/{self._epochs}  {describe(row)} {self._rate.text()}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        rate = self._rate.text()
+        self._console.say(f"epoch {row['epoch']:g}/{self._epochs}  {describe(row)}{rate}")
+        self._rate.pause()
 
 
 class Bar:
@@ -83,24 +81,37 @@ class Bar:
 
     def on_row(self, row: dict[str, Any]) -> None:
         """Keeps the row's errors for the bar."""
+        self._rate.pause()
         self._last_row = f" test {100 * row['test_error']:.1f}%"
 
 
 class Rate:
-    """Images per second since the start of this process's part of the run."""
+    """Images per second of training.
+
+    The time between the ends of two steps counts. So what comes before the end of the first step does not
+    (data, start-up, compilation), nor does a step before which there was an evaluation, nor their images.
+    """
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
         self._images = 0
+        self._seconds = 0.0
+        self._last: float | None = None
 
     def count(self, state: TrainState) -> None:
         """After a step."""
-        self._images += state.config.batch_size
+        now = time.monotonic()
+        if self._last is not None:
+            self._images += state.config.batch_size
+            self._seconds += now - self._last
+        self._last = now
+
+    def pause(self) -> None:
+        """Something else than training took its time."""
+        self._last = None
 
     def text(self) -> str:
-        """`` 123 images/s``, or nothing before the first step."""
-        seconds = time.monotonic() - self._started
-        return f" {self._images / seconds:.0f} images/s" if self._images else ""
+        """`` 123 images/s``, or nothing before the second step."""
+        return f" {self._images / self._seconds:.0f} images/s" if self._seconds > 0.0 else ""
 
 
 def describe(row: dict[str, Any]) -> str:

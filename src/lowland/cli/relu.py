@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from lowland.cli.arguments import parse, part_of
+from lowland.cli.output import Output
 from lowland.cli.sweeps import carried_out, print_table, require_positive
 from lowland.figures.relu import fit_rows, plot_fits, plot_losses
 from lowland.relu.experiment import Outcome, ReluConfig, conduct, planned
@@ -35,7 +35,7 @@ TEACHER_COLUMNS = {
 
 @dataclass(frozen=True)
 class ReluCommand(ReluConfig):
-    """Train one-hidden-layer ReLU networks on a small regression problem by gradient descent and SAM.
+    """Train one-hidden-layer ReLU networks by gradient descent and SAM.
 
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
@@ -51,19 +51,18 @@ class ReluCommand(ReluConfig):
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
-    command, console = parse(ReluCommand, argv, prog="lowland relu"), Console()
+    command, console = parse(ReluCommand, argv, prog="lowland relu"), Output()
     config = part_of(command, ReluConfig)
     require_positive("threads", command.threads)
-    outcomes = carried_out(
+    rows = carried_out(
         (config.to_dict(), command.out),
         len(planned(config)),
         lambda on_done: conduct(config, threads=command.threads, on_done=on_done),
         lambda outcomes: _pictures(config, outcomes),
+        ["losses"] if config.has_teacher else ["losses", "fits"],
         console,
     )
-    if outcomes is not None:
-        columns = TEACHER_COLUMNS if config.has_teacher else COLUMNS
-        print_table([outcome.row() for outcome in outcomes], columns, console)
+    print_table(rows, TEACHER_COLUMNS if config.has_teacher else COLUMNS, console)
     return 0
 
 

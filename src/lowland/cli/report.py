@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from lowland.cli.arguments import parse
+from lowland.cli.output import Output
 from lowland.cli.sources import sources_and_options
 from lowland.errors import InputError
 from lowland.figures.paper import FIGURES
@@ -32,7 +31,7 @@ class ReportCommand:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     names, options = sources_and_options(argv, _USAGE, what="directories")
-    command, console = parse(ReportCommand, options, prog=_USAGE), Console()
+    command, console = parse(ReportCommand, options, prog=_USAGE), Output()
     if command.out.exists() and not command.out.is_dir():
         raise InputError(f"out must be a directory, but {command.out} is a file.")
     found = gathered([Path(name) for name in names], order=list(FIGURES))
@@ -41,5 +40,5 @@ def run(argv: Sequence[str]) -> int:
     path = command.out / "index.html"
     write_text(path, text)
     counts = f"{len(found.figures)} figures, {len(found.runs)} runs, {len(found.sharpness)} measures"
-    console.print(f"{counts}: {path}", highlight=False, soft_wrap=True)
+    console.say(f"{counts}: {path}")
     return 0

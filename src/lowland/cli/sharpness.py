@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from lowland.cli.arguments import parse, part_of
-from lowland.cli.sources import names_of, sources_and_options
-from lowland.cli.sweeps import print_wide
+from lowland.cli.output import Output, words
+from lowland.cli.sources import names_of, of_several, sources_and_options
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.measures import Row, Taken, measures
 from lowland.deep.records import MeasureRow
@@ -31,13 +29,13 @@ _COLUMNS = 4
 
 @dataclass(frozen=True)
 class SharpnessCommand(FlatnessConfig, SubjectOptions):
-    """Measure how flat trained networks are: lowland sharpness RUN_OR_FILE ... [options].
+    """Measure how flat networks are: lowland sharpness RUN_OR_FILE ...
 
     A run directory keeps its numbers in sharpness.jsonl, and what is there is not measured again.
 
     Attributes:
-        out: Directory for pictures, and for the numbers of networks that are not runs; by default the first
-            run.
+        out: Directory for pictures, and for the numbers of networks that are not runs; by default the run,
+            or, for a picture of several networks, runs/ and a name made from theirs.
         threads: CPU threads.
         quiet: No progress bar.
     """
@@ -53,7 +51,7 @@ class SharpnessCommand(FlatnessConfig, SubjectOptions):
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
     sources, options = sources_and_options(argv, "lowland sharpness RUN_OR_FILE ...")
-    command, console = parse(SharpnessCommand, options, prog="lowland sharpness RUN_OR_FILE ..."), Console()
+    command, console = parse(SharpnessCommand, options, prog="lowland sharpness RUN_OR_FILE ..."), Output()
     config = part_of(command, FlatnessConfig)
     require_threads(command.threads)
     if command.threads is not None:
@@ -64,8 +62,8 @@ def run(argv: Sequence[str]) -> int:
     for name, subject in zip(names, subjects, strict=True):
         with _progress(name, console, quiet=command.quiet) as on_progress:
             taken[name] = _measured(subject, config, command.out, on_progress)
-    print_wide(_table(taken), console)
-    _draw(taken, _directory(command.out, subjects), console)
+    _print(taken, console)
+    _draw(taken, _directory(command.out, sources, subjects), console)
     return 0
 
 
@@ -85,21 +83,21 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
     return measures(subject, config, known=known, on_row=keep, on_progress=on_progress)
 
 
-def _table(taken: dict[str, Taken]) -> Table:
-    """A column per network, or a line for each where they are many."""
+def _print(taken: dict[str, Taken], console: Output) -> None:
+    """A column per network, or a line for each where they are many or wide."""
     keys = list(dict.fromkeys(_key(row) for one in taken.values() for row in one.rows))
-    many = len(taken) > _COLUMNS
-    table = Table("measure", "m", "ρ", *(("network", "") if many else taken), box=None)
+    wide, long = [], []
     for key in keys:
         measure, m, rho = key
         asked = (measure, "" if m is None else str(m), "" if rho is None else f"{rho:g}")
         cells = {name: _of_key(one, key) for name, one in taken.items()}
-        if not many:
-            table.add_row(*asked, *cells.values())
-            continue
-        for name, cell in cells.items():
-            table.add_row(*asked, name, cell)
-    return table
+        wide.append([*asked, *cells.values()])
+        long += [[*asked, name, cell] for name, cell in cells.items()]
+    heads = ["measure", "m", "ρ"]
+    if len(taken) > _COLUMNS or not console.fits([*heads, *taken], wide):
+        console.table([*heads, "network", ""], long)
+    else:
+        console.table([*heads, *taken], wide)
 
 
 def _of_key(one: Taken, key: tuple[str, Any, Any]) -> str:
@@ -124,13 +122,16 @@ def _cell(row: Row) -> str:
     return text
 
 
-def _directory(out: Path | None, subjects: Sequence[Subject]) -> Path | None:
+def _directory(out: Path | None, sources: Sequence[str], subjects: Sequence[Subject]) -> Path | None:
+    """Of the picture: the run's, if there is one network; several have a directory of their own."""
     if out is not None:
         return out
-    return next((subject.run.path for subject in subjects if subject.run is not None), None)
+    if len(subjects) > 1:
+        return of_several("sharpness", sources)
+    return subjects[0].run.path if subjects[0].run is not None else None
 
 
-def _draw(taken: dict[str, Taken], directory: Path | None, console: Console) -> None:
+def _draw(taken: dict[str, Taken], directory: Path | None, console: Output) -> None:
     if directory is None:
         return
     pictures = {}
@@ -146,16 +147,16 @@ def _draw(taken: dict[str, Taken], directory: Path | None, console: Console) -> 
     directory.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
         save_all(figure, directory / name)
-        console.print(f"picture: {directory / name}.png", highlight=False, soft_wrap=True)
+        console.say(f"picture: {directory / name}.png")
 
 
 @contextmanager
-def _progress(name: str, console: Console, *, quiet: bool) -> Iterator[Any]:
+def _progress(name: str, console: Output, *, quiet: bool) -> Iterator[Any]:
     """To be called with a measure and the share of it that is done; a bar on a terminal, silent elsewhere."""
     if quiet or not console.is_terminal:
         yield lambda *_: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (words("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=1.0)
         yield lambda measure, share: progress.update(task, description=f"{name}: {measure}", completed=share)

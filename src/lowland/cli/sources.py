@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowland.errors import InputError
+from lowland.runs import config_hash
 
 
 def sources_and_options(
@@ -27,6 +28,11 @@ def sources_and_options(
     if first == 0 and not {"-h", "--help", alone} & set(words):
         raise InputError(f"{what} must come before the options, {usage}, got none.")
     return words[:first], words[first:]
+
+
+def of_several(what: str, sources: Sequence[str | Path]) -> Path:
+    """The directory of a picture of several runs, itself no run's: ``runs/`` and a name made from theirs."""
+    return Path("runs") / f"{what}-{config_hash({'of': [str(Path(s).absolute()) for s in sources]})}"
 
 
 def names_of(sources: Sequence[str]) -> list[str]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from lowland.cli.output import Output, words
 from lowland.errors import InputError
 from lowland.figures.style import save_all
 from lowland.runs import Run, config_hash, describe_environment, write_results
 from lowland.runs.results import Outcome
 
-_WIDE = 200
 OnDone = Callable[[int], object]
 Kept = TypeVar("Kept", bound=Outcome)
 
@@ -28,16 +27,23 @@ def carried_out(
     count: int,
     conduct: Callable[[OnDone], Sequence[Kept]],
     pictures: Callable[[Sequence[Kept]], Mapping[str, Figure]],
-    console: Console,
-) -> Sequence[Kept] | None:
-    """Runs an experiment, draws it and keeps it in its directory; ``None`` if that is done already.
+    names: Collection[str],
+    console: Output,
+) -> list[dict[str, Any]]:
+    """Runs an experiment, draws it and keeps it in its directory, unless that is done already.
+
+    Of one that is done the rows are read; where a picture is missing, its runs are made again to draw it.
 
     Args:
         place: The config, and the directory; by default runs/ and a name made from the config.
         count: Number of small runs.
         conduct: Does them; it is given what it calls whenever one has ended.
         pictures: Draws them, by name.
+        names: The names.
         console: Where to print.
+
+    Returns:
+        A row per small run.
 
     Raises:
         InputError: If the directory holds something else.
@@ -45,17 +51,32 @@ def carried_out(
     config, out = place
     path = out or Path("runs") / f"{config['command']}-{config_hash(config)}"
     run = Run.create(path, config, describe_environment())
+    missing = missing_pictures(path, names)
     if run.is_finished:
-        console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
-        return None
+        todo = f"{missing[0]} is missing and is drawn again" if missing else "nothing to do"
+        console.say(f"{path} is finished already; {todo}.")
+        if not missing:
+            return read_rows(run)
     with run.locked():
         with _progress(count, console) as on_done:
             outcomes = conduct(on_done)
         for name, figure in pictures(outcomes).items():
-            save_all(figure, path / name)
-            console.print(f"picture: {path / name}.png", highlight=False, soft_wrap=True)
-        write_results(run, outcomes)
-    return outcomes
+            if not run.is_finished or name in missing:
+                save_all(figure, path / name)
+                console.say(f"picture: {path / name}.png")
+        if not run.is_finished:
+            write_results(run, outcomes)
+    return read_rows(run)
+
+
+def missing_pictures(path: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names of which a file that :func:`~lowland.figures.style.save_all` writes is not there."""
+    return [name for name in names if not all((path / f"{name}{s}").is_file() for s in (".png", ".pdf"))]
+
+
+def read_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of a run; a number that JSON cannot hold is ``null`` there, and NaN here."""
+    return [{name: math.nan if v is None else v for name, v in row.items()} for row in run.rows()]
 
 
 def require_positive(name: str, value: int | None) -> None:
@@ -65,18 +86,18 @@ def require_positive(name: str, value: int | None) -> None:
 
 
 @contextmanager
-def _progress(count: int, console: Console) -> Iterator[OnDone]:
+def _progress(count: int, console: Output) -> Iterator[OnDone]:
     """To be called whenever one of ``count`` runs has ended; a bar on a terminal, silent elsewhere."""
     if not console.is_terminal:
         yield lambda _: None
         return
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (words("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("runs", total=count)
         yield lambda _: progress.advance(task)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], console: Console) -> None:
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], console: Output) -> None:
     """A line per kind of run: mean and standard deviation over its seeds.
 
     Args:
@@ -85,17 +106,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], c
         console: Where to.
     """
     shown = {name: title for name, title in columns.items() if any(name in row for row in rows)}
-    table = Table("", *shown.values(), box=None)
+    lines = []
     for label in dict.fromkeys(row["run"] for row in rows):
         seeds = [row for row in rows if row["run"] == label]
         cells = [mean_and_deviation([row[n] for row in seeds if n in row]) for n in shown]
-        table.add_row(label, *cells)
-    print_wide(table, console)
-
-
-def print_wide(table: Table, console: Console) -> None:
-    """Prints a table that only a terminal may fold."""
-    (console if console.is_terminal else Console(width=_WIDE)).print(table)
+        lines.append([label, *cells])
+    console.table(["", *shown.values()], lines)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

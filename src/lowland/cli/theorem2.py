@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from lowland.cli.arguments import parse, part_of
-from lowland.cli.sweeps import carried_out, print_wide
-from lowland.diagonal.theorem2 import Check, Theorem2Config, conduct
+from lowland.cli.output import Output
+from lowland.cli.sweeps import carried_out
+from lowland.diagonal.theorem2 import Theorem2Config, conduct
 from lowland.figures.diagonal import plot_convergence
 from lowland.runs import as_rows, table_of
 
@@ -20,7 +19,7 @@ STATEMENTS = {"loss": "loss above the minimum", "gradient": "mean squared gradie
 
 @dataclass(frozen=True)
 class Theorem2Command(Theorem2Config):
-    """Measure the convergence of unnormalized m-SAM against the bound of Theorem 2.
+    """Measure the convergence of unnormalized m-SAM against Theorem 2's bound.
 
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
@@ -34,24 +33,22 @@ class Theorem2Command(Theorem2Config):
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
-    command, console = parse(Theorem2Command, argv, prog="lowland theorem2"), Console()
+    command, console = parse(Theorem2Command, argv, prog="lowland theorem2"), Output()
     config = part_of(command, Theorem2Config)
     config.losses()
-    checks = carried_out(
+    rows = carried_out(
         (config.to_dict(), command.out),
         2 * len(config.m),
         lambda on_done: conduct(config, on_done=on_done),
         lambda checks: {"theorem2": plot_convergence(as_rows(table_of(checks, "result")))},
+        ["theorem2"],
         console,
     )
-    if checks is not None:
-        print_wide(_table(checks), console)
+    heads = ("", "", "T", "measured", "bound", "largest share of it")
+    console.table(heads, [_line(row) for row in rows])
     return 0
 
 
-def _table(checks: Sequence[Check]) -> Table:
-    table = Table("", "", "T", "measured", "bound", "largest share of it", box=None)
-    for row in (check.row() for check in checks):
-        numbers = (f"{row[name]:.4g}" for name in ("measured", "bound", "closest"))
-        table.add_row(row["run"], STATEMENTS[row["statement"]], str(row["steps"]), *numbers)
-    return table
+def _line(row: Mapping[str, Any]) -> list[str]:
+    numbers = (f"{row[name]:.4g}" for name in ("measured", "bound", "closest"))
+    return [row["run"], STATEMENTS[row["statement"]], str(row["steps"]), *numbers]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rich.console import Console
-
 from lowland.cli.arguments import given_options, parse, part_of
 from lowland.cli.interrupts import stop_on_signals
+from lowland.cli.output import Output
 from lowland.cli.progress import describe, shown
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
 from lowland.deep.data import require_folder_read
@@ -61,12 +60,12 @@ def run(argv: Sequence[str]) -> int:
         stored = Run.open(command.resume)
         config = TrainConfig.from_dict(stored.config)
     require_folder_read(command.data_dir, [config.dataset], f"dataset {config.dataset}")
-    console = Console()
+    console = Output()
     if path is not None and (path / "summary.json").exists():
         require_same_run(path, config)
         if not (path / CURVES).exists():  # the run was killed before it was drawn
             draw_curves(path)
-        console.print(f"{path} is finished already; nothing to do.", highlight=False, soft_wrap=True)
+        console.say(f"{path} is finished already; nothing to do.")
         return 0
     return _train(config, path, place, command, console)
 
@@ -107,12 +106,12 @@ def _place(command: TrainCommand) -> Place:
 
 
 def _train(
-    config: TrainConfig, path: Path | None, place: Place, command: TrainCommand, console: Console
+    config: TrainConfig, path: Path | None, place: Place, command: TrainCommand, console: Output
 ) -> int:
     started_before = path is not None and (path / "checkpoint" / "state.safetensors").exists()
     if path is not None:
         word = "continuing" if started_before else "training in"
-        console.print(f"{word} {path}", highlight=False, soft_wrap=True)
+        console.say(f"{word} {path}")
     with stop_on_signals() as should_stop, shown(config, quiet=command.quiet, console=console) as observer:
         try:
             rows = launch(config, path, place, Control(observer, command.checkpoint_every, should_stop))
@@ -124,11 +123,9 @@ def _train(
     if path is not None:
         draw_curves(path)
     for name, row in summarize(rows).items():
-        console.print(
-            f"{_LABELS[name]}, epoch {row['epoch']:g}:  {describe(row)}", highlight=False, soft_wrap=True
-        )
+        console.say(f"{_LABELS[name]}, epoch {row['epoch']:g}:  {describe(row)}")
     if path is not None:
-        console.print(f"curves: {path / CURVES}", highlight=False, soft_wrap=True)
+        console.say(f"curves: {path / CURVES}")
     return 0
 
 

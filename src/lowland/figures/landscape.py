@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from lowland.errors import InputError
+from lowland.extras import MissingExtra, needs
 from lowland.figures.style import drawable, in_our_style, log_scale_if_wide, panels
 
 Rows = Sequence[Mapping[str, float]]
@@ -77,9 +78,10 @@ def surface_html(rows: Rows, value: str, *, title: str, points: Points) -> str:
         InputError: If plotly is not installed.
     """
     try:
-        import plotly.graph_objects as go
-    except ImportError:
-        raise InputError("an interactive surface needs plotly: pip install lowland[html].") from None
+        with needs("html", "plotly"):
+            import plotly.graph_objects as go
+    except MissingExtra as error:
+        raise InputError(str(error)) from error
     x, y, z = grid(rows, value)
     wide = _is_wide(z)
     color = np.log10(z) if wide else z

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 
+from lowland.extras import needs
 from lowland.sam.options import SAMOptions
 from lowland.sam.shell import SAM
 from lowland.sam.understood import check_option
+
+with needs("huggingface", "transformers", "accelerate"):
+    import accelerate  # noqa: F401  # the trainer asks for it only when it is made
+    from transformers import Trainer
 
 _FILE = "sam.pt"
 

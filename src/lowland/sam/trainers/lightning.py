@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torchmetrics import Metric
 
+from lowland.extras import needs
 from lowland.sam.batch import batch_size
 from lowland.sam.perturb import weights_are_perturbed
 from lowland.sam.shell import SAM
+
+with needs("lightning", "lightning", "torchmetrics"):
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+    from torchmetrics import Metric
 
 _Logged = dict[str, tuple[Tensor, tuple[Any, ...], dict[str, Any]]]
 

@@ -1,0 +1,29 @@
+"""Packages that only some of the library needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MissingExtra(ModuleNotFoundError):
+    """A package is not installed; the message says which extra of lowland brings it."""
+
+
+@contextmanager
+def needs(extra: str, *packages: str) -> Iterator[None]:
+    """Inside the block packages of an extra are imported.
+
+    Args:
+        extra: Its name in ``pip install 'lowland[extra]'``.
+        packages: What it brings.
+
+    Raises:
+        MissingExtra: If one of ``packages`` is not there. One that is there and cannot be imported, as for
+            lack of a package of its own, raises its own error.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        message = f"{error.name} must be installed, pip install 'lowland[{extra}]', got no such package."
+        raise MissingExtra(message, name=error.name) from error
