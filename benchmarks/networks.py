@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from interleaved import Step
 from lowland.deep.models import build_model
-from lowland.sam import sam_gradient
-from lowland.sam.workspace import Workspace
+from lowland.sam import SAM
 
 RHO = 0.05
 
@@ -121,23 +120,13 @@ def ordinary_sam(problem: Problem) -> Step:
 
 def m_sam(problem: Problem, engine: str, m: int) -> Step:
     """Our m-SAM gradient, after the call in which the engine is settled."""
-    params, batch = problem.params, (problem.x, problem.y)
+    sam = SAM(problem.model, rho=RHO, m=m, engine=engine)
 
-    def step(workspace: Workspace) -> object:
-        return sam_gradient(
-            problem.loss,
-            params,
-            batch,
-            rho=RHO,
-            m=m,
-            module=problem.model,
-            engine=engine,
-            workspace=workspace,
-        )
+    def step() -> object:
+        return sam.objective(problem.loss, problem.x, problem.y)
 
-    step(Workspace())
-    workspace = Workspace()
-    return lambda: step(workspace)
+    step()
+    return step
 
 
 def mlp(*widths: int) -> nn.Module:

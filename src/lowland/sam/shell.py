@@ -268,7 +268,7 @@ class SAM:
                     ascent_batch = call.ascent_batch(source)
                 return sam_gradient(
                     loss,
-                    self._trained(call),
+                    self._named(call),
                     call.arguments,
                     rho=[0.0] * len(radii) if call.instead else radii,
                     ascent_batch=ascent_batch,
@@ -282,19 +282,24 @@ class SAM:
             alone.end()
             raise
 
+    def _of_trained(self, call: Call, of_each: Sequence[Any]) -> list[Any]:
+        """Those of the trained parameters, from one for each of all."""
+        trained = set(map(id, call.params))
+        return [one for p, one in zip(self._chosen.tensors, of_each, strict=True) if id(p) in trained]
+
     def _radii(self, call: Call) -> list[float]:
-        own = radii_at(self.rho, call.step, self._chosen.radii)
-        chosen = self._perturbed or [True] * len(own)
-        triples = zip(self._chosen.tensors, own, chosen, strict=True)
-        radii = [rho if is_chosen else 0.0 for p, rho, is_chosen in triples if is_trained(p)]
+        radii = radii_at(self.rho, call.step, self._chosen.radii)
+        if self._perturbed is not None:
+            radii = [r if chosen else 0.0 for r, chosen in zip(radii, self._perturbed, strict=True)]
+        radii = self._of_trained(call, radii)
         call.climbs = any(radii)
         return radii
 
-    def _trained(self, call: Call) -> list[Tensor] | dict[str, Tensor]:
+    def _named(self, call: Call) -> list[Tensor] | dict[str, Tensor]:
         names = self._chosen.names
         if names is None:
             return call.params
-        return {n: p for n, p in zip(names, self._chosen.tensors, strict=True) if is_trained(p)}
+        return dict(zip(self._of_trained(call, names), call.params, strict=True))
 
 
 def _has_gradient(params: list[Tensor]) -> bool:
