@@ -1,5 +1,6 @@
 """Packages that only some of the library needs."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,8 @@ def needs(extra: str, *packages: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in packages:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages or sys.modules.get(package) is not None:
             raise
-        message = f"{error.name} must be installed, pip install 'lowland[{extra}]', got no such package."
-        raise MissingExtra(message, name=error.name) from error
+        message = f"{package} must be installed, pip install 'lowland[{extra}]', got no such package."
+        raise MissingExtra(message, name=package) from error

@@ -26,11 +26,11 @@ COLUMNS = {
 THEORY_COLUMNS = {
     "test_loss": "test loss",
     "area": "∫L",
-    "shrunk": "-Σ log(α_eff/α)",
+    "shrunk": "-Σ log α_eff/α",
     "predicted": "ρ‖Δ‖₁",
     "hidden": "hidden",
     "kkt": "KKT residual",
-    "distance": "to the minimizer of φ",
+    "distance": "to argmin φ",
     "l1_norm": "‖β‖₁",
 }
 

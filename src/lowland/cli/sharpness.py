@@ -31,7 +31,7 @@ _COLUMNS = 4
 class SharpnessCommand(FlatnessConfig, SubjectOptions):
     """Measure how flat networks are: lowland sharpness RUN_OR_FILE ...
 
-    A run directory keeps its numbers in sharpness.jsonl, and what is there is not measured again.
+    What is in the sharpness.jsonl of a run directory is not measured again.
 
     Attributes:
         out: Directory for pictures, and for the numbers of networks that are not runs; by default the run,
