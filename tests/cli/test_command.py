@@ -203,6 +203,7 @@ def test_runs_are_listed_shown_and_compared(run) -> None:
             "command must be one of train, runs, sharpness, landscape, diagonal, relu, theorem2, ",
         ),
         (("demo", "--seeds=0"), "seeds must be positive, got 0."),
+        (("demo", "--seeds=999999999"), "seeds must be at most 1000, got 999999999."),
         (("sharpness", "a", "--step_size=inf"), "step_size must be a finite number, got inf."),
         (("landscape", "a", "--low=nan"), "low must be a finite number, got nan."),
         (("diagonal", "--scaling=nan"), "scaling must be a finite number, got nan."),

@@ -20,6 +20,14 @@ from lowland.runs import Run
 CONFIG = TrainConfig(frac_train=0.2, model="linear", epochs=400, batch_size=32)
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """A shell that runs tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_each_signal_stops_a_run_at_a_checkpoint_from_which_it_goes_on(tmp_path, name) -> None:
     number = getattr(signal, name)
@@ -27,6 +35,7 @@ def test_each_signal_stops_a_run_at_a_checkpoint_from_which_it_goes_on(tmp_path,
     sent = threading.Event()
 
     def should_stop() -> bool:
+        asked()
         if not sent.is_set():
             sent.set()
             os.kill(os.getpid(), number)
@@ -36,6 +45,39 @@ def test_each_signal_stops_a_run_at_a_checkpoint_from_which_it_goes_on(tmp_path,
         launch(CONFIG, tmp_path / "x", Place("cpu", threads=1), Control(should_stop=should_stop))
     assert signal.getsignal(number) is before
     assert Run.open(tmp_path / "x").checkpoint_path.is_file()
+
+
+def test_ctrl_c_before_a_run_can_stop_interrupts_it() -> None:
+    """Data are read then, which may take minutes."""
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_before_a_run_can_stop_are_kept_for_it(name) -> None:
+    with stop_on_signals() as asked:
+        signal.raise_signal(getattr(signal, name))
+        assert asked()
+
+
+LOADING = """
+import os, signal, sys, time
+from lowland.cli import main, train
+def load_data(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(3600)
+sys.modules["lowland.deep.launch"].load_data = load_data
+sys.argv = ["lowland", "train", "--model=fc", "--epochs=1", "--out", "x"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_while_data_are_read_ends_the_command_and_leaves_nothing(tmp_path) -> None:
+    command = [sys.executable, "-c", LOADING]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr) == (130, "lowland: interrupted.\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

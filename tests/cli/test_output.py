@@ -106,7 +106,17 @@ SMALL = [
     "train --model=fc --model_width=8 --epochs=1 --dry_run --quiet",
     *(
         f"{name} --help"
-        for name in ["train", "sharpness", "landscape", "diagonal", "relu", "theorem2", "figure", "report"]
+        for name in [
+            "train",
+            "sharpness",
+            "landscape",
+            "diagonal",
+            "relu",
+            "theorem2",
+            "figure",
+            "report",
+            "demo",
+        ]
     ),
     "runs --help",
     "--help",

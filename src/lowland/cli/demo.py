@@ -17,7 +17,7 @@ from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.output import Output
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name
 from lowland.deep.records import MetricsRow
-from lowland.errors import InputError
+from lowland.errors import InputError, require_at_most
 from lowland.figures.label_noise import plot_label_noise
 from lowland.figures.style import save
 from lowland.runs import Run
@@ -43,7 +43,7 @@ RUNS = {
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Train with and without SAM on digits, 60 % of them wrongly labelled; two minutes.
+    """Train with and without SAM on digits, 60 % wrongly labelled; two minutes.
 
     Attributes:
         out: Directory of the runs and the picture.
@@ -59,6 +59,7 @@ def run(argv: Sequence[str]) -> int:
     command = parse(DemoCommand, argv, prog="lowland demo")
     if command.seeds < 1:
         raise InputError(f"seeds must be positive, got {command.seeds}.")
+    require_at_most(command, {"seeds": 1_000})
     console = Output()
     jobs = {
         (seed, label): dataclasses.replace(config, seed=seed)

@@ -87,14 +87,16 @@ def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], object
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGINT, SIGTERM or SIGHUP came inside the block.
 
-    A second SIGINT does what it would without. What is ignored, as SIGHUP is under ``nohup``, stays so.
+    A second SIGINT does what it would without, and so does the first before that function is called once:
+    data are still being read, and there is nothing to stop at. What is ignored, as SIGHUP is under
+    ``nohup``, stays so.
     """
-    asked = False
+    asked = begun = False
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def ask(number: int, _: FrameType | None) -> None:
         nonlocal asked
-        if asked and number == signal.SIGINT:
+        if number == signal.SIGINT and (asked or not begun):
             signal.signal(number, before[number])
             signal.raise_signal(number)
             return
@@ -102,11 +104,18 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         if number == getattr(signal, "SIGHUP", None):
             _send_nowhere(terminals)
 
+    def should_stop() -> bool:
+        nonlocal begun
+        begun = True
+        return asked
+
     numbers = [getattr(signal, name) for name in _STOPPING if hasattr(signal, name)]
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in heard}
+    before = {number: signal.getsignal(number) for number in heard}
     try:
-        yield lambda: asked
+        for number in heard:
+            signal.signal(number, ask)
+        yield should_stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from lowland.cli.arguments import parse, part_of
-from lowland.cli.output import Output, words
+from lowland.cli.output import Output, counted
 from lowland.cli.sources import names_of, sources_and_options
 from lowland.cli.sweeps import missing_pictures
 from lowland.deep.records import PathRow
@@ -61,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     path = command.out or Path("runs") / f"landscape-{config_hash(asked)}"
     stored = Run.create(path, asked, describe_environment())
     with stored.locked():
-        with _progress(config, len(sources), console) as on_point:
+        with counted("points", _num_points(config, len(sources)), console) as on_point:
             rows = stored.rows(PathRow)
             stored.keep_rows(len(rows))
             seen = scenery(subjects, config, known=rows, on_row=stored.append, on_point=on_point)
@@ -143,14 +140,6 @@ def _places(seen: Scenery) -> Mapping[str, tuple[float, float]]:
     return {name: (place[0], place[1]) for name, place in seen.points.items()}
 
 
-@contextmanager
-def _progress(config: SceneryConfig, networks: int, console: Output) -> Iterator[Callable[[], object]]:
-    if not console.is_terminal:
-        yield lambda: None
-        return
+def _num_points(config: SceneryConfig, networks: int) -> int:
     view = config.resolved(networks)
-    count = config.points ** (2 if view == "plane" else 1) * (2 if view == "curve" else 1)
-    columns = (words("points"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("points", total=count)
-        yield functools.partial(progress.advance, task)
+    return config.points ** (2 if view == "plane" else 1) * (2 if view == "curve" else 1)

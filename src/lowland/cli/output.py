@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowland.cli.legible import legible
 
@@ -54,8 +56,6 @@ class Output(Console):
         raise BrokenPipeError
 
     def _paragraphs(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        wrapper = textwrap.TextWrapper(self.width, break_long_words=False, break_on_hyphens=False)
-        wrapper.initial_indent, wrapper.subsequent_indent = "  ", "    "
         for row in rows:
             first, *others = ((head, cell) for head, cell in zip(heads, row, strict=True) if cell)
             self.say(first[1], style="bold")
@@ -65,6 +65,17 @@ class Output(Console):
                     text, self.width - 2, break_long_words=False, subsequent_indent="  "
                 ):
                     self.say(f"  {line}")
+
+
+@contextmanager
+def counted(what: str, total: int, console: Output) -> Iterator[Callable[[], object]]:
+    """To be called whenever one of ``total`` is done; a bar on a terminal, silent elsewhere."""
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (words("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield partial(progress.advance, progress.add_task(what, total=total))
 
 
 def words(text: str) -> TextColumn:

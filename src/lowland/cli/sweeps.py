@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from lowland.cli.output import Output, words
+from lowland.cli.output import Output, counted
 from lowland.errors import InputError
 from lowland.figures.style import save_all
 from lowland.runs import Run, config_hash, describe_environment, write_results
@@ -58,8 +56,8 @@ def carried_out(
         if not missing:
             return read_rows(run)
     with run.locked():
-        with _progress(count, console) as on_done:
-            outcomes = conduct(on_done)
+        with counted("runs", count, console) as advance:
+            outcomes = conduct(lambda _: advance())
         for name, figure in pictures(outcomes).items():
             if not run.is_finished or name in missing:
                 save_all(figure, path / name)
@@ -83,18 +81,6 @@ def require_positive(name: str, value: int | None) -> None:
     """Raises :class:`InputError` for a number that is given and not positive."""
     if value is not None and value < 1:
         raise InputError(f"{name} must be positive, got {value}.")
-
-
-@contextmanager
-def _progress(count: int, console: Output) -> Iterator[OnDone]:
-    """To be called whenever one of ``count`` runs has ended; a bar on a terminal, silent elsewhere."""
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (words("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("runs", total=count)
-        yield lambda _: progress.advance(task)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], console: Output) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from lowland.deep.data import DATASETS
 from lowland.deep.models import MODEL_NAMES
 from lowland.deep.needs import climbs_ever, unmet
-from lowland.errors import InputError, one_of
+from lowland.errors import InputError, one_of, require_at_most
 from lowland.runs import conform
 from lowland.sam import BatchNormStats
 
@@ -251,9 +251,7 @@ class TrainConfig:
             _require(name, getattr(self, name), "between 0 and 1", lambda v: 0 <= v <= 1)
         for name in _NON_NEGATIVE:
             _require(name, getattr(self, name), "non-negative", lambda v: v >= 0)
-        for name, most in _AT_MOST.items():
-            if (getattr(self, name) or 0) > most:
-                raise InputError(f"{name} must be at most {most}, got {getattr(self, name)}.")
+        require_at_most(self, _AT_MOST)
         for name in _POSITIVE:
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), "positive", lambda v: v > 0)

@@ -94,8 +94,8 @@ class Plan:
             raise error
         yield from self.one_by_one(indices)
         if len(self.groups) > 1:
-            text = f"the groups were run one after the other because of {error.what}."
-            warn_once(self.objective.params[0], (loss_key(self.objective.loss), error.what), text)
+            key = loss_key(self.objective.loss), error.what
+            warn_once(self.objective.params[0], key, error.done_instead)
 
     def mass(self, i: int) -> float:
         """Weight of a group in the mean."""

@@ -1,4 +1,4 @@
-"""The m-SAM gradient: its definition, one group after the other."""
+"""The m-SAM gradient: its arguments are checked, and the algorithm is run on every attempt of the plan."""
 
 from __future__ import annotations
 
@@ -197,13 +197,13 @@ def sam_gradient(
                 loss,
                 params,
                 buffers,
-                bn_stats,
-                scale,
-                weight,
-                reduction,
-                noise,
-                workspace,
-                diagnostics,
+                bn_stats=bn_stats,
+                scale=scale,
+                weight=weight,
+                reduction=reduction,
+                noise=noise,
+                workspace=workspace,
+                measure=diagnostics,
                 others=others,
             )
             plan = Plan(objective, how, l2, total, groups, sources, engine, max_memory, process_group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -55,14 +55,10 @@ class Objective:
     weight: Weight | None = None
     reduction: Reduction = "mean"
     noise: Noise | None = None
-    workspace: Workspace = None  # type: ignore[assignment]
+    workspace: Workspace = field(default_factory=Workspace)
     measure: bool = False
     cuts: bool = False
     others: OtherLeaves | None = None
-
-    def __post_init__(self) -> None:
-        if self.workspace is None:
-            object.__setattr__(self, "workspace", Workspace())
 
     @cached_property
     def devices(self) -> list[torch.device]:

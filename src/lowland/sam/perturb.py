@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowland.sam.caches import forget_caches
 from lowland.sam.noise import Noise
@@ -19,38 +20,57 @@ from lowland.sam.vectors import One
 from lowland.sam.workspace import Workspace
 
 
-class _Thread(threading.local):
-    """What is so in this thread."""
+@dataclass(eq=False)
+class _Block:
+    """A block in which weights are perturbed."""
 
-    blocks_open = 0
+    params: Sequence[Tensor]
+
+
+_Blocks = tuple["weakref.ref[_Block]", ...]
+
+
+class _Thread(threading.local):
+    """What is so in this thread. A step that was begun and given up is forgotten with its optimizer."""
+
+    blocks: _Blocks = ()
 
 
 _thread = _Thread()
 
 
-def weights_are_perturbed() -> bool:
-    """Whether a :func:`perturbed` block is open in this thread: a loss that logs may want to know."""
-    return _thread.blocks_open > 0
+def weights_are_perturbed(module: nn.Module | None = None) -> bool:
+    """Whether a :func:`perturbed` block is open in this thread: a loss that logs may want to know.
+
+    Args:
+        module: Only blocks that perturb a parameter of this module count; by default all do.
+    """
+    blocks = [block for known in _thread.blocks if (block := known()) is not None]
+    if module is None or not blocks:
+        return bool(blocks)
+    own = {id(p) for p in module.parameters()}
+    return any(id(p) in own for block in blocks for p in block.params)
 
 
-def blocks_open() -> int:
-    """How many such blocks are open."""
-    return _thread.blocks_open
+def blocks_open() -> _Blocks:
+    """Such blocks that are open, the outermost first."""
+    return _thread.blocks
 
 
-def close_blocks(to: int) -> None:
-    """Counts only ``to`` blocks as open: those inside were left by an exception."""
-    _thread.blocks_open = to
+def close_blocks(to: _Blocks) -> None:
+    """Only the blocks of ``to`` count as open: those inside were left by an exception."""
+    _thread.blocks = to
 
 
 @contextmanager
-def seen_as_perturbed() -> Iterator[None]:
-    """Inside the block the weights count as perturbed, although none of them moves."""
-    _thread.blocks_open += 1
+def seen_as_perturbed(params: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block ``params`` count as perturbed, although none of them moves."""
+    outside, block = blocks_open(), _Block(params)
+    close_blocks((*outside, weakref.ref(block)))
     try:
         yield
     finally:
-        _thread.blocks_open -= 1
+        close_blocks(outside)
 
 
 def perturbed(
@@ -99,7 +119,7 @@ class _Perturbed(AbstractContextManager[Any]):
     def __init__(
         self, params: list[Tensor], e: Sequence[Tensor], noise: Noise | None, workspace: Workspace
     ) -> None:
-        self._params, self._e, self._noise = params, e, noise
+        self._block, self._e, self._noise = _Block(params), e, noise
         self._moved = Moved(workspace)
 
     def __enter__(self) -> Moved:
@@ -109,9 +129,9 @@ class _Perturbed(AbstractContextManager[Any]):
         self._moved.workspace.open.append(self._moved)
         try:
             forget_caches()
-            close_blocks(self._outside + 1)
+            close_blocks((*self._outside, weakref.ref(self._block)))
             with torch.no_grad():
-                self._moved.move(self._params, e, self._noise)
+                self._moved.move(list(self._block.params), e, self._noise)
         except BaseException:
             self._leave()
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,9 +21,10 @@ from lowland.sam.grouped import Grouped
 from lowland.sam.looks.one_group import OneGroup
 from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
-from lowland.sam.precision import is_half, working
+from lowland.sam.precision import working
 from lowland.sam.radii import Radii
-from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.said import warn_caller
+from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Unbatchable
 from lowland.sam.vectors import Shown
 from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
 from lowland.sharpness.nearby import ManyTrials, Moves, Nearby, OneTrial, Visit
@@ -100,8 +100,7 @@ class Terrain:
         """What each trial found."""
         found: dict[Trial, Found] = {}
         units = scales(self.params, self.scaling)
-        world = World(self.passes)
-        with world:
+        with World(self.passes) as world:
             for chunk in self._chunks(trials):
                 found |= zip(chunk.trials, _Climb(self, chunk, units, world).found(), strict=True)
                 on_progress(len(found) / len(trials))
@@ -118,9 +117,7 @@ class Terrain:
                 if self.engine == "batched":
                     raise
                 if len(run_) > 1 and not warned:
-                    warnings.warn(
-                        f"the groups were run one after the other because of {error.what}.", stacklevel=6
-                    )
+                    warn_caller(error.done_instead)
                     warned = True
                 yield from (_Chunk([trial], None) for trial in run_)
 
@@ -130,9 +127,9 @@ class Terrain:
         if self.engine == "loop" or (self.engine == "auto" and len(trials) == 1):
             return alone
         if not batchable:
-            raise Unbatchable("a group in several MicroBatches")
-        if any(is_half(p) for p in self.passes.params):
-            raise Unbatchable("weights of half precision, whose perturbation is rounded at random")
+            raise Unbatchable(IN_SEVERAL_PARTS)
+        if self.passes.in_half:
+            raise Unbatchable(IN_HALF)
         one = self.groups.stacked([trials[0].group])
         if self.climbed is not self.passes:
             probe(self.passes, one, planned_groups=len(trials), forms=False)

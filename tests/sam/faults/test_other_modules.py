@@ -226,3 +226,17 @@ def test_perturbed_weights_of_one_thread_are_not_those_of_another():
         thread.join()
         assert weights_are_perturbed()
     assert seen == [False]
+
+
+def test_perturbed_weights_of_one_module_are_not_those_of_another():
+    from lowland.sam import perturbed, weights_are_perturbed
+
+    ours, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    block = perturbed([ours.bias], [torch.ones(2)])
+    block.__enter__()
+    assert weights_are_perturbed()
+    assert weights_are_perturbed(ours)
+    assert not weights_are_perturbed(other)
+    del block  # given up: nobody can end it any more
+    assert not weights_are_perturbed()
+    assert not weights_are_perturbed(ours)

@@ -204,6 +204,17 @@ def test_only_the_unperturbed_weights_are_logged_as_the_mean_over_groups(m, engi
     assert found == pytest.approx({"loss": squared(net, x, y).item(), "mean": total, "twice": 2.0 * total})
 
 
+def test_what_is_logged_is_not_lost_to_a_step_of_another_optimizer_that_was_given_up():
+    other = mlp()
+    optimizer = SAMOptimizer(SGD(other.parameters(), lr=0.1), rho=0.4)
+    squared(other, *regression()).backward()
+    optimizer.first_step()
+    module = SharpLogging()
+    logged = trainer(max_epochs=1)
+    logged.fit(module, data())
+    assert {"loss", "mean", "twice"} == set(logged.callback_metrics)
+
+
 class Measured(Regressor):
     def __init__(self):
         super().__init__()

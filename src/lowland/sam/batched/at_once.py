@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,13 +21,11 @@ from lowland.sam.batched.probe import probe
 from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.settled import Fingerprint, Verdict, verdicts_of
 from lowland.sam.before import undone_on_error
+from lowland.sam.engine import Attempt, Plan
 from lowland.sam.grouped import Grouped
 from lowland.sam.looks.world import World
 from lowland.sam.said import loss_key
-from lowland.sam.unbatchable import Unbatchable
-
-if TYPE_CHECKING:
-    from lowland.sam.engine import Attempt, Plan
+from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Unbatchable
 
 
 @dataclass
@@ -66,7 +64,7 @@ class AtOnce:
         runs = [list(run) for _, run in groupby(weighed, key=self._alike)]
         for run in runs:
             if self._alike(run[0]) is None:
-                yield from self.plan.fall_back(run, Unbatchable("a group in several MicroBatches"))
+                yield from self.plan.fall_back(run, Unbatchable(IN_SEVERAL_PARTS))
             elif len(run) == 1 and len(runs) > 1:
                 yield from self.plan.one_by_one(run)
             else:
@@ -83,7 +81,7 @@ class AtOnce:
         if self.plan.shares_sources:
             return "an ascent_batch that several groups climb on"
         if self.objective.in_half:
-            return "weights of half precision, whose perturbation is rounded at random"
+            return IN_HALF
         grouped = [self.groups, *([] if self.sources is None else [self.sources])]
         return next((reason for g in grouped if (reason := g.reason_against()) is not None), None)
 
@@ -126,8 +124,6 @@ class AtOnce:
         Raises:
             Unbatchable: If they cannot be run so; everything is then as if they had not been.
         """
-        from lowland.sam.engine import Attempt
-
         chunk = _Chunk(indices, Attempt())
         chunk.attempt.block = self._together(chunk)
         yield chunk.attempt
@@ -199,6 +195,6 @@ class AtOnce:
         how, plan = self.how, self.plan
         return (
             *(loss_key(self.objective.loss), self.groups.shapes(indices[0]), len(indices), autocast),
-            *(type(how.ascent), how.steps, how.radii.rho == 0.0, self.objective.measure),
+            *(type(how.ascent), forms(how.ascent), how.steps, how.radii.rho == 0.0, self.objective.measure),
             *(plan.engine, plan.max_memory, plan.sources is None, self.objective.reduction),
         )

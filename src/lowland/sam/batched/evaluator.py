@@ -201,7 +201,7 @@ class Evaluator:
         moved = any(w.move is not None for w in weights)
         with (
             nullcontext() if moves_stats else buffers.kept(),
-            seen_as_perturbed() if moved else nullcontext(),
+            seen_as_perturbed(params) if moved else nullcontext(),
             fresh_caches(),
         ):
             marks, writes = buffers.marks(), buffers.num_writes

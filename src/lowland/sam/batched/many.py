@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from lowland.sam.ascent.step import AscentStep
 from lowland.sam.batched.norms import cosines, squared_norms
 from lowland.sam.batched.per_group import PerGroup, mapped
 from lowland.sam.precision import working
-from lowland.sam.vectors import Number, One, Shown, Vector
+from lowland.sam.vectors import Number, One, Shown, Vector, largest_factor
 
 
 class Many(Vector):
@@ -42,15 +42,8 @@ class Many(Vector):
         self.at = at
         self._norm = norm
         self.used_up = used_up
-        self.kept = False
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [t.whole(self.groups) for t in self.each[index]]
         return self.each[index].whole(self.groups)
@@ -101,9 +94,8 @@ class Many(Vector):
 
     @property
     def largest_factor(self) -> float:
-        """The largest number that all tensors can be multiplied with, in float32 or better."""
-        dtypes = {torch.promote_types(t.w.dtype, torch.float32) for t in self.each if not t.absent}
-        return min((torch.finfo(dtype).max for dtype in dtypes), default=float("inf"))
+        """The largest number that all tensors can be multiplied with."""
+        return largest_factor(t.w.dtype for t in self.each if not t.absent)
 
     def asked(self, ascent: Callable[[Any], Any], step: AscentStep) -> Many:
         """What ``ascent`` makes of a step along this vector: asked once if it can, else for each group."""

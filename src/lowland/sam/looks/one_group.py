@@ -143,8 +143,7 @@ class OneGroup:
     def _differentiated(self, value: Tensor, wanted: Sequence[int] | None) -> Gradients:
         """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
         objective = self.objective
-        if not value.requires_grad:
-            objective.require_gradient(value)
+        objective.require_gradient(value)
         if objective.others is not None:
             objective.others.note(value)
         scaled = value if objective.scale == 1.0 else value * objective.scale

@@ -24,9 +24,10 @@ class World:
         self._untouched = True
         self.draws: RandomState | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> World:
         self.draws = RandomState.capture(self._objective.devices)
         self._same.__enter__()
+        return self
 
     def again(self) -> None:
         """Begins a pass."""

@@ -101,7 +101,7 @@ class SAMTraining(_Base):
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Logs as ever, at the unperturbed weights only."""
-        if weights_are_perturbed():
+        if weights_are_perturbed(self):
             return
         if self._sam_logged is not None and isinstance(value, Tensor) and value.numel() == 1:
             self._sam_logged[name] = value.detach().reshape(()), args, kwargs
@@ -129,7 +129,7 @@ _METRIC_NAMES = ("_update_count", "_computed", "_forward_cache")
 @contextmanager
 def _metrics_kept(module: nn.Module) -> Iterator[None]:
     """At perturbed weights, the states of metrics are put back at the end of the block."""
-    metrics = [m for m in module.modules() if isinstance(m, Metric)] if weights_are_perturbed() else []
+    metrics = [m for m in module.modules() if isinstance(m, Metric)] if weights_are_perturbed(module) else []
     saved = [{name: _copied(getattr(m, name)) for name in (*m._defaults, *_METRIC_NAMES)} for m in metrics]
     try:
         yield

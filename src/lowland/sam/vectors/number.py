@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,12 @@ def over(a: float, b: Number, largest: float, *, at_zero: float = 0.0) -> Number
         quotient = a / b
         return torch.where((b > 0.0) & (quotient <= largest), quotient, torch.full_like(b, at_zero))
     return a / b if b > 0.0 and a / b <= largest else at_zero
+
+
+def largest_factor(types: Iterable[torch.dtype]) -> float:
+    """The largest number that tensors of these types can be multiplied with, in float32 or better."""
+    found = {torch.promote_types(dtype, torch.float32) for dtype in types}
+    return min((torch.finfo(dtype).max for dtype in found), default=math.inf)
 
 
 def at_most(most: float, x: Number) -> Number:

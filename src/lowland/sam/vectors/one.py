@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import working
-from lowland.sam.vectors.number import Number
+from lowland.sam.vectors.number import Number, largest_factor
 from lowland.sam.vectors.shown import Shown
 from lowland.sam.vectors.vector import Vector
 
@@ -43,7 +43,6 @@ class One(Vector):
         self.tensors = tensors
         self.factor = factor
         self.at = at
-        self.kept = False
         self._norm = norm
 
     @classmethod
@@ -87,17 +86,10 @@ class One(Vector):
             return found if found.at is self.at else One(found.tensors, found.factor, self.at, found._norm)
         return One(found, at=self.at)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> One: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | One:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return One(self.tensors[index], self.factor)
-        tensor: Tensor = self.tensors[index]
-        return tensor if self.factor == 1.0 else tensor * self.factor
+        return self.tensors[index] if self.factor == 1.0 else self.tensors[index] * self.factor
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -171,9 +163,8 @@ class One(Vector):
 
     @property
     def largest_factor(self) -> float:
-        """The largest number that all tensors can be multiplied with, in float32 or better."""
-        dtypes = {torch.promote_types(t.dtype, torch.float32) for t in self.tensors}
-        return min((torch.finfo(dtype).max for dtype in dtypes), default=float("inf"))
+        """The largest number that all tensors can be multiplied with."""
+        return largest_factor(t.dtype for t in self.tensors)
 
     def formed(self) -> list[Tensor | None]:
         """The tensors, the absent ones too."""

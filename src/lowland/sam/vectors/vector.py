@@ -23,7 +23,7 @@ class Vector(Sequence[Any]):
     """
 
     at: Shown | None
-    kept: bool
+    kept: bool = False
 
     @abstractmethod
     def asked(self, ascent: Callable[[Any], Any], step: Any) -> Vector | None:
