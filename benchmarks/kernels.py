@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from interleaved import measured
 from lowland.sam.batched.cost import Costs, costs_of_convolution, costs_of_linear
-from lowland.sam.batched.factors import Factor, add_through, gram
-from lowland.sam.batched.patches import Patches
 from lowland.sam.batched.rules.convolution import Geometry, by_rows
+from lowland.sam.vectors.factors import Factor, add_through, gram
+from lowland.sam.vectors.patches import Patches
 from networks import MANY_GROUPS, NETWORKS, available, product_types
 
 LARGEST = 2**28

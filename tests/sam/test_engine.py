@@ -26,9 +26,16 @@ STEP = """
         sam.backward(lambda x: model(x).square().mean(), x)
 """
 
+MEASURE = """
+    from lowland.sharpness import worst_case
+    loss = lambda x: model(x).square().mean()
+    worst_case(loss, list(model.parameters()), (x,), rho=0.1, m=1, engine={engine!r})
+"""
+
 
 def test_loop_imports_nothing_of_the_look_at_many_groups():
-    done = run(STEP.format(engine="loop") + "\n    print([m for m in sys.modules if 'sam.batched' in m])")
+    program = (STEP + MEASURE).format(engine="loop")
+    done = run(program + "\n    print([m for m in sys.modules if 'sam.batched' in m])")
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
@@ -48,9 +55,15 @@ def test_auto_does_without_private_names_of_torch_and_says_so_once():
     assert "torch._C._functorch._add_batch_dim" in done.stderr
 
 
-@pytest.mark.parametrize("engine", ["batched"])
-def test_batched_is_refused_by_name_without_them(engine):
-    done = run(WITHOUT + STEP.format(engine=engine))
+def test_auto_measures_without_them_too():
+    done = run(WITHOUT + STEP.format(engine="loop") + MEASURE.format(engine="auto"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("one after the other because of a torch without what that needs") == 1
+
+
+@pytest.mark.parametrize("use", [STEP, STEP.format(engine="loop") + MEASURE])
+def test_batched_is_refused_by_name_without_them(use):
+    done = run(WITHOUT + use.format(engine="batched"))
     assert done.returncode == 1
     assert (
         done.stderr.strip()

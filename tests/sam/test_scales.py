@@ -21,10 +21,10 @@ from lowland.sam import (
     stable,
 )
 from lowland.sam.ascent import AscentStep
-from lowland.sam.batched.factors import Factor, OneHot
-from lowland.sam.batched.norms import cosines, squared_norms
-from lowland.sam.batched.per_group import Part, PerGroup
 from lowland.sam.combine.weighted import orthogonal_part
+from lowland.sam.vectors.factors import Factor, OneHot
+from lowland.sam.vectors.norms import cosines, squared_norms
+from lowland.sam.vectors.per_group import Part, PerGroup
 
 from .batched.models import MODELS, B, trained
 from .naive import relative_error, seeded, tensors

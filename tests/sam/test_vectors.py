@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowland.sam import L2, Adaptive, RandomSubset
-from lowland.sam.batched.factors import Factor
-from lowland.sam.batched.many import Many, forms, serves_many
-from lowland.sam.batched.per_group import Part, PerGroup
 from lowland.sam.vectors import One, at_most, over
+from lowland.sam.vectors.factors import Factor
+from lowland.sam.vectors.many import Many, forms, serves_many
+from lowland.sam.vectors.per_group import Part, PerGroup
 
 GROUPS = 3
 
@@ -60,7 +60,7 @@ def test_products_with_units_are_those_of_each_group(shape):
 def test_norm_of_a_multiple_is_known_without_asking(factor, monkeypatch):
     many, rows = both()
     norms, known = many.norm(), [row.norm() for row in rows]
-    for name in ("lowland.sam.batched.many.squared_norms", "lowland.sam.vectors.one.l2_norm"):
+    for name in ("lowland.sam.vectors.many.squared_norms", "lowland.sam.vectors.one.l2_norm"):
         monkeypatch.setattr(name, lambda *_: pytest.fail("asked"))
     torch.testing.assert_close(many.scaled(factor).norm(), factor * norms)
     assert [row.scaled(factor).norm() for row in rows] == [factor * n for n in known]

@@ -23,7 +23,7 @@ from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
 from lowland.sam.said import loss_key, warn_once
 from lowland.sam.total import Total
-from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.unbatchable import Unbatchable, unless_torch_lacks_it
 
 
 @dataclass
@@ -76,9 +76,10 @@ class Plan:
         if self.engine == "loop" or (self.engine == "auto" and self._too_small(len(weighed))):
             return self.one_by_one(weighed)
         try:
-            from lowland.sam.batched.at_once import AtOnce  # only now: it needs private names of torch
-        except ImportError as error:
-            return self.fall_back(weighed, Unbatchable(f"a torch without what that needs, {error}"))
+            with unless_torch_lacks_it():
+                from lowland.sam.batched.at_once import AtOnce
+        except Unbatchable as error:
+            return self.fall_back(weighed, error)
         return AtOnce(self).attempts(weighed)
 
     def one_by_one(self, indices: Sequence[int]) -> Iterator[Attempt]:

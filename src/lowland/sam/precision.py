@@ -21,6 +21,11 @@ def working(tensor: Tensor) -> Tensor:
     return tensor.float() if is_half(tensor) else tensor
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """Double precision, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def stochastically_rounded(x: Tensor, dtype: torch.dtype, noise: Noise) -> Tensor:
     r"""``x`` in ``dtype``, rounded up or down at random so that the mean is ``x``.
 

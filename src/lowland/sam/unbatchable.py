@@ -1,5 +1,10 @@
 """What the loss or the options have that cannot be run for many groups at once."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 IN_SEVERAL_PARTS = "a group in several MicroBatches"
 IN_HALF = "weights of half precision, whose perturbation is rounded at random"
 
@@ -21,3 +26,12 @@ class Unbatchable(RuntimeError):
     def done_instead(self) -> str:
         """What is said where another engine may be used."""
         return f"the groups were run one after the other because of {self.what}."
+
+
+@contextmanager
+def unless_torch_lacks_it() -> Iterator[None]:
+    """A block that imports what runs many groups at once: it needs private names of torch."""
+    try:
+        yield
+    except ImportError as error:
+        raise Unbatchable(f"a torch without what that needs, {error}") from error

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.batched.factors import column
+from lowland.sam.vectors.factors import column
 from lowland.sharpness.vectors import Space, Vector
 
 Norm = Literal["l2", "linf"]
@@ -70,7 +70,7 @@ class L2Ball:
         far = norms > self.rho
         if not bool(far.any()):
             return z
-        return self.space.scaled_(z, torch.where(far, self.rho / norms, torch.ones_like(norms)))
+        return self.space.scaled_(z, torch.where(far, self.rho / norms, 1.0))
 
 
 @dataclass(frozen=True)

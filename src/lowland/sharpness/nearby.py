@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.batched.evaluator import Evaluator, Recorded
-from lowland.sam.batched.per_group import PerGroup
-from lowland.sam.looks.look import Pass
+from lowland.sam.looks.look import Look, Pass
 from lowland.sam.looks.one_group import OneGroup
-from lowland.sam.looks.world import World
 from lowland.sam.radii import Radii
-from lowland.sam.stacked import Stacked
-from lowland.sam.vectors import One, Shown
+from lowland.sam.vectors import One, Shown, Vector
+from lowland.sam.vectors.many import Many
+from lowland.sam.vectors.per_group import PerGroup
 from lowland.sharpness.objective import require_some
 
-Moves = Sequence[PerGroup | None] | None
+Moves = Sequence[PerGroup] | None
 Extras = Mapping[str, Float[Tensor, " trials"]]
 
 
@@ -41,90 +39,54 @@ class Visit:
     share: Float[Tensor, " trials"] | float = 1.0
 
 
-@runtime_checkable
-class Nearby(Protocol):
-    """Evaluates the loss of each trial's group at weights of its own."""
-
-    def slope(self, e: Moves) -> Visit:
-        """At ``w + e``, with gradients, of which some parameter must have one."""
-
-    def value(self, e: Moves) -> Visit:
-        """At ``w + e``, without."""
-
-
 @dataclass(frozen=True)
-class OneTrial:
-    """A single trial, evaluated as it is.
+class Nearby:
+    """Evaluates the loss of each trial's group at weights of its own.
 
     Attributes:
-        look: The look at its group.
+        look: At the groups, of a single trial at its one group.
     """
 
-    look: OneGroup
+    look: Look
 
     @torch.enable_grad()
     def slope(self, e: Moves) -> Visit:
-        """At ``w + e``, with the gradient."""
-        seen = self.look.slope(self._one(e))
-        assert isinstance(seen.gradient, One)
-        gradients = seen.gradient.formed()
-        require_some(gradients)
-        pairs = zip(self.look.objective.params, gradients, strict=True)
-        return self._visit(seen, [PerGroup(w) if g is None else PerGroup(w, dense=g[None]) for w, g in pairs])
+        """At ``w + e``, with gradients, of which some parameter must have one."""
+        seen = self.look.slope(self._vector(e))
+        assert seen.gradient is not None
+        gradient = self._each(seen.gradient)
+        require_some([None if g.absent else g for g in gradient])
+        return self._visit(seen, gradient)
 
     @torch.no_grad()
     def value(self, e: Moves) -> Visit:
         """At ``w + e``, without."""
-        return self._visit(self.look.value(self._one(e)), [])
+        return self._visit(self.look.value(self._vector(e)), [])
 
-    def _one(self, e: Moves) -> One | None:
-        params = self.look.objective.params
-        moves = {i: t.whole(1)[0] for i, t in enumerate(e or ()) if t is not None}
-        if not moves:
+    def _vector(self, e: Moves) -> Vector | None:
+        if e is None:
             return None
-        radii = Radii.of([float(i in moves) for i in range(len(params))], len(params))
-        return One(list(moves.values()), at=Shown.all_that_move(radii, params, None))
+        if not isinstance(self.look, OneGroup):
+            return Many(e, len(self.look.masses))
+        params = self.look.objective.params
+        radii = Radii.of([float(not t.absent) for t in e], len(params))
+        at = Shown.all_that_move(radii, params, None)
+        return One([e[i].whole(1)[0] for i in radii.indices], at=at)
+
+    def _each(self, gradient: Vector) -> list[PerGroup]:
+        if isinstance(gradient, Many):
+            return gradient.each
+        assert isinstance(gradient, One)
+        pairs = zip(self.look.objective.params, gradient.formed(), strict=True)
+        return [PerGroup(w) if g is None else PerGroup(w, dense=g[None]) for w, g in pairs]
 
     def _visit(self, seen: Pass, gradient: list[PerGroup]) -> Visit:
-        sizes = torch.tensor([size or 1 for _, size in self.look.examples.sized()], dtype=torch.float64)
         rows = [_named(aux) for aux in seen.aux]
-        extras = {
-            name: ((torch.stack([r[name] for r in rows]) * sizes).sum() / sizes.sum())[None]
-            for name in rows[0]
-        }
-        return Visit(seen.losses.detach().double().reshape(1).cpu(), extras, gradient)
-
-
-@dataclass(frozen=True)
-class ManyTrials:
-    """Several trials at once.
-
-    Attributes:
-        evaluator: What evaluates their loss.
-        groups: Their examples.
-        world: What all evaluations see alike.
-    """
-
-    evaluator: Evaluator
-    groups: Stacked
-    world: World
-
-    def slope(self, e: Moves) -> Visit:
-        """At ``w + e_S``, with gradients."""
-        self.world.again()
-        found = self.evaluator.recorded(self.groups, range(len(self.evaluator.objective.params)), e)
-        require_some([None if g.absent else g for g in found.gradient])
-        return self._visit(found, found.gradient)
-
-    def value(self, e: Moves) -> Visit:
-        """At ``w + e_S``, without."""
-        self.world.again()
-        return self._visit(self.evaluator.values(self.groups, e), [])
-
-    def _visit(self, found: Recorded | Pass, gradient: list[PerGroup]) -> Visit:
-        rows = [_named(aux) for aux in found.aux]
-        extras = {name: torch.stack([r[name] for r in rows]) for name in rows[0]}
-        return Visit(found.losses.detach().double().cpu(), extras, gradient)
+        extras = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        if isinstance(self.look, OneGroup):  # of the parts of its group
+            sizes = torch.tensor([float(n or 1) for _, n in self.look.examples.sized()], dtype=torch.float64)
+            extras = {name: (column @ sizes / sizes.sum())[None] for name, column in extras.items()}
+        return Visit(seen.losses.detach().double().reshape(-1).cpu(), extras, gradient)
 
 
 def _named(aux: Any) -> dict[str, Tensor]:

@@ -12,10 +12,6 @@ from torch import Tensor
 
 from lowland.sam.arguments import Engine
 from lowland.sam.ascent import L2
-from lowland.sam.batched.evaluator import Evaluator
-from lowland.sam.batched.norms import squared_norms
-from lowland.sam.batched.per_group import PerGroup
-from lowland.sam.batched.probe import Probe, probe
 from lowland.sam.climbing import Climbing
 from lowland.sam.grouped import Grouped
 from lowland.sam.looks.one_group import OneGroup
@@ -24,10 +20,12 @@ from lowland.sam.objective import Objective
 from lowland.sam.precision import working
 from lowland.sam.radii import Radii
 from lowland.sam.said import warn_caller
-from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Unbatchable
+from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Unbatchable, unless_torch_lacks_it
 from lowland.sam.vectors import Shown
+from lowland.sam.vectors.norms import squared_norms
+from lowland.sam.vectors.per_group import PerGroup
 from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
-from lowland.sharpness.nearby import ManyTrials, Moves, Nearby, OneTrial, Visit
+from lowland.sharpness.nearby import Moves, Nearby, Visit
 from lowland.sharpness.scales import Scaling, scales
 from lowland.sharpness.search import Best, Search
 from lowland.sharpness.unformed import Unformed
@@ -130,29 +128,28 @@ class Terrain:
             raise Unbatchable(IN_SEVERAL_PARTS)
         if self.passes.in_half:
             raise Unbatchable(IN_HALF)
+        with unless_torch_lacks_it():
+            from lowland.sam.batched.memory import fitting
+            from lowland.sam.batched.probe import probe
         one = self.groups.stacked([trials[0].group])
         if self.climbed is not self.passes:
             probe(self.passes, one, planned_groups=len(trials), forms=False)
         seen = probe(self.climbed, one, planned_groups=len(trials), forms=False)
-        formed = not self._unformed(seen, trials[0])
-        size = self._at_once(seen, len(trials), formed=formed)
-        count = math.ceil(len(trials) / size)
-        if self.engine == "auto" and seen.loop_is_faster(len(trials), count, self.passes.params):
+        gradients = self.search.steps * (seen.formed + seen.kept)
+        formed = not self._unformed(gradients, seen.found.gradient, trials[0])
+        vectors = VECTORS * _weight_bytes(self.params) if formed else 2 * gradients
+        size = fitting(len(trials), seen.saved + vectors, self.max_memory)
+        if self.engine == "auto" and seen.loop_is_faster(
+            len(trials), math.ceil(len(trials) / size), self.passes.params
+        ):
             return alone
-        size = math.ceil(len(trials) / count)
         pieces = [trials[i : i + size] for i in range(0, len(trials), size)]
         return [_Chunk(piece, formed) for piece in pieces]
 
-    def _unformed(self, seen: Probe, trial: Trial) -> bool:
-        """Whether the sum of all gradients of a climb is smaller than one vector over all weights."""
+    def _unformed(self, held: int, gradient: list[PerGroup], trial: Trial) -> bool:
+        """Whether all gradients of a climb take less memory than one vector over all weights."""
         low = self.norm == "l2" and self.scaling != "element" and trial.start == 0
-        held = self.search.steps * (seen.formed + seen.kept)
-        return low and held <= _weight_bytes(self.params) and Unformed.holds(seen.found.gradient)
-
-    def _at_once(self, seen: Probe, trials: int, *, formed: bool) -> int:
-        weights = _weight_bytes(self.params)
-        vectors = VECTORS * weights if formed else 2 * self.search.steps * (seen.formed + seen.kept)
-        return max(1, min(trials, self.max_memory // max(1, seen.saved + vectors)))
+        return low and held <= _weight_bytes(self.params) and Unformed.holds(gradient)
 
 
 @dataclass(frozen=True)
@@ -221,20 +218,21 @@ class _Climb:
     def _moves(self, z: Vector) -> Moves:
         if z is None:
             return None
-        moves = self.ball.space.moves(z)
-        pairs = zip(moves, self.units, strict=True)
-        staying = len(self.terrain.passes.params) - self.terrain.moving
-        return [t if c is None or t is None else t.times(c) for t, c in pairs] + [None] * staying
+        pairs = zip(self.ball.space.moves(z), self.units, strict=True)
+        staying = [PerGroup(w) for w in self.terrain.passes.params[self.terrain.moving :]]
+        return [t if c is None or t.absent else t.times(c) for t, c in pairs] + staying
 
     def _nearby(self, passes: Objective, shift: int) -> Nearby:
         groups = self.terrain.groups
         indices = [(t.group + shift) % len(groups) for t in self.chunk.trials]
+        radii = Radii.of(1.0, len(passes.params))
+        how = Climbing(L2(), radii, Shown.all_that_move(radii, passes.params, None))
         if self.chunk.formed is None:
-            radii = Radii.of(1.0, len(passes.params))
-            how = Climbing(L2(), radii, Shown.all_that_move(radii, passes.params, None))
-            return OneTrial(OneGroup(passes, how, groups.group(indices[0]), 1.0, self.world))
-        evaluator = Evaluator(passes, self.chunk.formed)
-        return ManyTrials(evaluator, groups.stacked(indices), self.world)
+            return Nearby(OneGroup(passes, how, groups.group(indices[0]), 1.0, self.world))
+        from lowland.sam.batched.look import ManyGroups
+
+        stacked, masses = groups.stacked(indices), [1.0] * len(indices)
+        return Nearby(ManyGroups(passes, how, stacked, masses, self.world, formed=self.chunk.formed))
 
     def _start(self) -> Vector:
         """Zero, or each trial's random point of the ball."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.batched.factors import Factor, column, row_products
-from lowland.sam.batched.norms import squared_norms
-from lowland.sam.batched.per_group import Part, PerGroup
 from lowland.sam.precision import working
+from lowland.sam.vectors.factors import Factor, column, row_products
+from lowland.sam.vectors.norms import squared_norms
+from lowland.sam.vectors.per_group import Part, PerGroup
 from lowland.sharpness.vectors import Factors, Terms, peaks, powers_of_two
 
 
@@ -201,12 +201,11 @@ class Unformed:
         """One or the other."""
         return torch.where(mask[:, None], self._padded(a), self._padded(b))
 
-    def moves(self, v: Tensor | None) -> list[PerGroup | None]:
+    def moves(self, v: Tensor | None) -> list[PerGroup]:
         """The perturbation."""
         if v is None:
-            return [None] * len(self.params)
-        moves = [basis.move(self._padded(v)) for basis in self._bases]
-        return [None if t.absent else t for t in moves]
+            return [PerGroup(w) for w in self.params]
+        return [basis.move(self._padded(v)) for basis in self._bases]
 
     def _padded(self, v: Tensor | None) -> Tensor:
         if v is None:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.batched.factors import column
-from lowland.sam.batched.per_group import PerGroup
+from lowland.sam.vectors.factors import column
+from lowland.sam.vectors.per_group import PerGroup
 
 Vector = Any
 """A vector of some :class:`Space`; ``None`` for zero."""
@@ -41,7 +41,7 @@ class Space(Protocol):
     def chosen(self, mask: Tensor, a: Vector, b: Vector) -> Vector:
         """``a`` for the trials where ``mask``, else ``b``."""
 
-    def moves(self, v: Vector) -> list[PerGroup | None]:
+    def moves(self, v: Vector) -> list[PerGroup]:
         """The vector as a perturbation of the parameters."""
 
 
@@ -104,10 +104,10 @@ class Formed:
         pairs = zip(a or zeros, b or zeros, strict=True)
         return [torch.where(column(mask.double(), s) > 0, s, t) for s, t in pairs]
 
-    def moves(self, v: list[Tensor] | None) -> list[PerGroup | None]:
+    def moves(self, v: list[Tensor] | None) -> list[PerGroup]:
         """The perturbation."""
         if v is None:
-            return [None] * len(self.params)
+            return [PerGroup(w) for w in self.params]
         return [PerGroup(w, dense=t) for w, t in zip(self.params, v, strict=True)]
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lowland import sam_gradient
-from lowland.sam.batched.factors import Factor, OneHot, add_through, at_columns, gram, times
-from lowland.sam.batched.norms import cosines, inner, inner_products, squared_norms
-from lowland.sam.batched.per_group import Part, PerGroup, mapped
+from lowland.sam.vectors.factors import Factor, OneHot, add_through, at_columns, gram, times
+from lowland.sam.vectors.norms import cosines, inner, inner_products, squared_norms
+from lowland.sam.vectors.per_group import Part, PerGroup, mapped
 
 from ..naive import tensors
 

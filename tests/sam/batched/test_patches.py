@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowland.sam.batched.patches import Patches, Window
+from lowland.sam.vectors.patches import Patches, Window
 
 EXTENT = (5, 6, 4)
 STEPS = [

@@ -14,7 +14,6 @@ import torch
 
 from lowland.sam.algorithm import climb_from_start
 from lowland.sam.batched.look import ManyGroups, NotFinite
-from lowland.sam.batched.many import forms
 from lowland.sam.batched.memory import groups_at_once
 from lowland.sam.batched.precision import TypesClash, autocast_off
 from lowland.sam.batched.probe import probe
@@ -26,6 +25,7 @@ from lowland.sam.grouped import Grouped
 from lowland.sam.looks.world import World
 from lowland.sam.said import loss_key
 from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Unbatchable
+from lowland.sam.vectors.many import forms
 
 
 @dataclass

@@ -18,7 +18,6 @@ from torch.func import vmap
 from lowland.sam.batched import rules as _rules  # noqa: F401 - registers them
 from lowland.sam.batched.cost import Product
 from lowland.sam.batched.outside import Outside
-from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.refused import require_known
 from lowland.sam.batched.tape import PastTheTape, Tape
@@ -33,6 +32,7 @@ from lowland.sam.stacked import Stacked
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Unbatchable
 from lowland.sam.vectors import One
+from lowland.sam.vectors.per_group import PerGroup
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from lowland.sam.ascent.step import Weights
 from lowland.sam.batched.evaluator import Evaluator
-from lowland.sam.batched.many import Many, forms, stacked
-from lowland.sam.batched.norms import squared_norms
-from lowland.sam.batched.per_group import PerGroup
 from lowland.sam.batched.precision import autocast_as_it_is
 from lowland.sam.batched.refused import require_gone, require_no_draws
 from lowland.sam.climbing import Climbing
@@ -23,6 +20,9 @@ from lowland.sam.objective import Objective
 from lowland.sam.precision import working
 from lowland.sam.stacked import Stacked
 from lowland.sam.vectors import One
+from lowland.sam.vectors.many import Many, forms, stacked
+from lowland.sam.vectors.norms import squared_norms
+from lowland.sam.vectors.per_group import PerGroup
 
 
 class NotFinite(Exception):
@@ -39,6 +39,7 @@ class ManyGroups:
         batch: The groups.
         masses: Weights of the groups in means.
         world: What all passes see alike.
+        formed: Whether gradients are formed; ``None`` for what the ascent needs.
     """
 
     objective: Objective
@@ -46,10 +47,12 @@ class ManyGroups:
     batch: Stacked
     masses: Sequence[float]
     world: World
+    formed: bool | None = None
 
     def __post_init__(self) -> None:
         autocast = autocast_as_it_is(self.objective.params[0])
-        self._evaluator = Evaluator(self.objective, forms(self.how.ascent), autocast=autocast)
+        formed = forms(self.how.ascent) if self.formed is None else self.formed
+        self._evaluator = Evaluator(self.objective, formed, autocast=autocast)
         self._all = range(len(self.objective.params))
 
     def same_world(self) -> World:

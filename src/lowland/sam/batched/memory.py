@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lowland.sam.batched.per_group import PerGroup
+from lowland.sam.vectors.per_group import PerGroup
 
 ALLOWANCE = 2.0
 """Peak memory by default, in units of what ordinary SAM needs for the same batch."""
@@ -71,6 +71,10 @@ def groups_at_once(
     budget = 0.9 * (
         ALLOWANCE * ordinary if max_memory is None else max_memory
     )  # what operations need besides
-    each = saved + kept + formed
-    most = max(1, min(groups, int((budget - params) // max(each, 1))))
-    return math.ceil(groups / math.ceil(groups / most))  # chunks of about the same size
+    return fitting(groups, saved + kept + formed, budget - params)
+
+
+def fitting(groups: int, each: int, budget: float) -> int:
+    """The number of groups in chunks of about the same size, of groups that take ``each`` bytes."""
+    most = max(1, min(groups, int(budget // max(each, 1))))
+    return math.ceil(groups / math.ceil(groups / most))

@@ -13,11 +13,6 @@ from torch import Tensor
 from lowland.sam.batched.level import outside
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """Double precision, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def result_type(function: Callable[..., Tensor], *operands: tuple[Tensor | None, int]) -> torch.dtype:
     """The type of what ``function`` makes of numbers like the operands: see :func:`asked_type`."""
     types = {t.dtype for t, _ in operands if t is not None}

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import Costs, Product
-from lowland.sam.batched.factors import Factor, Left, Right
-from lowland.sam.batched.per_group import Part, PerGroup, Rows, apart
 from lowland.sam.precision import working
 from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.vectors.factors import Factor, Left, Right
+from lowland.sam.vectors.per_group import Part, PerGroup, Rows, apart
 
 
 @dataclass

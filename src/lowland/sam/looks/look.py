@@ -53,11 +53,14 @@ class Look(Protocol):
 
     Attributes:
         objective: The loss, its parameters and policies.
-        masses: Weight of each group in means.
     """
 
     objective: Objective
-    masses: Sequence[float]
+
+    @property
+    def masses(self) -> Sequence[float]:
+        """Weight of each group in means."""
+        ...
 
     def same_world(self) -> AbstractContextManager[object]:
         """The block of all passes."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import Product, costs_of_convolution
-from lowland.sam.batched.factors import Factor, column
-from lowland.sam.batched.patches import Patches, Window
-from lowland.sam.batched.per_group import Part
 from lowland.sam.batched.precision import correction_dtype, reshaped, result_type, without_autocast
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
+from lowland.sam.vectors.factors import Factor, column
+from lowland.sam.vectors.patches import Patches, Window
+from lowland.sam.vectors.per_group import Part
 
 _backward = torch.ops.aten.convolution_backward
 

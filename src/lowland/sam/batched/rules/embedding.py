@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import costs_of_embedding
-from lowland.sam.batched.factors import OneHot, at_columns, column
 from lowland.sam.batched.precision import asked_type, result_type
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
 from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.vectors.factors import OneHot, at_columns, column
 
 
 @rule(F.embedding)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import costs_of_linear
-from lowland.sam.batched.factors import add_through, column
 from lowland.sam.batched.precision import correction_dtype, reshaped, result_type, without_autocast
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
+from lowland.sam.vectors.factors import add_through, column
 
 
 @rule(F.linear)

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lowland.sam.batched.patches import Patches
-from lowland.sam.batched.precision import wide
-from lowland.sam.precision import working
+from lowland.sam.precision import wide, working
+from lowland.sam.vectors.patches import Patches
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowland.sam.ascent.step import AscentStep
-from lowland.sam.batched.norms import cosines, squared_norms
-from lowland.sam.batched.per_group import PerGroup, mapped
 from lowland.sam.precision import working
-from lowland.sam.vectors import Number, One, Shown, Vector, largest_factor
+from lowland.sam.vectors.norms import cosines, squared_norms
+from lowland.sam.vectors.number import Number, largest_factor
+from lowland.sam.vectors.one import One
+from lowland.sam.vectors.per_group import PerGroup, mapped
+from lowland.sam.vectors.shown import Shown
+from lowland.sam.vectors.vector import Vector
 
 
 class Many(Vector):
@@ -97,7 +99,7 @@ class Many(Vector):
         """The largest number that all tensors can be multiplied with."""
         return largest_factor(t.w.dtype for t in self.each if not t.absent)
 
-    def asked(self, ascent: Callable[[Any], Any], step: AscentStep) -> Many:
+    def asked(self, ascent: Callable[[Any], Any], step: Any) -> Many:
         """What ``ascent`` makes of a step along this vector: asked once if it can, else for each group."""
         if serves_many(ascent):
             found: Many = ascent(step)

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lowland.sam.batched.factors import gram
-from lowland.sam.batched.per_group import Part, PerGroup, apart, overlap
-from lowland.sam.batched.precision import wide
 from lowland.sam.norm import l2_norm
-from lowland.sam.precision import working
+from lowland.sam.precision import wide, working
+from lowland.sam.vectors.factors import gram
+from lowland.sam.vectors.per_group import Part, PerGroup, apart, overlap
 
 HEAVY = 1e-4
 """Share of the terms of a squared norm below which so many digits cancel that the matrix is formed."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lowland.sam.batched.factors import Factor, column, times
 from lowland.sam.precision import working
+from lowland.sam.vectors.factors import Factor, column, times
 
 Rows = tuple[int, int]
 """Consecutive rows of a matrix: the first, and one after the last."""
