@@ -27,7 +27,6 @@ __all__ = [
     "check_loss",
     "check_numbers",
     "check_params",
-    "check_reduction",
     "check_rho",
     "check_together",
     "loss_arguments",
@@ -98,11 +97,6 @@ def check_engine(engine: str, max_memory: int | None) -> None:
     OF_SAM["max_memory"]("max_memory", max_memory)
 
 
-def check_reduction(reduction: str) -> None:
-    """Refuses reductions that there are not."""
-    OF_SAM["reduction"]("reduction", reduction)
-
-
 def names_of(option: str, names: Sequence[str]) -> tuple[str, ...]:
     """Names of entries of a batch, if they are such."""
     OF_SAM[option](option, names)
@@ -125,9 +119,11 @@ def check_choices(
     steps: int,
     ascent_batch: Sequence[Any] | MicroBatches | None,
     combine: Combine | None,
+    reduction: str,
 ) -> None:
     """Refuses choices that there are not, and combinations that mean nothing."""
-    for option, value in (("bn_stats", bn_stats), ("ascent", ascent), ("combine", combine)):
+    chosen = {"bn_stats": bn_stats, "ascent": ascent, "combine": combine, "reduction": reduction}
+    for option, value in chosen.items():
         OF_SAM[option](option, value)
     check_together(ascent, steps, combine)
     if is_a(ascent, BlindAscent) and ascent_batch is not None:

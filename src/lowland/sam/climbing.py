@@ -24,7 +24,7 @@ class Climbing:
         steps: Number of steps.
         step_size: Size of one in units of the radius.
         both: Whether the gradient at the unperturbed weights, and the perturbation's length, are asked for.
-        noise: Randomness of the ascent.
+        noise: Randomness of the ascent, and of the rounding of perturbed weights.
     """
 
     ascent: Ascent | BlindAscent

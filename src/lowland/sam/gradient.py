@@ -19,7 +19,6 @@ from lowland.sam.arguments import (
     check_loss,
     check_numbers,
     check_params,
-    check_reduction,
     check_rho,
     loss_arguments,
     names_of,
@@ -41,7 +40,7 @@ from lowland.sam.objective import Loss, Objective, Reduction, Weight
 from lowland.sam.precision import HALF
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import advance_generators
-from lowland.sam.ranks import require_equal_groups
+from lowland.sam.ranks import require_alike
 from lowland.sam.total import SAMGradient, Then, Total
 from lowland.sam.vectors import Shown
 from lowland.sam.workspace import Workspace
@@ -161,23 +160,13 @@ def sam_gradient(
     check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
     check_rho(rho, len(params))
     check_engine(engine, max_memory)
-    check_choices(ascent, bn_stats, steps, ascent_batch, combine)
-    check_reduction(reduction)
+    check_choices(ascent, bn_stats, steps, ascent_batch, combine, reduction)
     radii = Radii.of(rho, len(params))
     entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
-    batch = loss_arguments("batch", batch)
-    check_batch(batch, params)
-    groups = Grouped(batch, m, entries)
-    sources: Grouped | MicroBatches | None = None
-    if ascent_batch is not None:
-        found = loss_arguments("ascent_batch", ascent_batch)
-        check_batch(found, params)
-        sources = found if isinstance(found, MicroBatches) else Grouped(found, m, entries)
+    groups, sources = _groups(batch, ascent_batch, m, entries, params)
     refuse_unreducible(module, params, len(groups))
     if process_group is not None:
-        if weight is not None:
-            raise ValueError("weight must be None with process_group, got a function.")
-        require_equal_groups(process_group, len(groups), params[0].device)
+        require_alike(process_group, weight, len(groups), params[0].device)
     total = Total(keep_unperturbed=combine is not None, diagnosed=diagnostics)
     buffers, others = Buffers(module, modules_named_by(loss), params), OtherLeaves(params, loss)
     workspace = Workspace() if then is None else then.workspace
@@ -191,8 +180,7 @@ def sam_gradient(
             if isinstance(sources, MicroBatches) and radii.rho > 0.0:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
             at = Shown.all_that_move(radii, params, names)
-            both = combine is not None or diagnostics
-            how = Climbing(ascent, radii, at, steps, step_size, both, noise)
+            how = Climbing(ascent, radii, at, steps, step_size, combine is not None or diagnostics, noise)
             objective = Objective(
                 loss,
                 params,
@@ -201,7 +189,6 @@ def sam_gradient(
                 scale=scale,
                 weight=weight,
                 reduction=reduction,
-                noise=noise,
                 workspace=workspace,
                 measure=diagnostics,
                 others=others,
@@ -216,6 +203,20 @@ def sam_gradient(
     groups.carry_over()
     others.say(tensors_of([*groups.parts]), buffers.modules())
     return result
+
+
+def _groups(
+    batch: Any, ascent_batch: Any, m: int | None, entries: Entries, params: list[Tensor]
+) -> tuple[Grouped, Grouped | MicroBatches | None]:
+    """The groups, and those that the climbs see in their place."""
+    batch = loss_arguments("batch", batch)
+    check_batch(batch, params)
+    groups = Grouped(batch, m, entries)
+    if ascent_batch is None:
+        return groups, None
+    found = loss_arguments("ascent_batch", ascent_batch)
+    check_batch(found, params)
+    return groups, found if isinstance(found, MicroBatches) else Grouped(found, m, entries)
 
 
 def _noise(

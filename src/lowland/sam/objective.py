@@ -16,7 +16,6 @@ from lowland.sam.before import devices_of
 from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.examples import Part
 from lowland.sam.leaves import OtherLeaves
-from lowland.sam.noise import Noise
 from lowland.sam.precision import HALF
 from lowland.sam.randomness import RandomState
 from lowland.sam.touched import require_touched
@@ -40,7 +39,6 @@ class Objective:
         scale: Factor on the gradients that are returned.
         weight: Weight of a part in means, in place of its number of examples.
         reduction: Whether a scalar is the mean over the examples, or their sum, which is then divided.
-        noise: Randomness of the perturbed weights' rounding.
         workspace: Where weights are copied to while they are perturbed.
         measure: Whether passes say how far the weights really moved.
         cuts: Whether m cuts the batch, so that a loss must touch its arguments.
@@ -54,7 +52,6 @@ class Objective:
     scale: float = 1.0
     weight: Weight | None = None
     reduction: Reduction = "mean"
-    noise: Noise | None = None
     workspace: Workspace = field(default_factory=Workspace)
     measure: bool = False
     cuts: bool = False

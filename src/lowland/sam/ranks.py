@@ -11,12 +11,16 @@ from torch import Tensor
 from lowland.sam.average import Gradients, dense
 
 
-def require_equal_groups(process_group: dist.ProcessGroup, num_groups: int, device: torch.device) -> None:
-    """Refuses batches that are not cut into the same number of groups in every process.
+def require_alike(
+    process_group: dist.ProcessGroup, weight: object, num_groups: int, device: torch.device
+) -> None:
+    """Refuses weights of one's own, and batches cut into another number of groups than in other processes.
 
     Raises:
         ValueError: In every process, if the numbers differ.
     """
+    if weight is not None:
+        raise ValueError("weight must be None with process_group, got a function.")
     bounds = torch.tensor([num_groups, -num_groups], device=device)
     dist.all_reduce(bounds, dist.ReduceOp.MAX, group=process_group)
     most, fewest = int(bounds[0]), -int(bounds[1])

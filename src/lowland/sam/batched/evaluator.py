@@ -18,9 +18,10 @@ from torch.func import vmap
 from lowland.sam.batched import rules as _rules  # noqa: F401 - registers them
 from lowland.sam.batched.cost import Product
 from lowland.sam.batched.outside import Outside
+from lowland.sam.batched.past_the_tape import PastTheTape
 from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.refused import require_known
-from lowland.sam.batched.tape import PastTheTape, Tape
+from lowland.sam.batched.tape import Tape
 from lowland.sam.batched.weights import Weight
 from lowland.sam.caches import fresh_caches
 from lowland.sam.containers import holds_same, mapped, rebuilt, tensors_of, version_of
@@ -210,10 +211,7 @@ class Evaluator:
                 losses, *aux = _mapped(tape, of_one_group, batch.leaves)
             if tape.touches is not None:
                 tape.touches.require_any(batch.rebuild([leaf[0] for leaf in batch.leaves]))
-            for weight in weights:
-                weight.require_unchanged()
-            if [version_of(t) for t in batch.leaves] != versions:
-                raise Unbatchable("an operation that changes the batch")
+            _require_unchanged(batch, versions, weights)
             if buffers.num_writes > writes:
                 raise Unbatchable("a change of a parameter that is not trained")
             if moves_stats and not self.probes:
@@ -222,6 +220,14 @@ class Evaluator:
             columns = zip(*(t.detach().unbind() for t in aux), strict=True)
             each = [rebuilt(structure[0], column) for column in columns] if aux else structure * batch.groups
             yield losses, each, tape
+
+
+def _require_unchanged(batch: Stacked, versions: list[int], weights: list[Weight]) -> None:
+    """Refuses a loss that writes to its arguments, or to parameters."""
+    for weight in weights:
+        weight.require_unchanged()
+    if [version_of(t) for t in batch.leaves] != versions:
+        raise Unbatchable("an operation that changes the batch")
 
 
 def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:

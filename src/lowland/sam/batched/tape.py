@@ -11,13 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
 from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.weights import Use, View, Weight
 from lowland.sam.modes import OwnMode
-from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
+from lowland.sam.private import is_in_vmap, saving_hooks
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Unbatchable
 
@@ -242,32 +241,6 @@ class Tape(OwnMode):
         """Runs the body of a function of torch that is written in Python, operation by operation."""
         with self:
             return _body(func)(*args, **kwargs)
-
-
-class PastTheTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what reaches a parameter without a torch function that the tape sees, as scripted code does.
-
-    Args:
-        params: The parameters.
-        tape: The tape, which is active too.
-    """
-
-    def __init__(self, params: Sequence[Tensor], tape: Tape) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._params = {id(p) for p in params}
-        self._tape = tape
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if self._tape.depth == 0 and any(id(t) in self._params for t in tensors_in((args, kwargs))):
-            self._tape.passed_by = True  # an exception would not get through the interpreter of scripts
-        with unseen_by_modes():  # this call is not the loss's
-            return func(*args, **(kwargs or {}))
 
 
 def _agreed(condition: Tensor) -> bool:

@@ -131,8 +131,8 @@ class OneGroup:
     def _moved(self, e: One | None) -> AbstractContextManager[Moved | None]:
         if e is None or e.at is None:
             return nullcontext()
-        objective = self.objective
-        return perturbed(e.at.params, e.everywhere(), noise=objective.noise, workspace=objective.workspace)
+        workspace = self.objective.workspace
+        return perturbed(e.at.params, e.everywhere(), noise=self.how.noise, workspace=workspace)
 
     def _realised(self, moved: Moved | None) -> tuple[float, float] | None:
         if moved is None or not self.objective.measure:
