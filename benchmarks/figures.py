@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from lowland.figures.files import seconds_of
 from lowland.figures.paper import FIGURES
-from lowland.figures.paper.files import seconds_of
 from lowland.figures.paper.networks import method
-from lowland.figures.tasks import Store, Task, Training, in_levels
+from lowland.sweeps import Store, Task, Training, in_levels
 
 
 def main() -> None:

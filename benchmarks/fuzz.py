@@ -40,10 +40,10 @@ from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.errors import InputError
 from lowland.figures.curves import draw_curves
-from lowland.figures.tasks import Store
 from lowland.report.gathered import gathered
 from lowland.report.page import page
 from lowland.runs import Run, append_line, read_lines, read_table
+from lowland.sweeps import Store
 
 CONFIG = TrainConfig(frac_train=0.1, model="fc", model_width=4, epochs=1, batch_size=32)
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "figures"

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 import lowland.cli.arguments
 from fuzzing import Generator, Target, all_fuzzed, asked
 from lowland.cli import main as command_line
+from lowland.cli.arguments import several
 from lowland.cli.demo import DemoCommand
 from lowland.cli.diagonal import DiagonalCommand
 from lowland.cli.figure import FigureCommand
@@ -36,6 +37,7 @@ from lowland.cli.landscape import LandscapeCommand
 from lowland.cli.relu import ReluCommand
 from lowland.cli.report import ReportCommand
 from lowland.cli.sharpness import SharpnessCommand
+from lowland.cli.sweep import SweepCommand
 from lowland.cli.theorem2 import Theorem2Command
 from lowland.cli.train import TrainCommand
 from lowland.deep import Control, Place, TrainConfig, TrainState, launch
@@ -54,8 +56,10 @@ COMMANDS: Mapping[str, type[Any]] = {
     "figure": FigureCommand,
     "report": ReportCommand,
     "demo": DemoCommand,
+    "sweep": SweepCommand,
 }
 OPTIONS = {name: get_type_hints(of) for name, of in COMMANDS.items()}
+OPTIONS["sweep"] = {name: several(of) for name, of in get_type_hints(TrainConfig).items()} | OPTIONS["sweep"]
 CONFIG = TrainConfig(frac_train=0.1, model="fc", model_width=4, epochs=1, batch_size=32)
 INPUT = "words.json"
 WORDS = {  # what is likely to be right, by option
@@ -95,6 +99,12 @@ STARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {  # what is whole already
     "landscape": (("run",), ("run", "other"), ("run", "--view=sam"), ("run", "other", "--view=curve")),
     "figure": (("fig1", "--dry_run"), ("fig6",), ("all", "--dry_run"), ("--list",)),
     "report": ((".",), ("run", "other")),
+    "sweep": (
+        (),
+        ("--model=fc", "--model_width=4", "--sam_rho", "0.1", "0.2"),
+        ("--from=mine.toml",),
+        ("show",),
+    ),
     "runs": (("show", "run"), ("list", "."), ("show",), ("list",)),
 }
 POSITIONAL: Mapping[str, tuple[str, ...]] = {
@@ -284,6 +294,7 @@ def world(folder: Path) -> Path:
     (folder / "empty").mkdir()
     (folder / "sealed").mkdir(mode=0)
     (folder / "file.txt").write_text("words\n")
+    (folder / "mine.toml").write_text("[[run]]\nmodel = 'fc'\n")
     (folder / "loop").symlink_to("loop")
     return folder
 
@@ -361,8 +372,9 @@ def cut_off() -> Iterator[None]:
         "lowland.diagonal.experiment.in_threads",
         "lowland.relu.experiment.in_threads",
         "lowland.diagonal.theorem2.loss_gap",
-        "lowland.figures.tasks.engines.Here.__call__",
-        "lowland.figures.tasks.engines.Processes.__call__",
+        "lowland.sweeps.here.Here.__call__",
+        "lowland.sweeps.processes.Processes.__call__",
+        "lowland.sweeps.ray.Ray.opened",
     )
     with ExitStack() as stack:
         for name in ends:

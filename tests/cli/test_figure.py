@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lowland.figures.paper import FIGURES
-from lowland.figures.tasks import Training
+from lowland.sweeps import Training
 
 
 def test_every_figure_is_listed(run) -> None:

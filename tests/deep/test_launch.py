@@ -215,7 +215,7 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "tpu:0", "xla"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "tpu:0", "xla", "meta"])
 def test_a_device_that_is_not_here_is_refused_in_one_line(device: str, tmp_path: Path) -> None:
     message = rf"^device must be one of this machine's, got '{device}': [^\n]*\.$"
     with pytest.raises(InputError, match=message):

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from figures.tasks.counted import Heard
 from lowland.deep import Control, Place, TrainConfig, launch
 from lowland.figures.paper.figure import Claim, PaperFigure
 from lowland.figures.paper.files import drawn
 from lowland.figures.style import panels
-from lowland.figures.tasks import Here, Store, Training, carried_out
 from lowland.report import gathered, page
 from lowland.report.charts import charts
+from lowland.sweeps import Here, Store, Training, carried_out
+from sweeps.counted import Heard
 
 TINY = TrainConfig(model="fc", model_width=8, epochs=2, batch_size=64, lr_max=0.05)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -27,14 +27,30 @@ def parse(command: type[Command], argv: Sequence[str], *, prog: str) -> Command:
     """
     if {"-h", "--help"} & set(argv):
         return tyro.cli(command, prog=prog, args=["--help"])
-    hints = get_type_hints(command)
+    return command(**options_of(argv, get_type_hints(command)))
+
+
+def options_of(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in ``argv``, by name; ``hints`` says of which kind each is.
+
+    Raises:
+        InputError: As for :func:`parse`.
+    """
     options: dict[str, Any] = {}
     for name, values, switch in _given(argv, hints):
         _check(name, values, hints)
         if name in options:
             raise InputError(f"--{name} must be given once, got it again.")
         options[name] = switch if hints[name] is bool else _converted(values, hints[name])
-    return command(**options)
+    return options
+
+
+def several(hint: Any) -> Any:
+    """What an option's kind is where it may be given several values; a flag is then ``on`` or ``off``."""
+    if get_origin(_without_none(hint)) is tuple:
+        return hint
+    each: Any = Literal["on", "off"] if hint is bool else hint
+    return types.GenericAlias(tuple, (each, ...))
 
 
 def _converted(values: list[str], hint: Any) -> Any:
@@ -58,7 +74,7 @@ def given_options(command: type[Any], argv: Sequence[str]) -> set[str]:
     return {name for name, _, _ in _given(argv, get_type_hints(command))}
 
 
-def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
+def _given(argv: Sequence[str], hints: Mapping[str, Any]) -> list[tuple[str, list[str], bool]]:
     """Each option in ``argv``, its values, none for a flag, and whether a flag is switched on.
 
     Raises:
@@ -80,7 +96,7 @@ def _given(argv: Sequence[str], hints: dict[str, Any]) -> list[tuple[str, list[s
     return found
 
 
-def _known(name: str, hints: dict[str, Any]) -> str:
+def _known(name: str, hints: Mapping[str, Any]) -> str:
     """The option that ``name`` means: itself, or the flag that it switches off."""
     if name in hints:
         return name
@@ -100,7 +116,7 @@ def _values(words: Sequence[str], hint: Any) -> list[str]:
     return following if several else following[:1]
 
 
-def _check(name: str, values: list[str], hints: dict[str, Any]) -> None:
+def _check(name: str, values: list[str], hints: Mapping[str, Any]) -> None:
     hint = _without_none(hints[name])
     if hint is bool:
         if values:
@@ -108,8 +124,11 @@ def _check(name: str, values: list[str], hints: dict[str, Any]) -> None:
         return
     if not values:
         raise InputError(f"--{name} must be given a value, got none.")
-    kind = get_args(hint)[0] if get_origin(hint) is tuple else hint
+    each = get_args(hint)[0] if get_origin(hint) is tuple else hint
+    kind = _without_none(each)
     for value in values:
+        if value == "None" and kind is not each:
+            continue
         if get_origin(kind) is Literal:
             one_of(f"--{name}", value, get_args(kind))
         elif kind in _NUMBERS:

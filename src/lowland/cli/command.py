@@ -15,6 +15,7 @@ from lowland.errors import InputError, in_one_line, one_of
 
 _COMMANDS = {
     "train": "train a network with SAM or without",
+    "sweep": "train for every combination of options, on one machine or many",
     "runs": "list, show and compare runs",
     "sharpness": "how flat trained networks are: worst case, average, curvature",
     "landscape": "the loss around and between trained networks",

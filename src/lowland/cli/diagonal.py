@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output
-from lowland.cli.sweeps import carried_out, print_table, require_positive
+from lowland.cli.small_models import carried_out, print_table, require_positive
 from lowland.diagonal.experiment import DiagonalConfig, Outcome, conduct, planned
 from lowland.figures.diagonal import plot_losses, plot_radius, plot_theory
 from lowland.runs import as_rows, table_of

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output, counted
+from lowland.cli.small_models import missing_pictures
 from lowland.cli.sources import names_of, sources_and_options
-from lowland.cli.sweeps import missing_pictures
 from lowland.deep.records import PathRow
 from lowland.deep.scenery import Scenery, scenery
 from lowland.deep.subject import SubjectOptions, load_subject

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output
-from lowland.cli.sweeps import carried_out, print_table, require_positive
+from lowland.cli.small_models import carried_out, print_table, require_positive
 from lowland.figures.relu import fit_rows, plot_fits, plot_losses
 from lowland.relu.experiment import Outcome, ReluConfig, conduct, planned
 from lowland.runs import as_rows, table_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output
-from lowland.cli.sweeps import carried_out
+from lowland.cli.small_models import carried_out
 from lowland.diagonal.theorem2 import Theorem2Config, conduct
 from lowland.figures.diagonal import plot_convergence
 from lowland.runs import as_rows, table_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -235,14 +236,14 @@ class TrainConfig:
         self._check_combinations()
 
     def _check_types(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _hints().items():
             if get_origin(hint) is not Literal and name not in ("dataset", "model"):
                 conform(getattr(self, name), hint, name)
 
     def _check_choices(self) -> None:
         one_of("dataset", self.dataset, DATASETS)
         one_of("model", self.model, MODEL_NAMES)
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _hints().items():
             if get_origin(hint) is Literal:
                 one_of(name, getattr(self, name), get_args(hint))
 
@@ -292,6 +293,12 @@ class TrainConfig:
                 "sam_epoch_frac_start and sam_epoch_frac_end must have the end of an epoch between them, "
                 f"got {self.sam_epoch_frac_start} and {self.sam_epoch_frac_end} of {self.epochs} epochs."
             )
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The types of the options: they are strings, which take longer to evaluate than all else in a check."""
+    return get_type_hints(TrainConfig)
 
 
 _FRACTIONS = (

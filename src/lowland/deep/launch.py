@@ -69,7 +69,7 @@ class Place:
             return accelerator or torch.device("cpu")
         try:
             device = torch.device(self.device)
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # meta has no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise InputError(

@@ -27,7 +27,8 @@ def build_optimizer(config: TrainConfig, params: Iterable[Tensor]) -> torch.opti
     try:
         optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(params, lr=config.lr_max, **arguments)
     except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer {config.optimizer} must accept its options: {error}") from None
+        reason = str(error).rstrip(".")
+        raise InputError(f"optimizer {config.optimizer} must accept its options: {reason}.") from None
     return optimizer
 
 

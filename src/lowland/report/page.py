@@ -50,7 +50,7 @@ def page(found: Gathered) -> str:
         runs=_without_empty(found.runs),
         sharpness=_without_empty(found.sharpness),
         charts=Markup(_json({one["id"]: one["charts"] for one in figures})),
-        scales=sorted({figure.about["scale"] for figure in found.figures}),
+        scales=sorted({figure.about["scale"] for figure in found.figures} - {""}),  # a sweep has none
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lowland.deep import TrainConfig
+from lowland.figures.caption import caption, not_default
 from lowland.figures.paper import (
     FIGURES,
     SCALES,
@@ -22,12 +23,11 @@ from lowland.figures.paper import (
     switching,
 )
 from lowland.figures.paper import networks as networks_module
-from lowland.figures.paper.caption import caption, not_default
 from lowland.figures.paper.networks import method, network, network_label, networks
 from lowland.figures.paper.published import CIFAR10, CIFAR100, FIGURE1, SWITCHING
 from lowland.figures.paper.trained import curve_rows, final_rows
-from lowland.figures.tasks import Measured, Store, Training, in_levels, weights_of
 from lowland.runs import Run
+from lowland.sweeps import Measured, Store, Training, in_levels, weights_of
 
 SEEDS = (0, 1, 2)
 

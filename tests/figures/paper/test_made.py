@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from figures.tasks.counted import Heard
 from lowland.deep import Place, TrainConfig
 from lowland.deep.flatness import FlatnessConfig
 from lowland.figures.paper import FIGURES
 from lowland.figures.paper.files import drawn, estimated
-from lowland.figures.tasks import Here, Measured, Store, Training, carried_out
+from lowland.sweeps import Here, Measured, Store, Training, carried_out
+from sweeps.counted import Heard
 
 TINY = TrainConfig(model="fc", model_width=9)
 FINE = ("fig9", "fig9-interpolation")

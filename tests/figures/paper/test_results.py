@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lowland.figures.paper import FIGURES
-from lowland.figures.tasks import in_levels
 from lowland.runs import as_rows, read_table
+from lowland.sweeps import in_levels
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PUBLISHED = [*((name, "quick") for name in FIGURES), ("m-sweep", "small")]

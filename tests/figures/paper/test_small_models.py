@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from figures.tasks.test_tasks import carry
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.figures.paper import FIGURES, diagonal_notebook, fig6, relu, theorem2, theory
 from lowland.figures.paper.cells import CELLS
-from lowland.figures.tasks import Simulation, Store
 from lowland.relu.experiment import ReluConfig
 from lowland.runs import read_table
+from lowland.sweeps import Simulation, Store
+from sweeps.test_tasks import carry
 
 
 def lines(ax):

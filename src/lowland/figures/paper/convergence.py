@@ -12,7 +12,7 @@ from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import compared, mean_and_spread, seeds_of
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 _EPOCHS = {"epochs": 1000}

@@ -15,8 +15,8 @@ from lowland.figures.paper.cells import CELLS, SWITCHED, Cell
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import final_rows, finished, named, of_kind, table_rows
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Simulation, Store, Task
 from lowland.runs import read_table
+from lowland.sweeps import Simulation, Store, Task
 
 
 def _labelled(rows: Rows, tasks: Sequence[Task], store: Store) -> Rows:

@@ -13,7 +13,7 @@ from lowland.figures.paper.networks import networks, with_seeds
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import compared, first_network
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 METHODS: dict[Scale, dict[int | None, tuple[float, ...]]] = {
     "quick": {None: (0.1, 0.2, 0.4), 16: (0.1,)},

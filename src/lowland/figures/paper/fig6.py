@@ -12,7 +12,7 @@ from lowland.figures.losses import draw_losses
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import table_rows
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Simulation, Store, Task
+from lowland.sweeps import Simulation, Store, Task
 
 _FOUND = DiagonalConfig(rho=(0.117,), gamma=0.0667, alpha=0.021, steps=1_000_000, kernel="algebraic")
 _PLATEAUS = {"GD": 1.19e-3, "n-SAM": 1.19e-3, "1-SAM": 1.53e-4}

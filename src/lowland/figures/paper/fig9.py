@@ -12,7 +12,7 @@ from lowland.figures.paper.finetuned import fine_tuned
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import compared
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 _KINDS = ("ERM → ERM", "ERM → SAM", "SAM → ERM", "SAM → SAM")
 

@@ -13,8 +13,8 @@ from lowland.figures.paper.drawing import line_with_spread
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.finetuned import fine_tuned
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Between, Store, Task
 from lowland.sharpness import barrier
+from lowland.sweeps import Between, Store, Task
 
 _VIEW = SceneryConfig(view="line", points=31, low=-1.0, high=2.0, n_eval=1024)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from matplotlib.figure import Figure
 
-from lowland.figures.tasks import Store, Task
+from lowland.sweeps import Store, Task
 
 Scale = Literal["quick", "small", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lowland.figures.paper.figure import Scale
 from lowland.figures.paper.networks import SEEDS, network
-from lowland.figures.tasks import Training
+from lowland.sweeps import Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 # The step size is the last one of the first part; ten times that at the smaller scales, whose few steps would

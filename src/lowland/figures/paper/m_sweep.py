@@ -15,7 +15,7 @@ from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import chosen, compared, first_network
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 RADII: dict[Scale, dict[int, tuple[float, ...]]] = {
     "quick": {

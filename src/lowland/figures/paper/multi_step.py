@@ -13,7 +13,7 @@ from lowland.figures.paper.published import STEPS
 from lowland.figures.paper.published import against_radius as published
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import chosen, compared, first_network
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 ONE_STEP = {
     "quick": (0.05, 0.1, 0.2, 0.4, 0.8),

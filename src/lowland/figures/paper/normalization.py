@@ -13,7 +13,7 @@ from lowland.figures.paper.networks import network, with_seeds
 from lowland.figures.paper.trained import curve_rows
 from lowland.figures.paper.verdicts import chosen, compared
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 NORMALIZED: dict[Scale, dict[float, tuple[float, ...]]] = {
     "quick": {0.0: (0.2, 0.4), 0.6: (0.2, 0.4)},

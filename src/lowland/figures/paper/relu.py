@@ -10,10 +10,10 @@ import numpy as np
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import final_rows, finished, of_kind
 from lowland.figures.relu import fit_rows, plot_fits
-from lowland.figures.tasks import Simulation, Store, Task
 from lowland.relu import Network, interpolant_variation
 from lowland.relu.experiment import ReluConfig
 from lowland.runs import read_table
+from lowland.sweeps import Simulation, Store, Task
 
 _CONFIG = ReluConfig()
 

@@ -16,7 +16,7 @@ from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.trained import identity
 from lowland.figures.paper.verdicts import seeds_of
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.figures.tasks import Measured, Store, Task, Training, in_levels
+from lowland.sweeps import Measured, Store, Task, Training, in_levels
 
 ASKED = {
     "quick": FlatnessConfig(rho=(0.1,), m=(1, 16, 128), n_eval=512),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowland.figures.paper.figure import Rows
-from lowland.figures.tasks import Simulation, Store, Task
 from lowland.runs import SmallRow, as_rows, read_table
+from lowland.sweeps import Simulation, Store, Task
 
 
 def finished(tasks: Sequence[Task], store: Store) -> list[Simulation]:

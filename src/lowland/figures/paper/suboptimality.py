@@ -15,7 +15,7 @@ from lowland.figures.paper.networks import network, network_label, with_seeds
 from lowland.figures.paper.published import CIFAR10, SUBOPTIMALITY
 from lowland.figures.paper.verdicts import Difference, mean_and_spread
 from lowland.figures.style import in_our_style, shared_legend
-from lowland.figures.tasks import Measured, Store, Task, Training
+from lowland.sweeps import Measured, Store, Task, Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 SIZES = {"quick": (4, 16, 64, 256), "small": (4, 16, 64, 256), "paper": (4, 16, 64, 256, 1024)}

@@ -14,7 +14,7 @@ from lowland.figures.paper.published import SWITCHING
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import compared, first_network
 from lowland.figures.style import in_our_style, shared_legend
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 RHO = {"quick": 0.2, "small": 0.05, "paper": 0.1}
 FRACTIONS = {

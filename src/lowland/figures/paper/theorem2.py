@@ -8,7 +8,7 @@ from lowland.diagonal.theorem2 import Theorem2Config
 from lowland.figures.diagonal import STATEMENTS, plot_convergence
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import table_rows
-from lowland.figures.tasks import Simulation, Store, Task
+from lowland.sweeps import Simulation, Store, Task
 
 _CONFIG = Theorem2Config()
 

@@ -11,7 +11,7 @@ from lowland.diagonal.experiment import DiagonalConfig
 from lowland.figures.diagonal import plot_theory
 from lowland.figures.paper.figure import Claim, PaperFigure, Rows, Scale
 from lowland.figures.paper.simulated import final_rows, named, of_kind, table_rows
-from lowland.figures.tasks import Simulation, Store, Task
+from lowland.sweeps import Simulation, Store, Task
 
 _CONFIG = DiagonalConfig(theory=True, gamma=0.01, steps=150_000, rho=(0.003, 0.03, 0.3))
 

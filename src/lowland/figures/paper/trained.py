@@ -10,7 +10,7 @@ from lowland.deep import TrainConfig
 from lowland.deep.records import MetricsRow
 from lowland.figures.paper.figure import Row, Rows
 from lowland.figures.paper.networks import method, network_label
-from lowland.figures.tasks import Store, Task, Training
+from lowland.sweeps import Store, Task, Training
 
 ERRORS = ("test_error", "validation_error", "train_error", "train_error_noisy")
 

@@ -9,10 +9,10 @@ from lowland.deep.records import PointRow
 from lowland.deep.scenery import scenery
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.deep.view import SceneryConfig
-from lowland.figures.tasks.cost import seconds_of_line
-from lowland.figures.tasks.task import How, Store, Task
-from lowland.figures.tasks.training import Training
 from lowland.runs import Run, config_hash, describe_environment
+from lowland.sweeps.cost import seconds_of_line
+from lowland.sweeps.task import How, Store, Task
+from lowland.sweeps.training import Training
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from lowland.diagonal import experiment as diagonal
 from lowland.diagonal import theorem2
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.diagonal.theorem2 import Theorem2Config
-from lowland.figures.tasks.cost import seconds_of_simulation
-from lowland.figures.tasks.task import How, Store, Task
 from lowland.relu import experiment as relu
 from lowland.relu.experiment import ReluConfig
 from lowland.runs import Run, config_hash, describe_environment, write_results
+from lowland.sweeps.cost import seconds_of_simulation
+from lowland.sweeps.task import How, Store, Task
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from figures.tasks.counted import Counted, Heard
 from lowland.deep import Interrupted, Place
-from lowland.figures.tasks import Here, Processes, Store, carried_out, in_levels
+from lowland.sweeps import Here, Processes, Store, carried_out, in_levels
+from sweeps.counted import Counted, Heard
 
 ENGINES = [Here(), Processes(2)]
 
@@ -56,7 +56,7 @@ def test_one_failure_is_told_and_costs_only_what_needs_it(engine, store, caplog)
     wrong, broken = Counted("wrong", ends="wrong"), Counted("broken", ends="broken")
     needing, deep = Counted("x", after=(wrong,)), Counted("y", after=(Counted("x", after=(wrong,)),))
     good = [Counted(f"good{i}") for i in range(3)]
-    with caplog.at_level(logging.CRITICAL, "lowland.figures.tasks.engines"):
+    with caplog.at_level(logging.CRITICAL, "lowland.sweeps.engine"):
         failures, heard = carry([wrong, *good, broken, deep], store, engine)
     assert failures == {
         wrong.name: "steps must be good ones, got bad ones.",
@@ -104,9 +104,9 @@ def test_what_was_stopped_goes_on_where_it_was(engine, store) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from figures.tasks.counted import Counted, Heard
+from sweeps.counted import Counted, Heard
 from lowland.deep import Place
-from lowland.figures.tasks import Processes, Store, carried_out
+from lowland.sweeps import Processes, Store, carried_out
 
 if __name__ == "__main__":
     tasks = [Counted(f"t{i}", steps=300, pause=0.05) for i in range(3)]

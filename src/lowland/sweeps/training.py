@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowland.deep import Control, TrainConfig, TrainState, launch, run_name
-from lowland.figures.tasks.cost import seconds_of_training
-from lowland.figures.tasks.task import How, Store, Task
+from lowland.sweeps.cost import seconds_of_training
+from lowland.sweeps.task import How, Store, Task
 
 _CHECKPOINT_EVERY = 60.0
 

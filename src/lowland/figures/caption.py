@@ -8,8 +8,8 @@ from typing import Any
 from lowland.deep import TrainConfig
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.diagonal.theorem2 import Theorem2Config
-from lowland.figures.tasks import Task, in_levels
 from lowland.relu.experiment import ReluConfig
+from lowland.sweeps import Task, in_levels
 
 _KINDS = {
     "train": ("training run", "training runs"),

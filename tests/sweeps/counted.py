@@ -9,8 +9,8 @@ from typing import Any
 
 from lowland.deep import Interrupted
 from lowland.errors import InputError
-from lowland.figures.tasks import How, Store, Task
 from lowland.runs import Run, config_hash
+from lowland.sweeps import How, Store, Task
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,14 @@ class Counted:
         run = Run.create(store.run(self).path, self.describe(), {"process": os.getpid()})
         for needed in self.after:
             assert store.has(needed)
-        for step in range(len(run.rows()), self.steps):
+        begun = len(run.rows())
+        for step in range(begun, self.steps):
             if how.should_stop():
                 raise Interrupted
             run.append({"step": step, "process": os.getpid(), "threads": how.place.threads})
             how.on_progress((step + 1) / self.steps)
+            if self.ends == "killed once" and begun == 0 and step == self.steps // 2:
+                os.kill(os.getpid(), 9)
             time.sleep(self.pause)
         if self.ends == "wrong":
             raise InputError("steps must be good ones, got bad ones.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
-
 from lowland.deep import Place
-from lowland.figures.tasks.engines import Engine, Failures, Watch
-from lowland.figures.tasks.task import How, Store, Task
+from lowland.sweeps.engine import Engine, Failures, Watch
+from lowland.sweeps.task import Store, Task
+from lowland.sweeps.work import Work
 
 
 def carried_out(
@@ -39,17 +39,19 @@ def carried_out(
     """
     failures: Failures = {}
     store.path.mkdir(parents=True, exist_ok=True)
-    for level in in_levels(tasks):
-        ready = []
-        for task in (task for task in level if not store.has(task)):
-            missing = [needed.name for needed in task.needs if needed.name in failures]
-            if missing:
-                failures[task.name] = f"it needs {missing[0]}, which failed."
-                watch.on_end(task, failures[task.name], 0.0)
-            else:
-                ready.append(task)
-        if ready:
-            failures |= engine(_Work(store, place), ready, _Timing(watch, store), should_stop)
+    levels = [[task for task in level if not store.has(task)] for level in in_levels(tasks)]
+    with engine.opened() if any(levels) else nullcontext():
+        for level in levels:
+            ready = []
+            for task in level:
+                missing = [needed.name for needed in task.needs if needed.name in failures]
+                if missing:
+                    failures[task.name] = f"it needs {missing[0]}, which failed."
+                    watch.on_end(task, failures[task.name], 0.0)
+                else:
+                    ready.append(task)
+            if ready:
+                failures |= engine(Work(store, place), ready, _Timing(watch, store), should_stop)
     return failures
 
 
@@ -94,21 +96,3 @@ class _Timing:
         if failure is None:
             self.store.took(task, seconds)
         self.watch.on_end(task, failure, seconds)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Carries out one task; can be sent to another process."""
-
-    store: Store
-    place: Place
-
-    def __call__(
-        self, task: Task, on_progress: Callable[[float], object], should_stop: Callable[[], bool]
-    ) -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.place.threads or before)
-        try:
-            task.carry_out(self.store, How(self.place, on_progress, should_stop))
-        finally:
-            torch.set_num_threads(before)

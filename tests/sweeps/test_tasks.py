@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 from safetensors.torch import load_file
 
-from figures.tasks.counted import Heard
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.view import SceneryConfig
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.diagonal.theorem2 import Theorem2Config
-from lowland.figures.tasks import (
+from lowland.relu.experiment import ReluConfig
+from lowland.runs import config_hash, read_table
+from lowland.sweeps import (
     Between,
     Here,
     How,
@@ -22,8 +23,7 @@ from lowland.figures.tasks import (
     carried_out,
     weights_of,
 )
-from lowland.relu.experiment import ReluConfig
-from lowland.runs import config_hash, read_table
+from sweeps.counted import Heard
 
 TINY = TrainConfig(model="fc", model_width=8, epochs=2, batch_size=64, lr_max=0.05)
 HERE = Place("cpu", None, 1)

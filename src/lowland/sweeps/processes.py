@@ -1,78 +1,23 @@
-"""Where tasks run: a list of them, a function of one, and what became of each by its name."""
+"""Tasks in processes of their own on this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lowland.deep import Interrupted
-from lowland.errors import InputError
-from lowland.figures.tasks.task import Task
+from lowland.sweeps.engine import Failures, Watch, attempted
+from lowland.sweeps.task import Task
+from lowland.sweeps.work import Work
 
-Work = Callable[[Task, Callable[[float], object], Callable[[], bool]], None]
-"""Carries out one task; is given what to call with the share that is done, and what says whether to stop."""
-Failures = dict[str, str]
-"""Why each task that failed did, by its name."""
 _POLL = 0.2
-_LOG = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Watch(Protocol):
-    """Is told of progress."""
-
-    def on_start(self, task: Task) -> None:
-        """When a task begins."""
-
-    def on_progress(self, task: Task, share: float) -> None:
-        """Now and then."""
-
-    def on_end(self, task: Task, failure: str | None, seconds: float) -> None:
-        """When a task has ended; ``failure`` says why it failed."""
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Carries out tasks that do not need each other. A back end on many machines has no more to do."""
-
-    def __call__(
-        self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
-    ) -> Failures:
-        """Carries out all, in any order; one that fails does not keep the others from running.
-
-        Raises:
-            Interrupted: If it was asked to stop; what was running can go on later.
-        """
-
-
-@dataclass(frozen=True)
-class Here:
-    """One task after the other, in this process."""
-
-    def __call__(
-        self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
-    ) -> Failures:
-        """See :class:`Engine`."""
-        failures: Failures = {}
-        for task in tasks:
-            if should_stop():
-                raise Interrupted
-            started = time.monotonic()
-            watch.on_start(task)
-            on_progress = functools.partial(watch.on_progress, task)
-            failure = _attempted(work, task, on_progress, should_stop)
-            watch.on_end(task, failure, time.monotonic() - started)
-            if failure is not None:
-                failures[task.name] = failure
-        return failures
 
 
 @dataclass(frozen=True)
@@ -85,10 +30,14 @@ class Processes:
 
     jobs: int
 
+    def opened(self) -> AbstractContextManager[object]:
+        """Nothing is shared."""
+        return nullcontext()
+
     def __call__(
         self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
     ) -> Failures:
-        """See :class:`Engine`."""
+        """See :class:`~lowland.sweeps.Engine`."""
         failures: Failures = {}
         waiting = list(tasks)[::-1]
         workers = [_Worker(work) for _ in range(min(self.jobs, len(waiting)))]
@@ -202,7 +151,7 @@ def _serve(connection: Connection[Any, Any], work: Work) -> None:
         if task == "stop":  # came when there was nothing left to stop
             continue
         try:
-            failure = _attempted(work, task, _Throttled(connection), connection.poll)
+            failure = attempted(work, task, _Throttled(connection), connection.poll)
             message = ("end", failure)
         except Interrupted:
             message = ("stopped", None)
@@ -226,19 +175,3 @@ class _Throttled:
                 self._connection.send(("progress", share))
             except OSError:  # nobody is there to hear it any more
                 raise Interrupted from None
-
-
-def _attempted(
-    work: Work, task: Task, on_progress: Callable[[float], object], should_stop: Callable[[], bool]
-) -> str | None:
-    """Carries out a task; why it failed, if it did."""
-    try:
-        work(task, on_progress, should_stop)
-    except Interrupted:
-        raise
-    except InputError as error:
-        return str(error)
-    except Exception as error:
-        _LOG.error("%s failed", task.name, exc_info=error)
-        return f"{type(error).__name__}: {error}"
-    return None

@@ -1,0 +1,262 @@
+"""``lowland sweep``."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from lowland.cli.arguments import options_of, parse, several
+from lowland.cli.carrying import OF_CARRYING, CarryingOptions, carry_out, check_carrying, engine_for
+from lowland.cli.output import Output
+from lowland.cli.small_models import require_positive
+from lowland.cli.sources import sources_and_options
+from lowland.deep import Interrupted, TrainConfig
+from lowland.errors import InputError, one_of, require_at_most, require_default
+from lowland.figures.files import write_figure
+from lowland.figures.sweep import is_share, plot_sweep
+from lowland.sweeps import (
+    METRICS,
+    At,
+    Failures,
+    Grid,
+    Point,
+    Study,
+    grid,
+    listed_in,
+    mean_and_deviation,
+    points,
+    unfinished,
+)
+
+_USAGE = "lowland sweep"
+
+
+@dataclass(frozen=True)
+class SweepCommand(CarryingOptions):
+    """Train for every combination of options.
+
+    lowland sweep --sam_rho 0.05 0.1 --m 1 16 --seeds 5 ...
+
+    Any option of lowland train, with one value or several (flags: on, off).
+
+    Its --engine is --sam_engine here. lowland sweep show DIR: the results.
+
+    Attributes:
+        seeds: Seeds of each combination, from 0 on.
+        together: Options that vary together, not crossed, with a comma between: sam_rho,m.
+        from_: File of configs to cross with the other options: JSON, one a line, or TOML, [[run]]. Or --from.
+        metric: What to compare, as metrics.jsonl calls it.
+        at: Where: after the last epoch, or at the epoch that validation chose.
+        out: Directory of the runs, which sweeps share, and of a directory for each sweep.
+        part: I/N: only the I-th of N parts of the runs, as a task of a job array does; without a table.
+        dry_run: Say what would be run and about how long it takes, and stop.
+    """
+
+    seeds: int | None = None
+    together: tuple[str, ...] = ()
+    from_: Path | None = None
+    metric: str = "test_error"
+    at: At = "last"
+    out: Path = Path("runs/sweeps")
+    part: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class _ShowCommand:
+    """Print a sweep's results again: lowland sweep show DIR [--metric NAME] [--at AT].
+
+    Attributes:
+        metric: What to compare, as metrics.jsonl calls it; by default what the sweep was asked for.
+        at: Where: after the last epoch, or as validation chose; by default as the sweep was asked for.
+    """
+
+    metric: str | None = None
+    at: At | None = None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; 0, 1 if a run failed, 130 if it was interrupted."""
+    if argv and argv[0] == "show":
+        return _show(argv[1:])
+    console = Output()
+    command, options = _asked(argv)
+    check_carrying(command)
+    one_of("metric", command.metric, METRICS)
+    study = Study.of(_grid(command, options), command.out)
+    if command.dry_run:
+        require_default(command, (*OF_CARRYING, "metric", "at", "part"), "with --dry-run, which runs nothing")
+        return _announced(study, console)
+    _require_own_weights(command, study)
+    tasks, store, jobs = study.tasks[_part(command.part)], study.store, os.cpu_count() or 1
+    engine = engine_for(tasks, store, command, jobs)
+    for name, needed in study.grid.left_out.items():
+        console.say(f"{name} is left out where it would do nothing: it needs {needed}.")
+    done = len(tasks) - len(unfinished(tasks, store))
+    console.say(f"{len(tasks)} runs, {done} of them done, in {store.path}")
+    study.keep(command.metric, command.at)
+    try:
+        failures = carry_out(tasks, store, engine, command, jobs, console)
+    except Interrupted:
+        console.say("stopped; the same command continues.")
+        return 130
+    for name, reason in failures.items():
+        console.say(f"failed: {name}: {reason}")
+    if command.part is not None:
+        console.say(f"part {command.part} is done; without --part the same command shows all.")
+        return 1 if failures else 0
+    found = _draw(study, command.metric, command.at, failures, argv)
+    _print(study, found, command.metric, command.at, console)
+    if found:
+        console.say(f"picture: {study.path / 'figure.png'}")
+    return 1 if failures else 0
+
+
+def _asked(argv: Sequence[str]) -> tuple[SweepCommand, dict[str, Sequence[Any]]]:
+    """The command's own options, and the values of those of ``lowland train``."""
+    words = [f"--from_{word[6:]}" if word.partition("=")[0] == "--from" else word for word in argv]
+    if {"-h", "--help"} & set(words):
+        parse(SweepCommand, words, prog=_USAGE)
+    own = get_type_hints(SweepCommand)
+    trained = {_RENAMED.get(name, name): hint for name, hint in get_type_hints(TrainConfig).items()}
+    found = options_of(words, {**{name: several(hint) for name, hint in trained.items()}, **own})
+    values: dict[str, Sequence[Any]] = {}
+    for name in [name for name in found if name in trained and name not in own]:
+        given = found.pop(name)
+        if trained[name] is bool:
+            given = tuple(value == "on" for value in given)
+        values[_TRAINED.get(name, name)] = (given,) if name == "optimizer_options" else given
+    return SweepCommand(**found), values
+
+
+_RENAMED = {"engine": "sam_engine"}
+"""Options of ``lowland train`` that are called otherwise here."""
+_TRAINED = {here: there for there, here in _RENAMED.items()}
+
+
+def _grid(command: SweepCommand, options: Mapping[str, Sequence[Any]]) -> Grid:
+    require_positive("seeds", command.seeds)
+    require_at_most(command, {"seeds": _MOST})
+    if command.seeds is not None and "seed" in options:
+        raise InputError(f"seed must be left out beside seeds, got {options['seed']}.")
+    if not options and command.from_ is None:
+        raise InputError("at least one option of lowland train must be given to sweep, got none.")
+    seeds = {} if command.seeds is None else {"seed": range(command.seeds)}
+    listed = [{}] if command.from_ is None else listed_in(command.from_)
+    together = [[_TRAINED.get(name, name) for name in word.split(",")] for word in command.together]
+    size = math.prod(map(len, [listed, *options.values(), *seeds.values()]))
+    if size > _MOST:
+        raise InputError(f"a sweep must have at most {_MOST} runs, got {size} combinations.")
+    return grid({**options, **seeds}, together, listed)
+
+
+_MOST = 10_000
+
+
+def _part(part: str | None) -> slice:
+    """Which of the runs: every N-th, from the I-th on, so that parts are about equally long."""
+    if part is None:
+        return slice(None)
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise InputError(f"part must be I/N with I from 1 to N, got {part!r}.")
+    return slice(int(index) - 1, None, int(count))
+
+
+def _require_own_weights(command: SweepCommand, study: Study) -> None:
+    """Refuses weights that the machines of a cluster cannot read."""
+    paths = [config.model_path for config in study.grid.configs if config.model_path is not None]
+    if paths and command.engine == "ray" and not command.shared_store:
+        raise InputError(
+            f"model_path needs shared_store with engine ray, which all machines see, got {paths[0]}."
+        )
+
+
+def _announced(study: Study, console: Output) -> int:
+    todo = unfinished(study.tasks, study.store)
+    console.say(f"runs: {len(study.names)}, of which done: {len(study.names) - len(todo)}")
+    console.say(f"core-minutes, about: {sum(task.cost() for task in todo) / 60:.1f}")
+    varied = {name: _distinct(getattr(c, name) for c in study.grid.configs) for name in study.grid.swept}
+    for name, values in varied.items():
+        console.say(f"{name}: {', '.join(map(_text, values))}")
+    return 0
+
+
+def _show(argv: Sequence[str]) -> int:
+    """``lowland sweep show DIR``."""
+    usage = "lowland sweep show DIR"
+    names, options = sources_and_options(argv, usage, what="directories of sweeps")
+    command, console = parse(_ShowCommand, options, prog=usage), Output()
+    for name in names:
+        study, record = Study.kept(Path(name))
+        metric, at = command.metric or record["metric"], command.at or record["at"]
+        _print(study, points(study.rows(metric, at), study.grid.swept), metric, at, console)
+    return 0
+
+
+def _print(study: Study, found: Sequence[Point], metric: str, at: At, console: Output) -> None:
+    """The table, and one of the radii that validation chose."""
+    missing = len(study.names) - sum(len(point.values) for point in found)
+    if missing:
+        console.say(f"{missing} of {len(study.names)} runs are not there.")
+    if not found:
+        return
+    title = f"{metric}, {_PLACES[at]}"
+    name = f"{metric} (%)" if is_share(metric) else metric
+    heads = [*study.grid.swept, name, "validation (%)", "seeds", ""]
+    console.table(heads, [_line(point, metric) for point in found], title=title)
+    if len(found) > sum(point.is_chosen for point in found) > 1:
+        chosen = [_line(point, metric) for point in found if point.is_chosen]
+        console.table(heads, chosen, title="radius chosen on validation")
+
+
+def _draw(study: Study, metric: str, at: At, failures: Failures, words: Sequence[str]) -> list[Point]:
+    """The picture and its data, as the files of a figure, if a run is finished; what was found."""
+    rows = study.rows(metric, at)
+    found = points(rows, study.grid.swept)
+    about = {
+        "name": study.path.name,
+        "title": f"{metric.replace('_', ' ')} by {', '.join(study.grid.swept) or 'seed'}",
+        "source": f"lowland sweep, {_PLACES[at]}",
+        "scale": "",
+        "command": shlex.join([*_USAGE.split(), *words]),
+        "note": "",
+        "claims": [],
+    }
+    if found:
+        picture = plot_sweep(found, metric)
+        write_figure(study.path, picture, rows, study.tasks, study.store, failures, about)
+    return found
+
+
+_PLACES = {
+    "last": "last epoch",
+    "best": "epoch chosen on validation",
+    "swa_best": "averaged weights chosen on validation",
+}
+
+
+def _line(point: Point, metric: str) -> list[str]:
+    numbers = [_numbers(point.values, is_share(metric)), _numbers(point.validation, True)]
+    mark = "best radius" if point.is_chosen and point.rivals else ""
+    return [*map(_text, point.options.values()), *numbers, str(len(point.values)), mark]
+
+
+def _numbers(values: Sequence[float], per_cent: bool) -> str:
+    factor = 100.0 if per_cent else 1.0
+    mean, deviation = mean_and_deviation([factor * value for value in values])
+    shown = f"{mean:.2f}" if per_cent else f"{mean:.4g}"
+    return shown if deviation is None else f"{shown} ± {deviation:.2g}"
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

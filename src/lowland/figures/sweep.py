@@ -1,0 +1,71 @@
+"""A metric of a sweep's runs over the options that were swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lowland.figures.style import in_our_style, panels, shared_legend
+from lowland.sweeps import RADII, Point, mean_and_deviation
+
+
+@in_our_style
+def plot_sweep(points: Sequence[Point], metric: str) -> Figure:
+    """Mean and standard deviation over seeds; along the axis the option with the most values.
+
+    A radius is preferred, then a number. Values stand side by side at equal distances, so that 0 and options
+    that are no numbers have a place. The other options tell lines apart.
+    """
+    names = list(points[0].options) if points else []
+    along = max(names, key=lambda name: _rank(name, points), default=None)
+    figure, (ax,) = panels([""], height=3.8)
+    figure.set_figwidth(6.0)
+    values = _values(along, points)
+    for label in dict.fromkeys(_label(point, along) for point in points):
+        own = [point for point in points if _label(point, along) == label]
+        found = {values.index(_value(point, along)): mean_and_deviation(point.values) for point in own}
+        places = sorted(found)
+        means = [_shown(found[k][0], metric) for k in places]
+        spreads = [_shown(found[k][1] or 0.0, metric) for k in places]
+        ax.errorbar(places, means, spreads, marker="o", capsize=3, label=label or None)
+    ax.set_xticks(range(len(values)), [_text(value) for value in values])
+    ax.margins(x=0.08)
+    ax.set(xlabel=along or "", ylabel=metric.replace("_", " ") + (" (%)" if is_share(metric) else ""))
+    if len({_label(point, along) for point in points}) > 1:
+        shared_legend(figure, [ax])
+    return figure
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in per cent."""
+    return metric.endswith(("_error", "_error_noisy"))
+
+
+def _rank(name: str, points: Sequence[Point]) -> tuple[bool, bool, int]:
+    values = {point.options[name] for point in points}
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values - {None})
+    return name in RADII, numbers, len(values)
+
+
+def _values(along: str | None, points: Sequence[Point]) -> list[Any]:
+    found = list(dict.fromkeys(_value(point, along) for point in points))
+    numbers = [v for v in found if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return sorted(numbers) + [v for v in found if v not in numbers]
+
+
+def _value(point: Point, along: str | None) -> Any:
+    return None if along is None else point.options[along]
+
+
+def _label(point: Point, along: str | None) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in point.options.items() if name != along)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _shown(value: float, metric: str) -> float:
+    return 100.0 * value if is_share(metric) else value
