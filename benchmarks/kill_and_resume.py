@@ -2,23 +2,26 @@
 
     python benchmarks/kill_and_resume.py --kills 20
 
-Exits with 1 unless the final weights are the same bytes and the metrics the same rows, times aside.
+Other options are those of the runs: ``--epochs 4``. Exits with 1 unless the final weights are the same bytes
+and the metrics the same rows, times aside.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import random
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-TRAIN = shlex.split(
+from forked import begun, done, ended, warmed_up
+from lowland.cli import main as lowland
+
+TRAIN = (
     "--dataset digits --frac_train 0.4 --p_label_noise 0.3 --model resnet_tiny --model_width 4 --epochs 8 "
     "--droprate 0.1 --sam_rho 0.1 --m 32 --l2_reg 0.0005 --sam_use_prev_batch --sgd_p_label_noise 0.1 "
     "--grad_gauss_std 0.001 --n_rm_pts 0.1 --epoch_rm_noise 0.5 --device cpu --threads 1 --quiet"
@@ -31,13 +34,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--checkpoint-every", help="seconds; by default at the end of each epoch")
-    arguments = parser.parse_args()
+    arguments, others = parser.parse_known_args()
     every = arguments.checkpoint_every
-    options = TRAIN + (["--checkpoint_every", every] if every else [])
+    options = _options([*others, *(["--checkpoint_every", every] if every else [])])
+    warmed_up()
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
         started = time.monotonic()
-        subprocess.run(_command("--out", str(undisturbed), *options), check=True, stdout=subprocess.DEVNULL)
+        _finish(undisturbed, options)
         seconds = time.monotonic() - started
         print(f"undisturbed run: {seconds:.1f} s", flush=True)
         moments = random.Random(arguments.seed)
@@ -50,22 +54,31 @@ def main() -> int:
             else:
                 different += _compare(undisturbed, killed, kills)
                 shutil.rmtree(killed)
-        subprocess.run(_next(killed, options), check=True, stdout=subprocess.DEVNULL)
+        _finish(killed, options)
         return different + _compare(undisturbed, killed, kills) and 1
+
+
+def _options(others: list[str]) -> list[str]:
+    """Those of ``TRAIN``, unless they are among the others, and the others."""
+    usual = [option.split() for option in f" {TRAIN}".split(" --")[1:]]
+    return [*(w for name, *of in usual if f"--{name}" not in others for w in (f"--{name}", *of)), *others]
 
 
 def _killed(path: Path, options: list[str], delay: float) -> bool:
     """Starts or resumes the run and kills it after ``delay`` seconds; false if it finished before."""
-    process = subprocess.Popen(_next(path, options), stdout=subprocess.DEVNULL)
-    try:
-        process.wait(timeout=delay)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
-    if process.returncode != 0:
-        raise SystemExit(f"the run failed with {process.returncode}")
-    return False
+    process = begun(lambda: lowland(_next(path, options)))
+    time.sleep(delay)
+    os.kill(process, signal.SIGKILL)
+    code = ended(process)
+    if code > 0:
+        raise SystemExit(f"the run failed with {code}")
+    return code != 0
+
+
+def _finish(path: Path, options: list[str]) -> None:
+    code = done(lambda: lowland(_next(path, options)))
+    if code != 0:
+        raise SystemExit(f"the run failed with {code}")
 
 
 def _count(path: Path) -> int:
@@ -88,13 +101,9 @@ def _compare(undisturbed: Path, killed: Path, kills: int) -> int:
     return 0 if same else 1
 
 
-def _command(*options: str) -> list[str]:
-    return [sys.executable, "-m", "lowland", "train", *options]
-
-
 def _next(path: Path, options: list[str]) -> list[str]:
     resumable = (path / "config.json").exists()
-    return _command("--resume", str(path)) if resumable else _command("--out", str(path), *options)
+    return ["train", "--resume", str(path)] if resumable else ["train", *options, "--out", str(path)]
 
 
 def _digest(path: Path) -> str:

@@ -27,10 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from forked import done, warmed_up
 from lowland.cli import main as lowland
-from lowland.cli import train as _imported_before_forking  # noqa: F401
 from lowland.deep import Place, TrainConfig, TrainState, load_data, load_weights
 from lowland.deep.checkpoint import load_checkpoint
 from lowland.errors import InputError
@@ -53,7 +51,7 @@ def main() -> int:
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--flips", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    warmed_up()
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole" / "run"
         points = _recorded(whole)
@@ -68,7 +66,7 @@ def main() -> int:
         chosen = range(1, len(points) + 1, arguments.every)
         for k in chosen:
             run = Path(folder) / str(k) / "run"
-            _child(lambda run=run, k=k: _Points(run, k).watched(lambda: lowland(_first(run))))
+            done(lambda run=run, k=k: _Points(run, k).watched(lambda: lowland(_first(run))))
             bad += _report(points[k - 1], _continued(run, whole))
             shutil.rmtree(run.parent)
         print(f"{len(chosen)} of {len(points)} kill points, {bad} bad")
@@ -125,7 +123,7 @@ def _recorded(run: Path) -> list[str]:
         found.write_text(json.dumps(points.seen))
         return code
 
-    if _child(work) != 0:
+    if done(work) != 0:
         raise SystemExit("the run that was left alone failed.")
     points: list[str] = json.loads(found.read_text())
     return points
@@ -134,7 +132,7 @@ def _recorded(run: Path) -> list[str]:
 def _continued(run: Path, whole: Path) -> str | None:
     """Continues a run; what is wrong with it then."""
     words = ["train", "--resume", str(run)] if (run / "config.json").exists() else _first(run)
-    code = _child(lambda: lowland(words))
+    code = done(lambda: lowland(words))
     return f"ends with {code}" if code != 0 else _difference(run, whole)
 
 
@@ -170,7 +168,7 @@ def _fill(whole: Path) -> int:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
             return lowland(_first(run))
 
-        code = _child(work)
+        code = done(work)
         bad += _report(f"files of at most {size} bytes", _continued(run, whole) if code == 2 else f"{code}")
     print(f"8 sizes, {bad} bad")
     return bad and 1
@@ -213,22 +211,6 @@ def _is_read(path: Path, content: bytes, bit: int, read: Callable[[Path], object
 
 def _first(run: Path) -> list[str]:
     return [*TRAIN, "--out", str(run)]
-
-
-def _child(work: Callable[[], int]) -> int:
-    """The exit code of ``work`` in a process of its own, which says nothing; a signal's number, negative."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 70
-        try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
-            code = work()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _report(what: str, wrong: str | None) -> int:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from jaxtyping import config
 
+import numeric_tower
+
 torch.set_num_threads(1)  # on every machine; workers share the cores, and tensors of tests are tiny
 
 
@@ -26,6 +28,7 @@ _TYPED = 4
 def typed_in_part(request: pytest.FixtureRequest) -> Iterator[None]:
     """Types and shapes are checked in every fourth test, by its name: checking takes longer than the code."""
     before = config.jaxtyping_disable
+    numeric_tower.check_anew()
     config.update("jaxtyping_disable", zlib.crc32(request.node.nodeid.encode()) % _TYPED > 0)
     yield
     config.update("jaxtyping_disable", before)

@@ -10,7 +10,6 @@ def run(capsys, monkeypatch, tmp_path):
     """Runs ``lowland`` in an empty folder; returns its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOWLAND_DATA", raising=False)
-    monkeypatch.setenv("LOWLAND_CACHE", str(tmp_path / "cache"))
 
     def run(*words: str) -> tuple[int, str, str]:
         try:

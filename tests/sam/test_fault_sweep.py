@@ -28,9 +28,9 @@ def swept(*options, ends_with=(0,)):
 def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_call():
     said, (faults, before, after, bad) = swept(
         "--presets sam --engines loop --m 0 --variants first --places lines",
-        "--kinds error sigint interrupt --sample 1",
+        "--kinds error sigint interrupt --sample 2",
     )
-    assert faults > 300, said
+    assert faults > 150, said
     assert before > after > 0, said
     assert bad == 0, said
 
@@ -49,9 +49,9 @@ def test_a_fault_anywhere_in_any_engine_leaves_the_world_before_or_after_the_cal
 def test_a_mistake_inside_lowland_comes_out_as_itself_from_every_engine():
     said, (faults, *_) = swept(
         "--presets sam --engines loop batched auto --m 2 --variants first --places lines",
-        "--kinds mistake --sample 23",
+        "--kinds mistake --sample 45",
         ends_with=(0, 1),  # what a fault leaves behind is the other tests'
     )
-    assert faults > 80, said
+    assert faults > 40, said
     assert "the fault became" not in said, said
     assert "swallowed" not in said, said
