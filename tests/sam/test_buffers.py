@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.modules import module as module_hooks
 
 from lowland import SAM, sam_gradient
+from lowland.sam import weights_are_perturbed
 from lowland.sam.buffers import Buffers
 
-from .naive import added, bits, bn_conv, buffers_of, naive_sam, relative_error, rows, squared, tensors
+from .naive import added, bits, bn_conv, buffers_of, naive_sam, relative_error, rows, seeded, squared, tensors
 
 BATCH = tuple(tensors(2, (8, 2, 5, 5), (8, 2, 2, 2)))
 PREVIOUS = tuple(tensors(3, (8, 2, 5, 5), (8, 2, 2, 2)))
@@ -266,3 +267,23 @@ def test_kept_puts_replaced_and_mutated_buffers_back():
     assert buffers_of(module) == before
     assert custom.mean is mean
     assert bits(mean) == before["0.mean"]
+
+
+class RegistersLate(nn.Linear):
+    """Gets another buffer at perturbed weights."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("own", torch.zeros(2))
+
+    def forward(self, x):
+        if weights_are_perturbed():
+            self.register_buffer("late", x.detach().mean())
+        return super().forward(x)
+
+
+def test_buffer_that_a_perturbed_pass_registers_is_gone_afterwards():
+    model = seeded(nn.Sequential(RegistersLate(), nn.Linear(3, 2)))
+    x, y = tensors(0, (6, 4), (6, 2))
+    SAM(model, rho=0.1, m=3, engine="loop").backward(lambda *b: squared(model, *b), x, y)
+    assert list(buffers_of(model)) == ["0.own"]

@@ -139,6 +139,32 @@ def test_group_with_radius_zero_keeps_its_bits_and_one_without_has_the_common_ra
     assert relative_error(grads(module), expected) < 1e-12
 
 
+def test_group_with_a_radius_climbs_although_the_common_one_is_zero():
+    """Only a schedule at 0 ends SAM for all groups."""
+    module, batch, seen = mlp(), regression(), []
+    groups = [{"params": list(module[0].parameters()), "rho": 0.4}, {"params": list(module[2].parameters())}]
+    expected, _ = naive_subset(module, batch, [0.4, 0.4, 0.0, 0.0])
+    SAM(groups, rho=0.0).backward(spied(module, seen), *batch)
+    assert seen[1][1] == [False, False, True, True]
+    assert relative_error(grads(module), expected) < 1e-12
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_radii_are_those_of_the_parameters_although_the_loss_leaves_one_out(engine):
+    """The gradients of |a|^2 / 2 + |b|^2 are a and 2 b; the one left out has the largest radius."""
+    a, unused, b = (nn.Parameter(t) for t in tensors(0, (3,), (4,), (2, 2)))
+    groups = [{"params": [p], "rho": rho} for p, rho in ((a, 0.4), (unused, 0.8), (b, 0.2))]
+    length = norm([a.detach(), 2 * b.detach()])
+    expected = [a.detach() * (1 + 0.4 / length), 2 * b.detach() * (1 + 2 * 0.2 / length)]
+
+    def loss(x):
+        return 0.5 * a.square().sum() + b.square().sum() + 0.0 * x.sum()
+
+    SAM(groups, rho=0.1, m=2, engine=engine).backward(loss, torch.ones(4, dtype=torch.float64))
+    assert unused.grad is None
+    assert relative_error([a.grad, b.grad], expected) < 1e-12
+
+
 def test_groups_with_names_and_a_pattern_meet():
     module, batch = mlp(), regression()
     groups = [

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lowland import L2, SAM, ClippedUnnormalized, Unnormalized, sam_gradient
-from lowland.sam import AlongMomentum, MicroBatches, Random, RandomSubset, SurrogateGap
+from lowland.sam import AlongMomentum, MicroBatches, Random, RandomSubset, SurrogateGap, Weighted
 
 from .naive import (
+    added,
     bits,
     mlp,
     naive_sam,
@@ -21,6 +22,7 @@ from .naive import (
     squared,
     squared_per_example,
     tensors,
+    value_and_gradient,
 )
 
 ASCENTS = {"l2": L2, "unnormalized": Unnormalized, "clipped": ClippedUnnormalized}
@@ -154,6 +156,29 @@ def test_blind_ascent_that_leads_nowhere_is_skipped():
     assert torch.equal(found.perturbed_loss, found.loss)
     assert found.perturbation_norm.tolist() == [0.0] * 3
     assert found.cosine.tolist() == pytest.approx([1.0] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_climb_against_the_momentum_is_measured_and_combined(engine):
+    """Lengths are those of -0.4 v / |v|, a vector times a negative number."""
+    module, batch = mlp(), regression()
+    w = [p.detach().clone() for p in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    v = tensors(3, *(t.shape for t in w))
+    for p, t in zip(module.parameters(), v, strict=True):
+        optimizer.state[p]["momentum_buffer"] = t
+    at = added(w, v, -0.4 / norm(v))
+    options = {"ascent": AlongMomentum(optimizer), "combine": Weighted(0.8), "diagnostics": True}
+    sam = SAM(module, rho=0.4, m=3, engine=engine, **options)
+    sam.backward(functools.partial(squared, module), *batch)
+    found = sam.last_diagnostics
+    assert found.perturbation_norm.tolist() == pytest.approx([0.4] * 3, rel=1e-12)
+    assert found.climbed.tolist() == [True] * 3
+    expected = [value_and_gradient(module, squared, rows(batch, i, i + 3), at)[0] for i in (0, 3, 6)]
+    assert found.perturbed_loss.tolist() == pytest.approx(expected, rel=1e-12)
+    g, g_e = (value_and_gradient(module, squared, batch, weights)[1] for weights in (w, at))
+    combined = [a + 4.0 * (b - a) for a, b in zip(g, g_e, strict=True)]
+    assert relative_error([p.grad for p in module.parameters()], combined) < 1e-12
 
 
 @pytest.mark.parametrize("ascent", ASCENTS)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowland import SAM, MicroBatches, sam_gradient
+from lowland.sam.batch import Entries
 from lowland.sam.unbatchable import Unbatchable
 
 from .naive import mlp, naive_sam, regression, relative_error, seeded, squared, tensors
@@ -321,3 +322,23 @@ def test_compiled_loss_is_not_asked():
     found = sam_gradient(compiled, [w], (X, Y), rho=0.1, m=2, engine="loop").gradients
     expected = sam_gradient(lambda x, y: ((x @ w - y) ** 2).mean(), [w], (X, Y), rho=0.1, m=2).gradients
     assert relative_error(found, expected) < 1e-12
+
+
+def test_name_of_an_entry_is_no_end_of_another_ones():
+    entries = Entries(shared=("mask",), rows=("1.boxes",))
+    paths = ("mask", "0.mask", "0.attention_mask", "1.boxes", "1.bigboxes", "11.boxes")
+    assert [entries.kind(path) for path in paths] == ["shared", "shared", None, "rows", None, None]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_number_that_every_group_puts_into_its_batch_is_the_last_groups(engine):
+    """As plain passes over the groups of 3, 3 and 1 examples would leave it."""
+    module, (x, y) = mlp(), regression()
+    batch = {"x": x, "y": y}
+
+    def loss(group):
+        group["examples"] = len(group["x"])
+        return squared(module, group["x"], group["y"])
+
+    SAM(module, rho=0.4, m=3, engine=engine).backward(loss, batch)
+    assert batch["examples"] == 1

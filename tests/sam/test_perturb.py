@@ -1,11 +1,13 @@
 """Weights moved and put back bit for bit, whatever happens in between."""
 
+import functools
+
 import pytest
 import torch
 
 from lowland import SAM, perturbed, sam_gradient
 
-from .naive import bits, buffers_of, identity, mlp, regression, squared, tensors
+from .naive import bits, buffers_of, identity, mlp, regression, seeded, squared, tensors
 
 
 def awkward(dtype=torch.float32):
@@ -103,6 +105,18 @@ def test_gradient_call_leaves_every_weight_bit_for_bit(options):
     before = identity(module)
     for _ in range(5):
         sam_gradient(lambda *b: squared(module, *b), list(module.parameters()), batch, rho=0.5, **options)
+    assert identity(module) == before
+
+
+def test_weights_that_became_double_come_back_bit_for_bit_from_the_same_sam():
+    """Their digits do not fit the memory that their copies of float32 were in."""
+    module = mlp(dtype=torch.float32)
+    sam = SAM(module, rho=0.5)
+    sam.backward(functools.partial(squared, module), *regression(dtype=torch.float32))
+    module.zero_grad()
+    seeded(module, seed=1, dtype=torch.float64)
+    before = identity(module)
+    sam.backward(functools.partial(squared, module), *regression())
     assert identity(module) == before
 
 

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowland import SAM, MicroBatches
@@ -20,7 +21,9 @@ from .naive import (
     regression,
     relative_error,
     rows,
+    seeded,
     squared,
+    tensors,
     value_and_gradient,
 )
 
@@ -125,6 +128,38 @@ def test_climb_on_a_previous_batch_of_another_size_pairs_groups_cyclically():
     sam.backward(counted(module, calls), *batch, ascent_batch=other)
     assert relative_error([p.grad for p in module.parameters()], expected) < 1e-12
     assert sum(calls) == 4 + 2 * 9, "each group of the other batch is climbed on once"
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_climbing_batch_with_a_smaller_last_group_is_climbed_on_by_the_last_group_alone(engine):
+    module, batch, other = mlp(), regression(0, examples=8), regression(1, examples=7)
+    expected = naive_sam(module, squared, batch, rho=0.3, m=2, ascent_batch=other)
+    sam = SAM(module, rho=0.3, m=2, engine=engine)
+    sam.backward(functools.partial(squared, module), *batch, ascent_batch=other)
+    assert relative_error([p.grad for p in module.parameters()], expected.gradients) < 1e-12
+
+
+class CutToLength(nn.Module):
+    """As many rows of a weight as an example is long."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(5, 6))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(x @ self.weight[: x.shape[1]]))
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize(("own", "others"), [(3, 5), (5, 3), (2, 4)])
+def test_climb_on_longer_or_shorter_examples_moves_the_rows_that_these_used(own, others, engine):
+    module, y = seeded(CutToLength()), tensors(2, (6, 3))
+    batch, other = ((*tensors(seed, (6, length)), *y) for seed, length in ((0, own), (1, others)))
+    expected = naive_sam(module, squared, batch, rho=0.5, m=2, ascent_batch=other)
+    sam = SAM(module, rho=0.5, m=2, engine=engine)
+    sam.backward(functools.partial(squared, module), *batch, ascent_batch=other)
+    assert relative_error([p.grad for p in module.parameters()], expected.gradients) < 1e-12
 
 
 def test_larger_climbing_batch_is_used_as_far_as_there_are_groups():

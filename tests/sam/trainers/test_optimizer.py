@@ -770,3 +770,15 @@ def test_options_that_only_a_closure_can_honour_are_refused_in_two_steps(options
     squared(module, *regression()).backward()
     with pytest.raises(ValueError, match="closure"):
         optimizer.first_step()
+
+
+def test_parts_are_what_they_were_if_the_base_optimizer_refuses_its_state():
+    ascent = Friendly()
+    optimizer = SAMOptimizer(SGD(mlp().parameters(), lr=0.1), rho=0.1, ascent=ascent)
+    state = optimizer.state_dict()
+    state["sam"] = {"step": 3, "ascent": {"average": [torch.ones(2)]}}
+    state["param_groups"] = []
+    with pytest.raises(ValueError, match="parameter groups"):
+        optimizer.load_state_dict(state)
+    assert ascent.state_dict() == {"average": None}
+    assert optimizer.steps_done == 0
