@@ -243,3 +243,33 @@ def test_ascent_is_told_the_weights_the_unscaled_gradient_and_its_own_progress()
     assert relative_error(told[0].g, list(g)) < 1e-14
     assert told[0].norm == pytest.approx(norm(list(g)), rel=1e-14)
     assert all(a is b for a, b in zip(told[0].w, params, strict=True))
+
+
+class StopsAfterOne:
+    """Its second step has nowhere to climb, in some groups or in all."""
+
+    def __init__(self, stops=lambda _: True):
+        self.stops = stops
+
+    def __call__(self, step):
+        if step.e is not None and self.stops(step.g[0].sum()):
+            return None
+        e = [0.0] * len(step.g) if step.e is None else step.e
+        return [a + (step.size / step.norm) * g for a, g in zip(e, step.g, strict=True)]
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize("m", [None, 3])
+def test_a_perturbation_stays_what_it_was_where_a_later_step_has_nowhere_to_climb(engine, m):
+    net, batch = mlp(), regression()
+    params, loss = list(net.parameters()), functools.partial(squared, net)
+
+    def found(ascent, steps):
+        return sam_gradient(
+            loss, params, batch, rho=0.4, m=m, ascent=ascent, steps=steps, engine=engine
+        ).gradients
+
+    one, two = found(StopsAfterOne(), 1), found(StopsAfterOne(lambda _: False), 2)
+    assert relative_error(found(StopsAfterOne(), 3), one) < 1e-13
+    assert relative_error(two, one) > 1e-3
+    assert relative_error(found(StopsAfterOne(), 3), found(L2(), 1)) < 1e-13

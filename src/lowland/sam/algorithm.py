@@ -95,9 +95,12 @@ def climb(look: Look, how: Climbing, start: Pass) -> Climb:
             g = look.shown(seen)
         if not g.is_finite():
             return Climb(gradient_norm=norm, stopped=seen)
-        e = how.step(g, e)
-        if e is None or e.is_known_zero:
-            break  # there is nowhere to climb, and there will not be
+        moved = how.step(g, e)
+        if moved is None:
+            break  # there is nowhere to climb from here
+        e = moved
+        if e.is_known_zero:
+            break  # there was nowhere to climb, and there will not be
     return Climb(e, norm, length(look, how, e), remembered)
 
 

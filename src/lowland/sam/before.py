@@ -69,9 +69,8 @@ def undone_on_error(
         try:
             yield
         except BaseException:
-            if unless is not None and unless():
-                before.restore_modes()
-            else:
+            before.restore_modes()  # first: what is left of them would see all that comes
+            if unless is None or not unless():
                 before.restore()
             raise
 
@@ -81,6 +80,7 @@ class _Modes:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._grad = torch.is_grad_enabled()
+        self._nesting = _autocast_nesting()
         self._autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in sorted({"cpu", *(p.device.type for p in params)} - {"meta"})
@@ -101,6 +101,14 @@ class _Modes:
         for device, enabled, dtype in self._autocast:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
+        while _autocast_nesting() > self._nesting:
+            torch.autocast_decrement_nesting()
+
+
+def _autocast_nesting() -> int:
+    """How many blocks of autocast are open."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
 
 
 def devices_of(params: Sequence[Tensor]) -> list[torch.device]:

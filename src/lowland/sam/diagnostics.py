@@ -69,9 +69,7 @@ def diagnosed(look: Look, found: Passes) -> Diagnostics:
         group_size=_column(torch.tensor(look.masses, dtype=torch.float64, device="cpu"), losses),
         loss=losses,
         perturbed_loss=torch.where(climbed, working(after.losses.reshape(-1)), losses),
-        gradient_norm=_column(
-            before.gradient.norm() / look.objective.scale if norm is None else norm, losses
-        ),
+        gradient_norm=_column(norm, losses),
         perturbation_norm=_column(climb.length, losses),
         realised_norm=_column(realised, losses),
         moved=_column(moved, losses),

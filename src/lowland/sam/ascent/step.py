@@ -111,7 +111,7 @@ class Ascent(Protocol):
     """
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
-        """The perturbation after ``step``, or ``None`` if there is nowhere to climb."""
+        """The perturbation after ``step``, or ``None`` if there is nowhere to climb: it stays what it was."""
         ...
 
 

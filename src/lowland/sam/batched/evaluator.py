@@ -248,6 +248,8 @@ def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:
                     raise error.__context__ from None
                 raise Unbatchable(_what(tape, error)) from error
             raise  # the loss's own
+        finally:
+            tape.ended = True
     if tape.passed_by:
         raise Unbatchable(_SCRIPTED)
     return found

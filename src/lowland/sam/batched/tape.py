@@ -51,6 +51,7 @@ class Tape(OwnMode):
 
     Attributes:
         touches: What asks whether the loss touches its arguments, if that is asked.
+        ended: Whether its pass is over: what an interrupt has left of it sees nothing.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Tape(OwnMode):
             None if recorded is None else torch.zeros((), device=recorded.device, requires_grad=True)
         )
         self.touches: require_touched | None = None
+        self.ended = False
         self._weights = {id(w.param): w for w in weights}
         self._views: dict[int, View] = {}
         self._copies: dict[int, Tensor] = {}
@@ -87,6 +89,8 @@ class Tape(OwnMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self.ended:
+            return func(*args, **(kwargs or {}))
         self.running = func
         self.calls += 1
         if self.touches is not None:
