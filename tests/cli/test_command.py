@@ -146,7 +146,8 @@ def test_a_resumed_run_takes_no_options_of_its_config(run) -> None:
     assert (code, err) == (2, "lowland: a resumed run knows its own config, got --epochs.\n")
 
 
-def test_a_dry_run_writes_nothing_but_the_cache(run) -> None:
+def test_a_dry_run_writes_nothing_but_the_cache(run, monkeypatch) -> None:
+    monkeypatch.setenv("LOWLAND_CACHE", "cache")
     code, out, _ = run("train", *TINY, "--dry_run")
     assert code == 0
     assert "last, epoch 2" in out
@@ -200,7 +201,7 @@ def test_runs_are_listed_shown_and_compared(run) -> None:
         (("runs", "list", "nowhere"), "a directory of runs is needed, but there is no nowhere."),
         (
             ("trian",),
-            "command must be one of train, runs, sharpness, landscape, diagonal, relu, theorem2, ",
+            "command must be one of train, sweep, runs, sharpness, landscape, diagonal, relu, theorem2, ",
         ),
         (("demo", "--seeds=0"), "seeds must be positive, got 0."),
         (("demo", "--seeds=999999999"), "seeds must be at most 1000, got 999999999."),

@@ -37,7 +37,7 @@ def test_without_a_radius_the_number_with_the_most_values_is_the_axis_and_a_loss
     points = [
         Point({"model": model, "lr_max": rate}, (2.0,), (0.0,))
         for model in ("fc", "cnn")
-        for rate in (1.0, 0.5)
+        for rate in (1.0, 0.5, 0.25)
     ]
     (ax,) = plot_sweep(points, "test_loss").axes
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("lr_max", "test loss")

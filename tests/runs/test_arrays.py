@@ -2,6 +2,7 @@
 
 import os
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,10 @@ def test_what_is_no_such_file_or_would_run_something_is_refused(tmp_path: Path) 
         np.savez(path, x=array)
         with pytest.raises(InputError, match="must hold numbers only, x is of type"):
             read_arrays(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"no array")
+    with pytest.raises(InputError, match=r"must be an \.npz file of arrays, x is none\.$"):
+        read_arrays(path)
     np.savez(path, x=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match=r"must be an \.npz file of arrays: Object arrays cannot be loaded"):
         read_arrays(path)

@@ -4,7 +4,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,11 +35,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} must be an .npz file of arrays: {reason}.") from None
 
 
-def _numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _numbers(path: Path, name: str, array: Any) -> np.ndarray:
     """Real numbers in this machine's order of bytes."""
+    if not isinstance(array, np.ndarray):  # a file that does not begin as an array does
+        raise InputError(f"{path} must be an .npz file of arrays, {name} is none.")
     if array.dtype.kind not in "biuf":
         raise InputError(f"{path} must hold numbers only, {name} is of type {array.dtype}.")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    numbers: np.ndarray = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return numbers
 
 
 def _require_room(path: Path, file: BinaryIO) -> None:
