@@ -3,9 +3,9 @@
     git worktree add ../before SOME_COMMIT
     python benchmarks/two_checkouts.py ../before --rounds 41
 
-In each round both make one step of the same network, engine and m. Prints the medians and the quartiles of
-the ratio, this checkout over the other, within the rounds. Networks are those of ``networks.py``, and a tiny
-MLP 4-8-8-10 with 16 examples, where what is not the network counts most.
+In each round both make one step of the same network, engine and m, or search for the worst case. Prints the
+medians and the quartiles of the ratio, this checkout over the other, within the rounds. Networks are those of
+``networks.py``, and a tiny MLP 4-8-8-10 with 16 examples, where what is not the network counts most.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from networks import NETWORKS, Network, mlp
 
 TINY = Network("tiny MLP", lambda _: mlp(4, 8, 8, 10), 8, 16, (4,), 10)
 KINDS = {"SAM, m = B": (None, "loop"), "m = 1, loop": (1, "loop"), "m = 1, batched": (1, "batched")}
+MEASURES = {"worst case, m = B": (None, "loop"), "worst case, m = 4": (4, "batched")}
+"""Five steps of projected ascent."""
 
 
 def main() -> None:
@@ -34,7 +37,8 @@ def main() -> None:
     )
     parser.add_argument("other", type=Path, help="the other checkout")
     parser.add_argument("--networks", nargs="+", default=["tiny", "mlp"], choices=["tiny", *NETWORKS])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    kinds = KINDS | MEASURES
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(kinds))
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -45,7 +49,8 @@ def main() -> None:
     for name in arguments.networks:
         network = TINY if name == "tiny" else NETWORKS[name]
         for kind in arguments.kinds:
-            steps = {key: step_of(library, network, *KINDS[kind]) for key, library in libraries.items()}
+            made = measure_of if kind in MEASURES else step_of
+            steps = {key: made(library, network, *kinds[kind]) for key, library in libraries.items()}
             times = measured(steps, arguments.rounds)
             low, middle, high = ratios(times, "this", "other")
             other = 1e3 * statistics.median(times["other"])
@@ -65,6 +70,7 @@ def loaded(checkout: Path) -> ModuleType:
     sys.path.insert(0, str(checkout / "src"))
     try:
         library = importlib.import_module("lowland")
+        importlib.import_module("lowland.sharpness")
         for module in ("lowland.sam.batched.engine", "lowland.sam.batched.at_once"):  # either name
             if importlib.util.find_spec(module) is not None:
                 importlib.import_module(module)
@@ -90,6 +96,24 @@ def step_of(library: ModuleType, network: Network, m: int | None, engine: str) -
         optimizer.zero_grad()
         sam.backward(problem.loss, problem.x, problem.y)
         optimizer.step()
+
+    return step
+
+
+def measure_of(library: ModuleType, network: Network, m: int | None, engine: str) -> Step:
+    """A search for the worst case, everything made anew from the same seed."""
+    torch.manual_seed(0)
+    problem = network.problem(torch.device("cpu"))
+    own = _own_modules[library]
+    sharpness: Any = own["lowland.sharpness"]
+    search = sharpness.ProjectedAscent(steps=5)
+
+    def step() -> None:
+        sys.modules.update(own)
+        batch = problem.x, problem.y
+        sharpness.worst_case(
+            problem.loss, problem.params, batch, rho=0.05, m=m, search=search, engine=engine, max_memory=2**34
+        )
 
     return step
 

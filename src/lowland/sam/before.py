@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,16 +29,22 @@ class Before:
         buffers: What its modules hold, being watched.
         held: The snapshot of that.
         workspace: Where moved weights are noted.
+        modes: Modes of torch, as they are.
     """
 
     def __init__(
-        self, params: Sequence[Tensor], buffers: Buffers, held: Snapshot, workspace: Workspace
+        self,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        held: Snapshot,
+        workspace: Workspace,
+        modes: _Modes,
     ) -> None:
         self._buffers, self._held, self._workspace = buffers, held, workspace
         self._generators = RandomState.capture(devices_of(params))
         self._hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in params if p._backward_hooks]
         self._blocks = blocks_open()
-        self._modes = _Modes(params)
+        self._modes = modes
 
     def restore(self) -> None:
         """Puts everything back; once more is as good."""
@@ -64,15 +71,20 @@ def undone_on_error(
 
     Where it raises after all was done, as ``unless`` tells, only what must not stay in any case.
     """
-    with buffers.watched() as held:
-        before = Before(params, buffers, held, workspace)
-        try:
-            yield
-        except BaseException:
-            before.restore_modes()  # first: what is left of them would see all that comes
-            if unless is None or not unless():
-                before.restore()
-            raise
+    modes = _Modes(params)
+    try:
+        with buffers.watched() as held:
+            before = Before(params, buffers, held, workspace, modes)
+            try:
+                yield
+            except BaseException:
+                before.restore_modes()  # first: what is left of them would see all that comes
+                if unless is None or not unless():
+                    before.restore()
+                raise
+    except BaseException:
+        modes.restore()
+        raise
 
 
 class _Modes:
@@ -106,9 +118,9 @@ class _Modes:
 
 
 def _autocast_nesting() -> int:
-    """How many blocks of autocast are open."""
-    torch.autocast_increment_nesting()
-    return int(torch.autocast_decrement_nesting())
+    """How many blocks of autocast are open: one more and one less, between which no interrupt can come."""
+    both = torch.autocast_increment_nesting, torch.autocast_decrement_nesting
+    return int([*map(operator.call, both)][1])
 
 
 def devices_of(params: Sequence[Tensor]) -> list[torch.device]:
