@@ -5,6 +5,7 @@ The look at many groups at once needs more of them: ``batched/level.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,42 +16,59 @@ _transforms: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
 
 
+def _named(owner: Any, name: str, otherwise: Any) -> Callable[..., Any]:
+    """What torch calls so, looked up once: the functions below are called for every operation of a loss."""
+    found: Callable[..., Any] = getattr(owner, name, lambda *_: otherwise)
+    return found
+
+
+_is_batched = _named(_transforms, "is_batchedtensor", False)
+_is_wrapped = _named(_transforms, "is_functorch_wrapped_tensor", False)
+_level = _named(_transforms, "maybe_current_level", None)
+_leave_vmap = _named(_transforms, "_vmap_decrement_nesting", None)
+_hooks = _named(_autograd, "_top_saved_tensors_default_hooks", None)
+_leave_hooks = _named(_autograd, "_pop_saved_tensors_default_hooks", None)
+_function_state = _named(_core, "_get_torch_function_state", None)
+_len_functions = _named(_core, "_len_torch_function_stack", 0)
+_len_dispatch = _named(_core, "_len_torch_dispatch_stack", 0)
+
+
 def is_in_vmap(tensor: Tensor) -> bool:
     """Whether a tensor stands for one of many, inside ``vmap``."""
-    return bool(_named(_transforms, "is_batchedtensor", _no)(tensor))
+    return bool(_is_batched(tensor))
 
 
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a transform of ``torch.func`` made a tensor."""
-    return bool(_named(_transforms, "is_functorch_wrapped_tensor", _no)(tensor))
+    return bool(_is_wrapped(tensor))
 
 
 def transform_level() -> int | None:
     """The innermost transform of ``torch.func`` that is active."""
-    level: int | None = _named(_transforms, "maybe_current_level", _none)()
+    level: int | None = _level()
     return level
 
 
 def leave_transform() -> None:
     """Ends the innermost ``vmap``, which an interrupt left open."""
-    _named(_transforms, "_vmap_decrement_nesting", _none)()
+    _leave_vmap()
 
 
 def saving_hooks() -> Any:
     """The innermost hooks on what is saved for a backward pass."""
-    return _named(_autograd, "_top_saved_tensors_default_hooks", _none)(True)
+    return _hooks(True)
 
 
 def leave_saving_hooks() -> None:
     """Takes them away."""
-    _named(_autograd, "_pop_saved_tensors_default_hooks", _none)()
+    _leave_hooks()
 
 
 class ModeStacks:
     """The modes that see torch's functions and operations, as they are now."""
 
     def __init__(self) -> None:
-        self._state = _named(_core, "_get_torch_function_state", _none)()
+        self._state = _function_state()
         self._functions, self._dispatch = _len_functions(), _len_dispatch()
 
     def restore(self) -> None:
@@ -74,27 +92,3 @@ def is_innermost(mode: Any) -> bool:
 def unseen_by_modes() -> Any:
     """A block whose functions no mode and no subclass sees."""
     return _core.DisableTorchFunction()
-
-
-def _len_functions() -> int:
-    return int(_named(_core, "_len_torch_function_stack", _zero)())
-
-
-def _len_dispatch() -> int:
-    return int(_named(_core, "_len_torch_dispatch_stack", _zero)())
-
-
-def _named(owner: Any, name: str, otherwise: Any) -> Any:
-    return getattr(owner, name, otherwise)
-
-
-def _no(_: Any) -> bool:
-    return False
-
-
-def _none(*_: Any) -> None:
-    return None
-
-
-def _zero() -> int:
-    return 0

@@ -76,7 +76,7 @@ class Many(Vector):
     def scaled(self, factor: Number) -> Many:
         """Each group's tensors times its factor, none of them negative."""
         factors = self.number(factor)
-        if any(f > 1.0 / _MODEST or 0.0 < f < _MODEST for f in factors.tolist()):
+        if [f for f in factors.tolist() if f > 1.0 / _MODEST or 0.0 < f < _MODEST]:
             found = mapped(self.each, lambda t: t.balanced(factors))
         else:
             found = mapped(self.each, lambda t: t.scale_(factors) if self.used_up else t.scaled(factors))
