@@ -6,10 +6,12 @@ import tarfile
 import time
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from lowland.deep import Interrupted, Place
+from lowland.errors import InputError
 from lowland.runs import Run
 from lowland.sweeps import Here, Store, carried_out
 from lowland.sweeps.parcel import packed, swept, unpacked
@@ -79,6 +81,15 @@ def test_what_was_stopped_goes_on_elsewhere_and_what_had_not_begun_does_not(stor
     failures, _ = carry([Counted("long", steps=300)], store, Here())
     assert failures == {}
     assert store.run(long).rows()[: len(before)] == before
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere.invalid:6379", "auto"])
+def test_a_cluster_that_is_not_there_is_told_and_nothing_is_written(store, address, monkeypatch) -> None:
+    if address == "auto":  # others on this machine may have one
+        monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionError("there is no Ray here")))
+    with pytest.raises(InputError, match=f"^address must be that of a Ray cluster, got '{address}': "):
+        carry([Counted("a")], store, Ray(address))
+    assert not store.path.exists()
 
 
 def test_a_parcel_is_the_run_without_its_lock_and_half_written_files(tmp_path) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -99,9 +100,10 @@ def run(argv: Sequence[str]) -> int:
         console.say(f"{name} is left out where it would do nothing: it needs {needed}.")
     done = len(tasks) - len(unfinished(tasks, store))
     console.say(f"{len(tasks)} runs, {done} of them done, in {store.path}")
-    study.keep(command.metric, command.at)
     try:
-        failures = carry_out(tasks, store, engine, command, jobs, console)
+        with engine.opened() if done < len(tasks) else nullcontext():
+            study.keep(command.metric, command.at)
+            failures = carry_out(tasks, store, engine, command, jobs, console)
     except Interrupted:
         console.say("stopped; the same command continues.")
         return 130

@@ -23,17 +23,19 @@ def plot_sweep(points: Sequence[Point], metric: str) -> Figure:
     figure, (ax,) = panels([""], height=3.8)
     figure.set_figwidth(6.0)
     values = _values(along, points)
-    for label in dict.fromkeys(_label(point, along) for point in points):
+    labels = list(dict.fromkeys(_label(point, along) for point in points))
+    beside = min(0.05, 0.3 / len(labels)) if labels else 0.0  # so that no bar hides another
+    for k, label in enumerate(labels):
         own = [point for point in points if _label(point, along) == label]
         found = {values.index(_value(point, along)): mean_and_deviation(point.values) for point in own}
-        places = sorted(found)
-        means = [_shown(found[k][0], metric) for k in places]
-        spreads = [_shown(found[k][1] or 0.0, metric) for k in places]
+        means = [_shown(found[place][0], metric) for place in sorted(found)]
+        spreads = [_shown(found[place][1] or 0.0, metric) for place in sorted(found)]
+        places = [place + beside * (k - (len(labels) - 1) / 2) for place in sorted(found)]
         ax.errorbar(places, means, spreads, marker="o", capsize=3, label=label or None)
     ax.set_xticks(range(len(values)), [_text(value) for value in values])
     ax.margins(x=0.08)
     ax.set(xlabel=along or "", ylabel=metric.replace("_", " ") + (" (%)" if is_share(metric) else ""))
-    if len({_label(point, along) for point in points}) > 1:
+    if len(labels) > 1:
         shared_legend(figure, [ax])
     return figure
 

@@ -64,7 +64,7 @@ def _named(figures: Sequence[FigureFiles]) -> list[tuple[str, str]]:
         name, scale = kind = figure.about["name"], figure.about["scale"]
         seen[kind] += 1
         again = "" if seen[kind] == 1 else f"-{seen[kind]}"
-        told = [scale] * (names[name] > 1) + [str(figure.path)] * (kinds[kind] > 1)
+        told = [scale] * (names[name] > 1 and scale != "") + [str(figure.path)] * (kinds[kind] > 1)
         found.append((f"{name}-{scale}{again}", f"{name} ({', '.join(told)})" if told else name))
     return found
 

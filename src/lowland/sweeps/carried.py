@@ -38,9 +38,9 @@ def carried_out(
         Interrupted: If ``should_stop`` said so.
     """
     failures: Failures = {}
-    store.path.mkdir(parents=True, exist_ok=True)
     levels = [[task for task in level if not store.has(task)] for level in in_levels(tasks)]
     with engine.opened() if any(levels) else nullcontext():
+        store.path.mkdir(parents=True, exist_ok=True)
         for level in levels:
             ready = []
             for task in level:

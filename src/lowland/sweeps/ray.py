@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lowland.deep import Interrupted
+from lowland.errors import InputError
 from lowland.extras import needs
 from lowland.sweeps.engine import Failures, Watch, attempted
 from lowland.sweeps.parcel import packed, swept, unpacked
@@ -67,21 +69,47 @@ class Ray:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """A block in which Ray is there, or the cluster is connected."""
+        """A block in which Ray is there, or the cluster is connected; inside another one, that one's.
+
+        Raises:
+            InputError: If there is no cluster at ``address``.
+        """
+        if ray.is_initialized():
+            yield
+            return
         with ExitStack() as stack:
-            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             options: dict[str, Any] = {"address": self.address}
             if self.address is None:
                 folder = tempfile.mkdtemp(prefix="lowland-ray-")
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 cpus = self.cpus_per_task * (self.jobs or os.cpu_count() or 1)
-                options = {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
+                here = {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
+                options = {"address": "local", **here}  # also where RAY_ADDRESS names a cluster
+            else:
+                _require_cluster(self.address)
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             before = signal.getsignal(signal.SIGTERM)
-            ray.init(log_to_driver=False, configure_logging=False, **options)
+            stack.callback(signal.signal, signal.SIGTERM, before)
+            try:
+                ray.init(log_to_driver=False, configure_logging=False, **options)
+            except ConnectionError as error:
+                raise InputError(
+                    f"address must be that of a Ray cluster, got {self.address!r}: {_first_line(error)}"
+                ) from None
             stack.callback(ray.shutdown)
             signal.signal(signal.SIGTERM, before)  # Ray puts its own in place
             yield
+
+
+def _require_cluster(address: str) -> None:
+    """Refuses a place where nothing answers; Ray would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if address == "auto" or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"address must be that of a Ray cluster, got {address!r}: {error}.") from None
 
 
 @dataclass
