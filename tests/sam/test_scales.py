@@ -24,7 +24,7 @@ from lowland.sam.ascent import AscentStep
 from lowland.sam.combine.weighted import orthogonal_part
 from lowland.sam.vectors.factors import Factor, OneHot
 from lowland.sam.vectors.norms import cosines, squared_norms
-from lowland.sam.vectors.per_group import Part, PerGroup
+from lowland.sam.vectors.per_group import LowRank, PerGroup
 
 from .batched.models import MODELS, B, trained
 from .naive import relative_error, seeded, tensors
@@ -247,12 +247,12 @@ def held(kind, seed, spread):
     if kind == "one hot":
         hot = OneHot(torch.randint(0, 5, (4, 3), generator=torch.Generator().manual_seed(seed)), 5)
         formed = torch.einsum("grq,grp->gqp", hot.dense(right).double(), right.double())
-        return PerGroup(w, parts=[Part(Factor(hot, right), 0, 5)]), formed
-    parts = [Part(Factor(left, right), 0, 5)]
+        return PerGroup(w, parts=[LowRank(Factor(hot, right), 0, 5)]), formed
+    parts = [LowRank(Factor(left, right), 0, 5)]
     formed = torch.einsum("grq,grp->gqp", left.double(), right.double())
     if kind == "two parts":
         other, again = numbers(seed + 50, (4, 2, 5), (4, 2, 4), spread=spread)
-        parts.append(Part(Factor(other, again), 0, 5))
+        parts.append(LowRank(Factor(other, again), 0, 5))
         formed = formed + torch.einsum("grq,grp->gqp", other.double(), again.double())
     return PerGroup(w, parts=parts), formed
 

@@ -11,7 +11,7 @@ from lowland.sam import L2, Adaptive, RandomSubset
 from lowland.sam.vectors import One, at_most, over
 from lowland.sam.vectors.factors import Factor
 from lowland.sam.vectors.many import Many, forms, serves_many
-from lowland.sam.vectors.per_group import Part, PerGroup
+from lowland.sam.vectors.per_group import LowRank, PerGroup
 
 GROUPS = 3
 
@@ -23,7 +23,7 @@ def both(seed: int = 0, scale: float = 1.0) -> tuple[Many, list[One]]:
     bias = scale * torch.randn(GROUPS, 4, generator=draw, dtype=torch.float64)
     w, b = torch.zeros(4, 5, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     many = Many(
-        [PerGroup(w, parts=[Part(Factor(scale * left, right), 0, 4)]), PerGroup(b, dense=bias)], GROUPS
+        [PerGroup(w, parts=[LowRank(Factor(scale * left, right), 0, 4)]), PerGroup(b, dense=bias)], GROUPS
     )
     rows = [One([scale * left[k].T @ right[k], bias[k]]) for k in range(GROUPS)]
     return many, rows

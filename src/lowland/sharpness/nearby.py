@@ -18,7 +18,6 @@ from lowland.sam.vectors.many import Many
 from lowland.sam.vectors.per_group import PerGroup
 from lowland.sharpness.objective import require_some
 
-Moves = Sequence[PerGroup] | None
 Extras = Mapping[str, Float[Tensor, " trials"]]
 
 
@@ -50,7 +49,7 @@ class Nearby:
     look: Look
 
     @torch.enable_grad()
-    def slope(self, e: Moves) -> Visit:
+    def slope(self, e: Sequence[PerGroup] | None) -> Visit:
         """At ``w + e``, with gradients, of which some parameter must have one."""
         seen = self.look.slope(self._vector(e))
         assert seen.gradient is not None
@@ -59,11 +58,11 @@ class Nearby:
         return self._visit(seen, gradient)
 
     @torch.no_grad()
-    def value(self, e: Moves) -> Visit:
+    def value(self, e: Sequence[PerGroup] | None) -> Visit:
         """At ``w + e``, without."""
         return self._visit(self.look.value(self._vector(e)), [])
 
-    def _vector(self, e: Moves) -> Vector | None:
+    def _vector(self, e: Sequence[PerGroup] | None) -> Vector | None:
         if e is None:
             return None
         if not isinstance(self.look, OneGroup):

@@ -25,7 +25,7 @@ from lowland.sam.vectors import Shown
 from lowland.sam.vectors.norms import squared_norms
 from lowland.sam.vectors.per_group import PerGroup
 from lowland.sharpness.ball import Ball, L2Ball, LInfBall, Norm
-from lowland.sharpness.nearby import Moves, Nearby, Visit
+from lowland.sharpness.nearby import Nearby, Visit
 from lowland.sharpness.scales import Scaling, scales
 from lowland.sharpness.search import Best, Search
 from lowland.sharpness.unformed import Unformed
@@ -215,7 +215,7 @@ class _Climb:
         """What is at z."""
         return (self._measured or self._climbed).value(self._moves(z))
 
-    def _moves(self, z: Vector) -> Moves:
+    def _moves(self, z: Vector) -> list[PerGroup] | None:
         if z is None:
             return None
         pairs = zip(self.ball.space.moves(z), self.units, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowland.sam.precision import working
 from lowland.sam.vectors.factors import Factor, column, row_products
 from lowland.sam.vectors.norms import squared_norms
-from lowland.sam.vectors.per_group import Part, PerGroup
+from lowland.sam.vectors.per_group import LowRank, PerGroup
 from lowland.sharpness.vectors import Factors, Terms, peaks, powers_of_two
 
 
@@ -41,39 +41,39 @@ class _Rows:
 class _Use:
     """The gradients of one use of a parameter: left and right vectors, and room for scaled ones."""
 
-    part: Part
+    part: LowRank
     left: _Rows
     right: _Rows
     scaled: Tensor
 
     @classmethod
-    def of(cls, part: Part, capacity: int) -> _Use:
+    def of(cls, part: LowRank, capacity: int) -> _Use:
         left, right = _sides(part)
         smaller = min((left, right), key=lambda t: t.shape[2])
         scaled = _Rows.like(working(smaller), capacity).memory
         return cls(part, _Rows.like(left, capacity), _Rows.like(right, capacity), scaled)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: LowRank) -> None:
         left, right = _sides(part)
         self.left.add(left)
         self.right.add(right)
 
-    def move(self, factors: Float[Tensor, "trials count"]) -> Part:
+    def move(self, factors: Float[Tensor, "trials count"]) -> LowRank:
         """The sum; valid until the next call."""
         left, right = self.left.all(), self.right.all()
         each = factors.to(self.scaled).repeat_interleave(left.shape[1] // factors.shape[1], 1)[..., None]
         first = left.shape[2] <= right.shape[2]
         scaled = torch.mul(left if first else right, each, out=self.scaled[:, : left.shape[1]])
         factor = Factor(scaled, right) if first else Factor(left, scaled)
-        return Part(factor, self.part.start, self.part.stop)
+        return LowRank(factor, self.part.start, self.part.stop)
 
-    def products(self, part: Part, count: int) -> Float[Tensor, "trials count"]:
+    def products(self, part: LowRank, count: int) -> Float[Tensor, "trials count"]:
         left, right = _sides(part)
         pairs = row_products(self.left.all(), left) * row_products(self.right.all(), right)
         return pairs.double().reshape(len(pairs), count, -1).sum(2)
 
 
-def _sides(part: Part) -> tuple[Tensor, Tensor]:
+def _sides(part: LowRank) -> tuple[Tensor, Tensor]:
     left, right = part.factor.left, part.factor.right
     assert isinstance(left, Tensor)
     assert isinstance(right, Tensor)
@@ -229,10 +229,10 @@ def _in_units(g: list[PerGroup]) -> tuple[list[PerGroup], Factors]:
         found = (wide / column(unit, wide)).to(t.dtype)
         return found if bool(finite.all()) else torch.where(column(finite.double(), t) > 0, found, 0.0)
 
-    def part_over(part: Part) -> Part:
+    def part_over(part: LowRank) -> LowRank:
         left, right = _sides(part)
         own = powers_of_two(peaks(right))
-        return Part(Factor(over(left, units / own), over(right, own)), part.start, part.stop)
+        return LowRank(Factor(over(left, units / own), over(right, own)), part.start, part.stop)
 
     found = [
         PerGroup(

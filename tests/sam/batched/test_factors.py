@@ -7,7 +7,7 @@ from torch import nn
 from lowland import sam_gradient
 from lowland.sam.vectors.factors import Factor, OneHot, add_through, at_columns, gram, times
 from lowland.sam.vectors.norms import cosines, inner, inner_products, squared_norms
-from lowland.sam.vectors.per_group import Part, PerGroup, mapped
+from lowland.sam.vectors.per_group import LowRank, PerGroup, mapped
 
 from ..naive import tensors
 
@@ -92,11 +92,11 @@ def w(seed=7):
 
 
 def whole_part(rows, seed, *, hot=False):
-    return Part(factor(rows, seed, hot=hot), 0, Q)
+    return LowRank(factor(rows, seed, hot=hot), 0, Q)
 
 
 def rows_part(start, stop, seed, *, hot=False):
-    return Part(factor(2, seed, hot=hot, q=stop - start), start, stop)
+    return LowRank(factor(2, seed, hot=hot, q=stop - start), start, stop)
 
 
 def per_group(kind, seed):
@@ -206,10 +206,10 @@ def test_norm_keeps_its_digits_where_the_outer_products_cancel(split):
     """Rows that are the same but for one part in 1e7: of their Gram no digit is left."""
     (left, right, change) = tensors(1, (GROUPS, 1, Q), (GROUPS, 1, P), (GROUPS, 1, P))
     other = Factor(-left, right + 1e-7 * change)
-    parts = [Part(Factor(left, right), 0, Q), Part(other, 0, Q)]
+    parts = [LowRank(Factor(left, right), 0, Q), LowRank(other, 0, Q)]
     if not split:
         both = Factor(torch.cat([left, -left], 1), torch.cat([right, other.right], 1))
-        parts = [Part(both, 0, Q)]
+        parts = [LowRank(both, 0, Q)]
     expected = (written_out(Factor(left, right)) + written_out(other)).square().sum((1, 2))
     found = squared_norms([PerGroup(w(), parts=parts)], GROUPS)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=0.0)
@@ -218,7 +218,9 @@ def test_norm_keeps_its_digits_where_the_outer_products_cancel(split):
 def test_one_group_that_cancels_does_not_spoil_the_others():
     (left, right) = tensors(1, (GROUPS, 1, Q), (GROUPS, 1, P))
     signs = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
-    a = PerGroup(w(), parts=[Part(Factor(left, right), 0, Q), Part(Factor(times(left, signs), right), 0, Q)])
+    a = PerGroup(
+        w(), parts=[LowRank(Factor(left, right), 0, Q), LowRank(Factor(times(left, signs), right), 0, Q)]
+    )
     once = (left.square().sum((1, 2)) * right.square().sum((1, 2))).tolist()
     assert squared_norms([a], GROUPS).tolist() == pytest.approx([4 * once[0], 0.0, 4 * once[2]], rel=1e-12)
 

@@ -15,7 +15,7 @@ from lowland.sam.batched.cost import Costs, Product
 from lowland.sam.precision import working
 from lowland.sam.unbatchable import Unbatchable
 from lowland.sam.vectors.factors import Factor, Left, Right
-from lowland.sam.vectors.per_group import Part, PerGroup, Rows, apart
+from lowland.sam.vectors.per_group import LowRank, PerGroup, Rows, apart
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Weight:
         """The copy whose gradient is to be recorded, if there is one."""
         return self._copy if self.gradient is not None else None
 
-    def record(self, part: Part, *, form: bool, product: Product | None) -> None:
+    def record(self, part: LowRank, *, form: bool, product: Product | None) -> None:
         """Takes a product into the gradient."""
         assert self.gradient is not None
         self.gradient.add_part(part)
@@ -171,7 +171,7 @@ class Use:
                 found.append((right, left) if self.transposed else (left, right))
         return found
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[LowRank]:
         return [] if self.weight.move is None else self.weight.move.parts
 
     def _overlaps(self) -> bool:
@@ -187,7 +187,9 @@ class Use:
         cost = costs(max(self.weight.rows, rows), q, p)
         extra = cost.formed if cost.forms or self.weight.form else cost.apart
         product = Product(rows, q, p, extra) if isinstance(left, Tensor) else None
-        self.weight.record(Part(Factor(left, right), self.start, self.stop), form=cost.forms, product=product)
+        self.weight.record(
+            LowRank(Factor(left, right), self.start, self.stop), form=cost.forms, product=product
+        )
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import wide, working
 from lowland.sam.vectors.factors import gram
-from lowland.sam.vectors.per_group import Part, PerGroup, apart, overlap
+from lowland.sam.vectors.per_group import LowRank, PerGroup, apart, overlap
 
 HEAVY = 1e-4
 """Share of the terms of a squared norm below which so many digits cancel that the matrix is formed."""
@@ -168,14 +168,14 @@ def _of_formed(a: PerGroup, groups: int) -> _Terms:
     return _Terms(squares, least_of_all=a.w.numel() * _least(norms.dtype))
 
 
-def _of_parts(parts: Sequence[Part]) -> Iterator[_Terms]:
+def _of_parts(parts: Sequence[LowRank]) -> Iterator[_Terms]:
     for i, p in enumerate(parts):
         for q in parts[i:]:
             if not apart(p.rows, q.rows):
                 yield _of_pair(p, q)
 
 
-def _of_pair(p: Part, q: Part) -> _Terms:
+def _of_pair(p: LowRank, q: LowRank) -> _Terms:
     r"""Twice the inner product of two parts; the square of one.
 
     Each of the products that an inner product of vectors adds up may lack :math:`\tau`, the smallest normal

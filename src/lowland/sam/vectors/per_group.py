@@ -22,7 +22,7 @@ def apart(a: Rows, b: Rows) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class LowRank:
     """A factor, and the first of the rows of the parameter (as a matrix) that it stands in."""
 
     factor: Factor
@@ -34,12 +34,12 @@ class Part:
         """The rows that it stands in."""
         return self.start, self.stop
 
-    def of(self, factor: Factor) -> Part:
+    def of(self, factor: Factor) -> LowRank:
         """Another factor in the same rows."""
         return replace(self, factor=factor)
 
 
-def overlap(parts: Sequence[Part]) -> bool:
+def overlap(parts: Sequence[LowRank]) -> bool:
     """Whether some of the parts stand in some of the same rows, but not in all."""
     return any(not (p.rows == q.rows or apart(p.rows, q.rows)) for p in parts for q in parts)
 
@@ -59,7 +59,7 @@ class PerGroup:
     w: Tensor
     along: Float[Tensor, " groups"] | None = None
     dense: Float[Tensor, "groups ..."] | None = None
-    parts: list[Part] = field(default_factory=list)
+    parts: list[LowRank] = field(default_factory=list)
     own: bool = False
 
     @property
@@ -81,7 +81,7 @@ class PerGroup:
         self.own = self.dense is not None
         self.dense = working(tensor) if self.dense is None else self.dense + tensor
 
-    def add_part(self, part: Part) -> None:
+    def add_part(self, part: LowRank) -> None:
         """Adds a product that is not formed."""
         self.parts.append(part)
 
@@ -144,7 +144,7 @@ class PerGroup:
         parts = [p.of(p.factor.scaled(factors)) for p in self.parts]
         return PerGroup(self.w, along, self.dense, parts, own=True)
 
-    def _scaled(self, factors: Float[Tensor, " groups"], parts: list[Part]) -> PerGroup:
+    def _scaled(self, factors: Float[Tensor, " groups"], parts: list[LowRank]) -> PerGroup:
         along = None if self.along is None else self.along * factors
         dense = None if self.dense is None else times(self.dense, factors)
         return PerGroup(self.w, along, dense, parts, own=True)

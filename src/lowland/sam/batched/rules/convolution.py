@@ -17,7 +17,7 @@ from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
 from lowland.sam.vectors.factors import Factor, column
 from lowland.sam.vectors.patches import Patches, Window
-from lowland.sam.vectors.per_group import Part
+from lowland.sam.vectors.per_group import LowRank
 
 _backward = torch.ops.aten.convolution_backward
 
@@ -258,7 +258,7 @@ def _record(use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor) ->
     if apart or _few_rows(geometry, groups, x, w):
         factor = Factor(by_rows(grad.flatten(2), groups), Patches(_grouped(x, groups), _window(geometry, w)))
         product = Product(rows, len(w), w[0].numel(), cost.apart if apart else cost.formed)
-        weight.record(Part(factor, 0, len(w)), form=not apart, product=product)
+        weight.record(LowRank(factor, 0, len(w)), form=not apart, product=product)
         return
     shape_only = w.new_empty(groups * len(w), *w.shape[1:])
     _, found = geometry.backward(_aside(grad, groups), _aside(x, groups), shape_only, (False, True), groups)
