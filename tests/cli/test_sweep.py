@@ -136,6 +136,8 @@ def heed():
         ("--lr_max 1 --retries 3", "retries must be left out for engine processes, which does not read it"),
         ("--lr_max 1 --jobs 2 --engine here", "jobs must be left out for engine here"),
         ("--lr_max 1 --jobs 0", "jobs must be positive, got 0."),
+        ("--lr_max 1 --engine ray --cpus_per_task 0", "cpus_per_task must be positive and finite, got 0.0."),
+        ("--lr_max 1 --engine ray --gpus_per_task 99", "gpus_per_task must be at most this machine's "),
         ("--lr_max 1 --engine ray --retries -1", "retries must be non-negative, got -1."),
         ("--lr_max 1 --engine ray --address auto --jobs 2", "jobs must be left out with address"),
         (

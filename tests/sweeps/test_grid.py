@@ -33,6 +33,9 @@ def test_what_no_run_reads_is_refused_as_by_a_single_run() -> None:
     with pytest.raises(InputError) as of_many:
         grid({"model": ["fc"], "m": [16, 32], "lr_max": [0.1, 0.2]})
     assert str(of_many.value) == str(of_one.value)
+    with pytest.raises(InputError) as of_listed:
+        grid({"lr_max": [0.1, 0.2]}, listed=[{"model": "fc", "m": 16}])
+    assert str(of_listed.value) == str(of_one.value)
 
 
 def test_options_vary_together() -> None:

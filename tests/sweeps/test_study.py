@@ -62,6 +62,14 @@ def test_a_radius_is_chosen_for_each_kind_and_one_that_diverged_is_not() -> None
     assert {point.rivals for point in found} == {1}
 
 
+def test_a_seed_that_diverged_makes_a_mean_that_is_none() -> None:
+    rows = [
+        {"sam_rho": 0.1, "seed": k, "value": v, "validation_error": 0.5} for k, v in enumerate((None, 1.0))
+    ]
+    (point,) = points(rows, ["sam_rho"])
+    assert all(math.isnan(number) for number in mean_and_deviation(point.values))
+
+
 def test_runs_that_are_not_finished_have_no_row(study) -> None:
     (study.store.path / study.names[0] / "summary.json").unlink()
     assert len(study.rows("test_error", "last")) == 5

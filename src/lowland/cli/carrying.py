@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 
 from lowland.cli.interrupts import stop_on_signals
@@ -36,7 +37,7 @@ class CarryingOptions:
     """Where runs happen.
 
     Attributes:
-        jobs: Runs at once, which share the cores; by default one per core.
+        jobs: Runs at once, which share the cores; by default one per core (a figure not at scale quick: one).
         threads: CPU threads of a run, on which its last digits depend; by default its share of the cores.
         engine: Where runs happen: in processes of their own, one by one in this one (here), or on ray.
         address: With engine ray: of a cluster, auto for this machine's; without it ray runs on this machine.
@@ -77,9 +78,17 @@ def check_carrying(options: CarryingOptions) -> None:
         raise InputError(
             f"jobs must be left out with address: a cluster has its own cores, got {options.jobs}."
         )
-    for name, least in (("cpus_per_task", 0.0), ("gpus_per_task", 0.0), ("retries", 0)):
-        if not least <= getattr(options, name) < float("inf"):
-            raise InputError(f"{name} must be non-negative, got {getattr(options, name)}.")
+    if not 0.0 < options.cpus_per_task < float("inf"):
+        raise InputError(f"cpus_per_task must be positive and finite, got {options.cpus_per_task}.")
+    if not 0.0 <= options.gpus_per_task < float("inf"):
+        raise InputError(f"gpus_per_task must be non-negative and finite, got {options.gpus_per_task}.")
+    if options.retries < 0:
+        raise InputError(f"retries must be non-negative, got {options.retries}.")
+    there, asked = torch.accelerator.device_count(), options.gpus_per_task
+    if options.address is None and asked > there:  # Ray would wait for ever
+        raise InputError(
+            f"gpus_per_task must be at most this machine's {there} without address, got {asked}."
+        )
 
 
 def engine_for(tasks: Sequence[Task], store: Store, options: CarryingOptions, jobs: int) -> Engine:
@@ -95,7 +104,8 @@ def engine_for(tasks: Sequence[Task], store: Store, options: CarryingOptions, jo
         InputError: If there is no such device or data set, or the engine is not installed.
     """
     engine = _engine(options, options.jobs or jobs)
-    Place(options.device).torch_device()
+    if options.address is None:  # a cluster's machines have devices of their own
+        Place(options.device).torch_device()
     _require_data(tasks, store, options.data_dir)
     return engine
 

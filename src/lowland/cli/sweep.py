@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from lowland.sweeps import (
     listed_in,
     mean_and_deviation,
     points,
+    text_of,
     unfinished,
 )
 
@@ -183,9 +184,9 @@ def _announced(study: Study, console: Output) -> int:
     todo = unfinished(study.tasks, study.store)
     console.say(f"runs: {len(study.names)}, of which done: {len(study.names) - len(todo)}")
     console.say(f"core-minutes, about: {sum(task.cost() for task in todo) / 60:.1f}")
-    varied = {name: _distinct(getattr(c, name) for c in study.grid.configs) for name in study.grid.swept}
-    for name, values in varied.items():
-        console.say(f"{name}: {', '.join(map(_text, values))}")
+    for name in study.grid.swept:
+        values = dict.fromkeys(getattr(config, name) for config in study.grid.configs)
+        console.say(f"{name}: {', '.join(map(text_of, values))}")
     return 0
 
 
@@ -246,7 +247,7 @@ _PLACES = {
 def _line(point: Point, metric: str) -> list[str]:
     numbers = [_numbers(point.values, is_share(metric)), _numbers(point.validation, True)]
     mark = "best radius" if point.is_chosen and point.rivals else ""
-    return [*map(_text, point.options.values()), *numbers, str(len(point.values)), mark]
+    return [*map(text_of, point.options.values()), *numbers, str(len(point.values)), mark]
 
 
 def _numbers(values: Sequence[float], per_cent: bool) -> str:
@@ -254,11 +255,3 @@ def _numbers(values: Sequence[float], per_cent: bool) -> str:
     mean, deviation = mean_and_deviation([factor * value for value in values])
     shown = f"{mean:.2f}" if per_cent else f"{mean:.4g}"
     return shown if deviation is None else f"{shown} ± {deviation:.2g}"
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

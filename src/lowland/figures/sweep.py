@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.sweeps import RADII, Point, mean_and_deviation
+from lowland.sweeps import RADII, Point, mean_and_deviation, text_of
 
 
 @in_our_style
@@ -32,7 +32,7 @@ def plot_sweep(points: Sequence[Point], metric: str) -> Figure:
         spreads = [_shown(found[place][1] or 0.0, metric) for place in sorted(found)]
         places = [place + beside * (k - (len(labels) - 1) / 2) for place in sorted(found)]
         ax.errorbar(places, means, spreads, marker="o", capsize=3, label=label or None)
-    ax.set_xticks(range(len(values)), [_text(value) for value in values])
+    ax.set_xticks(range(len(values)), [text_of(value) for value in values])
     ax.margins(x=0.08)
     ax.set(xlabel=along or "", ylabel=metric.replace("_", " ") + (" (%)" if is_share(metric) else ""))
     if len(labels) > 1:
@@ -62,11 +62,7 @@ def _value(point: Point, along: str | None) -> Any:
 
 
 def _label(point: Point, along: str | None) -> str:
-    return ", ".join(f"{name} {_text(value)}" for name, value in point.options.items() if name != along)
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return ", ".join(f"{name} {text_of(value)}" for name, value in point.options.items() if name != along)
 
 
 def _shown(value: float, metric: str) -> float:

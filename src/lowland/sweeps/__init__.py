@@ -9,7 +9,7 @@ from lowland.sweeps.here import Here
 from lowland.sweeps.measured import Measured
 from lowland.sweeps.processes import Processes
 from lowland.sweeps.simulation import Simulation
-from lowland.sweeps.study import METRICS, RADII, At, Point, Study, mean_and_deviation, points
+from lowland.sweeps.study import METRICS, RADII, At, Point, Study, mean_and_deviation, points, text_of
 from lowland.sweeps.task import How, Store, Task
 from lowland.sweeps.training import Training
 from lowland.sweeps.work import Work
@@ -40,6 +40,7 @@ __all__ = [
     "listed_in",
     "mean_and_deviation",
     "points",
+    "text_of",
     "unfinished",
     "weights_of",
 ]

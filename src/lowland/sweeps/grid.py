@@ -77,7 +77,7 @@ def grid(
             config, unread = _read({**given, **chosen})
             configs[config] = None
             left_out |= unread
-            read |= given.keys() | chosen.keys() - unread.keys()
+            read |= (given.keys() | chosen.keys()) - unread.keys()
     for name, needed in left_out.items():
         if name not in read:
             raise InputError(f"{name} needs {needed}, without which it would do nothing.")

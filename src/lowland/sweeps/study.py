@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Literal, TypedDict, get_args
+
+import numpy as np
 
 from lowland.deep import TrainConfig
 from lowland.deep.records import MetricsRow, TrainingSummary
@@ -137,7 +138,7 @@ def points(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> list[Poin
         kinds.setdefault(_kind(point), []).append(point)
     found = []
     for kind in kinds.values():
-        best = min(kind, key=lambda point: _or_infinite(fmean(point.validation)))
+        best = min(kind, key=lambda point: _or_infinite(mean_and_deviation(point.validation)[0]))
         found += [replace(point, is_chosen=point is best, rivals=len(kind) - 1) for point in kind]
     return found
 
@@ -164,5 +165,10 @@ RADII = ("sam_rho", "sam_lr_mult")
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the standard deviation of a sample where there are several."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
+    """The mean, and the standard deviation of a sample where there are several; NaN if a run diverged."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def text_of(value: Any) -> str:
+    """A value of an option, as tables and pictures show it."""
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
