@@ -24,17 +24,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import lowland.runs.schema
 from fuzzing import Generator, Target, all_fuzzed, asked
 from lowland.deep import Control, Place, TrainConfig, TrainState, launch, load_data, load_weights
 from lowland.deep.checkpoint import load_checkpoint, saved_states
+from lowland.deep.data import divided_own_data, read_own_data
 from lowland.deep.data.cache import cached
 from lowland.deep.data.locate import locate
 from lowland.deep.data.parquet import read_images
 from lowland.deep.data.sets import DATASETS
 from lowland.deep.models import build_model
+from lowland.deep.options import OwnDataOptions
 from lowland.deep.records import MeasureRow, MetricsRow, TrainingSummary
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.diagonal.experiment import DiagonalConfig
@@ -166,7 +169,7 @@ def _is_measured(folder: Path) -> None:
 
 @functools.cache
 def _state() -> TrainState:
-    return TrainState(CONFIG, load_data(CONFIG, None), torch.device("cpu"))
+    return TrainState(CONFIG, load_data(CONFIG), torch.device("cpu"))
 
 
 def _a_figure(folder: Path) -> None:
@@ -273,12 +276,39 @@ def _own_data(folder: Path) -> None:
 
 
 def _is_own_data(name: str) -> Callable[[Path], None]:
-    options = {"builder": None, "device": "cpu", "data": None, "model": "linear"}
+    options = {"device": "cpu", "data": None, "model": "linear"}
 
     def use(folder: Path) -> None:
         network = build_model("linear", num_classes=6, image_shape=(1, 8, 8))
         torch.save(network.state_dict(), folder / "w.pth")
-        load_subject(str(folder / "w.pth"), SubjectOptions(**{**options, "data": folder / name}))
+        load_subject(str(folder / "w.pth"), SubjectOptions(**{**options, "data": str(folder / name)}))
+
+    return use
+
+
+def _photos(folder: Path) -> None:
+    """Two classes, a picture of each format."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    for name in ("a", "b"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for suffix in _FORMATS:
+            Image.fromarray(pixels).save(folder / "photos" / name / f"x.{suffix}")
+
+
+_FORMATS = ("png", "jpg", "webp", "gif", "tiff", "bmp", "ppm")
+
+
+def _a_picture(folder: Path, generator: Generator) -> None:
+    """Bytes of one of the pictures."""
+    bytes_of(f"photos/a/x.{generator.choice(_FORMATS)}")(folder, generator)
+
+
+def _is_read(name: str) -> Callable[[Path], None]:
+    """Data of somebody's own, divided as for training."""
+
+    def use(folder: Path) -> None:
+        options = OwnDataOptions(data=str(folder / name), channels=3 if name == "photos" else None)
+        divided_own_data(read_own_data(options, cache_dir=folder / "cache"))
 
     return use
 
@@ -304,6 +334,10 @@ _CACHED = f"x-{12 * '0'}.safetensors"
 _CHECKPOINT = "run/checkpoint/state.safetensors"
 
 TARGETS: Mapping[str, Target] = {
+    "a folder of pictures": Target(_photos, _a_picture, _is_read("photos")),
+    "one's own Parquet": Target(_some_parquet, bytes_of("x.parquet"), _is_read("x.parquet")),
+    "one's own Parquet of odd columns": Target(_some_parquet, _columns, _is_read("x.parquet")),
+    "one's own .npz to train on": Target(_own_data, bytes_of("x.npz"), _is_read("x.npz")),
     "env.json": Target(_run, values_of("run/env.json"), _is_shown),
     "config.json": Target(_run, values_of("run/config.json"), _is_shown),
     "config.json of a run that goes on": Target(_run, values_of("run/config.json"), _is_continued),

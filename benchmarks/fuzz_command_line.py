@@ -32,6 +32,7 @@ from lowland.cli import main as command_line
 from lowland.cli.arguments import several
 from lowland.cli.demo import DemoCommand
 from lowland.cli.diagonal import DiagonalCommand
+from lowland.cli.env import EnvCommand
 from lowland.cli.figure import FigureCommand
 from lowland.cli.landscape import LandscapeCommand
 from lowland.cli.relu import ReluCommand
@@ -56,6 +57,7 @@ COMMANDS: Mapping[str, type[Any]] = {
     "figure": FigureCommand,
     "report": ReportCommand,
     "demo": DemoCommand,
+    "env": EnvCommand,
     "sweep": SweepCommand,
 }
 OPTIONS = {name: get_type_hints(of) for name, of in COMMANDS.items()}
@@ -65,7 +67,8 @@ INPUT = "words.json"
 WORDS = {  # what is likely to be right, by option
     **dict.fromkeys(("model_path", "data", "resume"), ("run", "other", "weights.safetensors", "mine.npz")),
     **dict.fromkeys(("out",), ("new", "empty", "run")),
-    **{"model": MODEL_NAMES, "dataset": ("digits", "gaussians_binary", "uniform_noise", "mnist")},
+    **{"model": (*MODEL_NAMES, "math:sin", "nothing:f", "torch.nn:Identity", ":", "a.b")},
+    **{"dataset": ("digits", "gaussians_binary", "uniform_noise", "mnist")},
     **{"activation": ("relu", "softplus2"), "optimizer": ("sgd", "adam", "adamw", "lbfgs")},
     **{"optimizer_options": ("momentum=0.5", "nesterov=True", "betas=(0.8, 0.9)", "a")},
     **{
@@ -73,7 +76,6 @@ WORDS = {  # what is likely to be right, by option
         "layers": (".", "weight", "[", "(?P<"),
     },
     **{
-        "builder": ("math:sin", "nothing:f", "torch.nn:Identity", ":", "a.b"),
         "feature_layer": ("_model.1", "x"),
     },
     **{
@@ -105,7 +107,14 @@ STARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {  # what is whole already
         ("--from=mine.toml",),
         ("show",),
     ),
-    "runs": (("show", "run"), ("list", "."), ("show",), ("list",)),
+    "runs": (
+        ("show", "run"),
+        ("list", "."),
+        ("show",),
+        ("list",),
+        ("list", ".", "--json"),
+        ("list", "--sort"),
+    ),
 }
 POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "sharpness": SOURCES,
@@ -209,7 +218,9 @@ def words_for(command: str, generator: Generator) -> list[str]:
     if whole:
         words += generator.choice(STARTS[command])
     if command == "runs":
-        return words + _some(("list", "show", "compare", "lst", *SOURCES, *ODD_WORDS), generator, 3)
+        return words + _some(
+            ("list", "show", "compare", "lst", "--json", "--sort=m", *SOURCES, *ODD_WORDS), generator, 3
+        )
     if command in POSITIONAL and not whole:
         words += _some(POSITIONAL[command] if generator.random() < 0.8 else ODD_WORDS, generator, 3)
     mistakes = generator.choice((0.0, 0.0, 0.1, 0.4))

@@ -178,7 +178,7 @@ def _flip(whole: Path, count: int) -> int:
     """Flips one bit at a time; a file that is read nevertheless is bad."""
     stored = Run.open(whole)
     config = TrainConfig.from_dict(stored.config)
-    state = TrainState(config, load_data(config, None), Place("cpu").torch_device())
+    state = TrainState(config, load_data(config), Place("cpu").torch_device())
     files = {
         stored.checkpoint_path: lambda path: load_checkpoint(path, state),
         stored.model_path: lambda path: load_weights(state.model, path),

@@ -76,7 +76,7 @@ def row(name: str, config: TrainConfig, place: Place, out: Path, loop_steps: int
 
 def step_seconds(config: TrainConfig, place: Place, steps: int) -> float:
     """Median seconds of a step, after one to warm up."""
-    state = TrainState(config, load_data(config, place.data_dir), place.torch_device())
+    state = TrainState(config, load_data(config, place), place.torch_device())
     times = []
     for _ in range(steps + 1):
         started = time.perf_counter()

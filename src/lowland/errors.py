@@ -15,8 +15,14 @@ class InputError(ValueError):
     """
 
 
-def one_of(name: str, value: object, valid: Iterable[str]) -> None:
+def one_of(name: str, value: object, valid: Iterable[str], *, more: str = "") -> None:
     """Raises :class:`InputError`, naming the nearest valid values, unless ``value`` is one of ``valid``.
+
+    Args:
+        name: What it is called.
+        value: What was given.
+        valid: What may be given.
+        more: What may be given beside these, and is not meant here.
 
     Example:
         >>> one_of("model", "resnet81", ["resnet18", "fc"])
@@ -29,7 +35,8 @@ def one_of(name: str, value: object, valid: Iterable[str]) -> None:
         return
     nearest = difflib.get_close_matches(str(value).lower(), choices, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}.")
+    beside = f", or {more}" if more else ""
+    raise InputError(f"{name} must be one of {', '.join(choices)}{beside}, got {value!r}{hint}.")
 
 
 def require_default(config: Any, names: Iterable[str], because: str) -> None:

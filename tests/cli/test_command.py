@@ -244,7 +244,7 @@ def test_help_and_version_are_found(run) -> None:
     assert run("--help")[0] == 0
     code, out, _ = run("train", "--help")
     assert code == 0
-    assert "--sam-rho" in out or "--sam_rho" in out
+    assert "--sam_rho" in out
     assert "Radius of the perturbation" in out
 
 

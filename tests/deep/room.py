@@ -74,8 +74,8 @@ def make_state(data: TrainingData | None = None, **options: Any) -> TrainState:
 class Call:
     """One evaluation of the objective."""
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     params: list[Tensor]
 
 
@@ -106,7 +106,7 @@ def seen_batches(count: int, data: TrainingData | None = None, **options: Any) -
     recorder = Recorder(state)
     run_steps(state, count)
     assert len(recorder.calls) == count
-    return [(call.images, call.labels) for call in recorder.calls]
+    return [(call.inputs, call.targets) for call in recorder.calls]
 
 
 def mean_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def real_images(dataset: str, count: int) -> tuple[Tensor, Tensor, Tensor, Tenso
         pytest.skip("needs LOWLAND_DATA with the images of MNIST")
     data = load_training_data(dataset, data_dir=REAL_DATA if dataset == "mnist" else None)
     train, test = data.train.head(count), data.test.head(200)
-    return to_float(train.images).to(F64), train.labels, to_float(test.images).to(F64), test.labels
+    return to_float(train.inputs).to(F64), train.targets, to_float(test.inputs).to(F64), test.targets
 
 
 @pytest.fixture(scope="module", params=["digits", "mnist"])

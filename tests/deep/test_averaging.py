@@ -61,7 +61,7 @@ def test_the_new_statistics_are_the_mean_of_those_of_the_batches() -> None:
     model = network()
     model(100 * inputs()[0])  # statistics that must not matter
     batches = inputs()
-    reestimate_batch_norm(model, iter(batches))
+    reestimate_batch_norm(model, ([batch] for batch in batches))
     features = [model[0](x).detach() for x in batches]
     torch.testing.assert_close(model[1].running_mean, torch.stack([f.mean(0) for f in features]).mean(0))
     torch.testing.assert_close(model[1].running_var, torch.stack([f.var(0) for f in features]).mean(0))
@@ -71,7 +71,7 @@ def test_reestimation_moves_nothing_but_the_statistics() -> None:
     model = network()
     model[1].momentum = 0.37
     before = copied(model)
-    reestimate_batch_norm(model.eval(), inputs())
+    reestimate_batch_norm(model.eval(), [[x] for x in inputs()])
     for name, tensor in copied(model).items():
         if "running" not in name and "tracked" not in name:
             assert torch.equal(tensor, before[name]), name
@@ -86,7 +86,7 @@ def test_a_failing_batch_leaves_modes_and_momenta_as_they_were() -> None:
     model[3].eval()
     modes = [m.training for m in model.modules()]
     with pytest.raises(RuntimeError):
-        reestimate_batch_norm(model, [*inputs(), torch.zeros(2, 99).double()])
+        reestimate_batch_norm(model, [[x] for x in (*inputs(), torch.zeros(2, 99).double())])
     assert model[1].momentum == 0.37
     assert [m.training for m in model.modules()] == modes
 
@@ -109,8 +109,8 @@ def test_re_estimation_draws_no_random_numbers() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
     batches = [torch.randn(8, 3), torch.randn(8, 3)]
     before = torch.get_rng_state()
-    reestimate_batch_norm(model, batches)
+    reestimate_batch_norm(model, [[batch] for batch in batches])
     assert torch.equal(torch.get_rng_state(), before)
     first = model[2].running_mean.clone()
-    reestimate_batch_norm(model, batches)
+    reestimate_batch_norm(model, [[batch] for batch in batches])
     assert torch.equal(model[2].running_mean, first)

@@ -47,7 +47,7 @@ def test_the_file_says_what_it_was_made_from_and_is_the_only_one(tmp_path: Path)
     assert [file.name for file in path.parent.iterdir()] == ["set-train-0123456789ab.safetensors"]
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert metadata.keys() == {"format", "sources", "sha256", "checksum"}
+    assert metadata.keys() == {"format", "sources", "sha256", "checksum", "about"}
     assert json.loads(metadata["sources"]) == ["train-00000-of-00001.parquet"]
     assert metadata["sha256"] == SHA
 
@@ -181,6 +181,6 @@ def test_a_set_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [name.rsplit("-", 1)[0] for name in names] == ["digits-test", "digits-train"]
     monkeypatch.setattr(training_data, "read_images", lambda *_: never())
     second = load_training_data("digits", cache_dir=tmp_path)
-    assert torch.equal(first.train.images, second.train.images)
-    assert torch.equal(first.test.labels, second.test.labels)
+    assert torch.equal(first.train.inputs, second.train.inputs)
+    assert torch.equal(first.test.targets, second.test.targets)
     assert sorted(path.name for path in tmp_path.iterdir()) == names

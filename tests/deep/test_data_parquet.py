@@ -220,7 +220,7 @@ def test_columns_of_the_wrong_type_are_named(
 def first_images(dataset: str, **options: Any) -> np.ndarray:
     """The training and validation images in the order of the file."""
     data = load_training_data(dataset, **options)
-    images = torch.cat([data.train.images, data.validation.images])
+    images = torch.cat([data.train.inputs, data.validation.inputs])
     indices = torch.cat([data.train.indices, data.validation.indices])
     return images[indices.argsort()].numpy()
 
@@ -331,7 +331,7 @@ def test_cifar10c_trains_on_cifar10_and_is_tested_on_all_corruptions(tmp_path: P
     ]
     data = load_training_data("cifar10c", data_dir=tmp_path)
     assert np.array_equal(first_images("cifar10c", data_dir=tmp_path).transpose(0, 2, 3, 1), train)
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), np.concatenate(corruptions))
+    assert np.array_equal(data.test.inputs.permute(0, 2, 3, 1).numpy(), np.concatenate(corruptions))
 
 
 def test_cifar10c_is_never_downloaded(tmp_path: Path) -> None:
@@ -476,10 +476,10 @@ def test_the_real_images_are_those_that_pillow_decodes(
 def test_cifar10_is_whole_and_balanced(tmp_path: Path) -> None:
     data = load_training_data("cifar10", data_dir=REAL_DATA, cache_dir=tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
-    labels = torch.cat([data.train.labels, data.validation.labels])
+    labels = torch.cat([data.train.targets, data.validation.targets])
     assert torch.bincount(labels).tolist() == [5_000] * 10
-    assert torch.bincount(data.test.labels).tolist() == [1_000] * 10
-    assert data.image_shape == (3, 32, 32)
+    assert torch.bincount(data.test.targets).tolist() == [1_000] * 10
+    assert data.input_shape == (3, 32, 32)
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="needs LOWLAND_DATA with the real images")
@@ -489,9 +489,9 @@ def test_mnist_binary_is_the_only_pair_of_digits_with_the_originals_13007_traini
     data = load_training_data("mnist_binary", data_dir=REAL_DATA, cache_dir=tmp_path)
     assert len(data.train) + len(data.validation) == 13_007
     whole = load_training_data("mnist", data_dir=REAL_DATA, cache_dir=tmp_path)
-    count = torch.bincount(torch.cat([whole.train.labels, whole.validation.labels])).tolist()
+    count = torch.bincount(torch.cat([whole.train.targets, whole.validation.targets])).tolist()
     pairs = [(a, b) for a in range(10) for b in range(a) if count[a] + count[b] == 13_007]
     assert pairs == [(7, 1)]
-    ones = data.train.indices[data.train.labels == 0]
-    labels = dict(zip(whole.train.indices.tolist(), whole.train.labels.tolist(), strict=True))
+    ones = data.train.indices[data.train.targets == 0]
+    labels = dict(zip(whole.train.indices.tolist(), whole.train.targets.tolist(), strict=True))
     assert {labels[row] for row in ones.tolist() if row in labels} == {1}

@@ -59,12 +59,12 @@ def test_an_unknown_set_is_refused_with_the_nearest(name: str, nearest: str | No
 def test_the_embedded_digits_need_no_folder_and_no_network() -> None:
     digits = load_training_data("digits")
     assert (len(digits.train), len(digits.validation), len(digits.test)) == (1167, 130, 500)
-    assert digits.image_shape == (1, 8, 8)
+    assert digits.input_shape == (1, 8, 8)
     assert digits.num_classes == 10
-    assert digits.test.images.dtype == torch.uint8
+    assert digits.test.inputs.dtype == torch.uint8
     # Every class about equally often, so both parts are a fair sample.
-    assert torch.bincount(digits.train.labels).min() > 100
-    assert torch.bincount(digits.test.labels).min() > 35
+    assert torch.bincount(digits.train.targets).min() > 100
+    assert torch.bincount(digits.test.targets).min() > 35
 
 
 def test_the_embedded_digits_are_sixteenths_in_the_order_of_their_rows_hashes() -> None:
@@ -136,7 +136,7 @@ def test_a_subset_keeps_its_two_classes_and_knows_the_rows(
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (18, 2, 20)
     for split in (loaded.train, loaded.validation, loaded.test):
         for image, label, row in zip(
-            split.images, split.labels.tolist(), split.indices.tolist(), strict=True
+            split.inputs, split.targets.tolist(), split.indices.tolist(), strict=True
         ):
             assert image.unique().tolist() == [row]
             assert label == classes[labels[row]]
@@ -153,7 +153,7 @@ def test_cifar100_is_labelled_by_its_fine_labels(tmp_path: Path) -> None:
         )
     loaded = load_training_data("cifar100", data_dir=tmp_path)
     assert loaded.num_classes == 100
-    assert loaded.test.labels.tolist() == labels
+    assert loaded.test.targets.tolist() == labels
 
 
 @pytest.mark.parametrize(
@@ -171,28 +171,28 @@ def test_every_source_is_pinned_or_local(dataset: str) -> None:
 
 def test_gaussians_are_two_clouds_around_plus_and_minus_a_unit_vector() -> None:
     loaded = load_training_data("gaussians_binary")
-    assert loaded.image_shape == (1, 1, 100)
+    assert loaded.input_shape == (1, 1, 100)
     assert loaded.num_classes == 2
-    assert loaded.train.images.dtype == torch.float32
+    assert loaded.train.inputs.dtype == torch.float32
     means = []
     for split in (loaded.train, loaded.test):
-        points = split.images.flatten(1).double() * (2 * split.labels - 1)[:, None]
+        points = split.inputs.flatten(1).double() * (2 * split.targets - 1)[:, None]
         mean = points.mean(0)
         assert abs(mean.norm() - 1) < 0.02
         assert abs((points - mean).std() - 0.1) < 0.001
-        assert 0.45 < split.labels.double().mean() < 0.55
+        assert 0.45 < split.targets.double().mean() < 0.55
         means.append(mean)
     assert means[0] @ means[1] > 0.99  # one direction for both
 
 
 def test_noise_images_are_uniform_and_labelled_by_their_first_pixel() -> None:
     loaded = load_training_data("uniform_noise")
-    assert loaded.image_shape == (1, 28, 28)
+    assert loaded.input_shape == (1, 28, 28)
     assert loaded.num_classes == 10
     for split in (loaded.train, loaded.validation, loaded.test):
-        assert [int(10 * image[0, 0, 0].item()) for image in split.images] == split.labels.tolist()
-        assert 0 <= split.images.min() < split.images.max() < 1
-    images = loaded.test.images.double()
+        assert [int(10 * image[0, 0, 0].item()) for image in split.inputs] == split.targets.tolist()
+        assert 0 <= split.inputs.min() < split.inputs.max() < 1
+    images = loaded.test.inputs.double()
     assert abs(images.mean() - 1 / 2) < 0.002
     assert abs(images.var() - 1 / 12) < 0.001
 
@@ -204,8 +204,8 @@ def test_synthetic_sets_have_seeds_of_their_own(dataset: str) -> None:
     torch.manual_seed(2)
     second = load_training_data(dataset, seed=1)
     assert (len(first.train), len(first.validation), len(first.test)) == (900, 100, 1000)
-    assert torch.equal(first.test.images, second.test.images)
-    everything = [torch.cat([x.train.images, x.validation.images]) for x in (first, second)]
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    everything = [torch.cat([x.train.inputs, x.validation.inputs]) for x in (first, second)]
     rows = [torch.cat([x.train.indices, x.validation.indices]).argsort() for x in (first, second)]
     assert torch.equal(everything[0][rows[0]], everything[1][rows[1]])
-    assert not torch.equal(everything[0][rows[0]], first.test.images)
+    assert not torch.equal(everything[0][rows[0]], first.test.inputs)

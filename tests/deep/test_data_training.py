@@ -31,7 +31,7 @@ def _parts(data: TrainingData) -> tuple[Split, Split]:
 
 
 def _flipped(split: Split) -> set[int]:
-    return set(split.indices[split.labels != split.clean_labels].tolist())
+    return set(split.indices[split.targets != split.clean_targets].tolist())
 
 
 @given(n=st.integers(1, 500), seed=st.integers(-(2**40), 2**70), frac_train=st.sampled_from([1.0, 0.999]))
@@ -62,7 +62,7 @@ def test_a_smaller_share_is_the_beginning_of_a_larger_one_with_the_same_validati
     half = load_training_data("digits", seed=7, frac_train=0.5)
     assert len(half.train) == round(0.5 * len(whole.train))
     assert torch.equal(half.train.indices, whole.train.indices[: len(half.train)])
-    assert torch.equal(half.train.images, whole.train.images[: len(half.train)])
+    assert torch.equal(half.train.inputs, whole.train.inputs[: len(half.train)])
     assert torch.equal(half.validation.indices, whole.validation.indices)
     assert len(half.test) == len(whole.test)
 
@@ -164,10 +164,10 @@ def test_training_and_validation_labels_are_noisy_and_test_labels_never() -> Non
     noisy = load_training_data("digits", p_label_noise=0.3)
     for before, after in zip(_parts(clean), _parts(noisy), strict=True):
         assert len(_flipped(after)) == round(0.3 * len(after))
-        assert torch.equal(after.clean_labels, before.labels)
-        assert before.clean_labels is before.labels
-    assert torch.equal(noisy.test.labels, clean.test.labels)
-    assert noisy.test.clean_labels is noisy.test.labels
+        assert torch.equal(after.clean_targets, before.targets)
+        assert before.clean_targets is before.targets
+    assert torch.equal(noisy.test.targets, clean.test.targets)
+    assert noisy.test.clean_targets is noisy.test.targets
 
 
 @pytest.mark.parametrize("p_label_noise", [0.2, 1.0])
@@ -176,16 +176,16 @@ def test_the_split_does_not_depend_on_the_noise(p_label_noise: float) -> None:
     noisy = load_training_data("digits", seed=5, p_label_noise=p_label_noise)
     for before, after in zip(_parts(clean), _parts(noisy), strict=True):
         assert torch.equal(before.indices, after.indices)
-        assert torch.equal(before.images, after.images)
+        assert torch.equal(before.inputs, after.inputs)
 
 
 def test_the_noise_is_the_seeds_and_each_part_has_its_own() -> None:
     first, again, other = (load_training_data("digits", seed=s, p_label_noise=0.5) for s in (1, 1, 2))
-    assert torch.equal(first.train.labels, again.train.labels)
+    assert torch.equal(first.train.targets, again.train.targets)
     both = set(first.train.indices.tolist()) & set(other.train.indices.tolist())
     assert _flipped(first.train) & both != _flipped(other.train) & both
     equally_long = load_training_data("gaussians_binary", p_label_noise=0.5, frac_train=1 / 9)
-    flips = [split.labels != split.clean_labels for split in _parts(equally_long)]
+    flips = [split.targets != split.clean_targets for split in _parts(equally_long)]
     assert [len(flip) for flip in flips] == [100, 100]
     assert not torch.equal(*flips)
 
@@ -213,15 +213,15 @@ def test_padding_puts_the_image_in_the_middle_of_zeros(height: int, width: int) 
 
 def test_padded_digits_are_the_digits_in_the_middle() -> None:
     plain, padded = load_training_data("digits"), load_training_data("digits", pad_to=32)
-    assert padded.image_shape == (1, 32, 32)
+    assert padded.input_shape == (1, 32, 32)
     for before, after in (
         (plain.train, padded.train),
         (plain.validation, padded.validation),
         (plain.test, padded.test),
     ):
-        assert torch.equal(after.images[:, :, 12:20, 12:20], before.images)
-        assert after.images.sum(dtype=torch.int64) == before.images.sum(dtype=torch.int64)
-        assert after.images.dtype == torch.uint8
+        assert torch.equal(after.inputs[:, :, 12:20, 12:20], before.inputs)
+        assert after.inputs.sum(dtype=torch.int64) == before.inputs.sum(dtype=torch.int64)
+        assert after.inputs.dtype == torch.uint8
 
 
 def test_images_that_are_too_large_to_pad_are_refused() -> None:
@@ -241,9 +241,9 @@ def test_head_and_select_take_all_four_tensors() -> None:
     assert len(split) == 6
     for part, positions in ((split.head(4), [0, 1, 2, 3]), (split.select(torch.tensor([5, 2])), [5, 2])):
         assert len(part) == len(positions)
-        assert part.images.flatten().tolist() == positions
-        assert part.labels.tolist() == [(p + 1) % 2 for p in positions]
-        assert part.clean_labels.tolist() == [0] * len(positions)
+        assert part.inputs.flatten().tolist() == positions
+        assert part.targets.tolist() == [(p + 1) % 2 for p in positions]
+        assert part.clean_targets.tolist() == [0] * len(positions)
         assert part.indices.tolist() == [10 + p for p in positions]
     assert len(split.head(100)) == 6
     assert len(split.head(0)) == 0
@@ -260,13 +260,13 @@ def test_a_split_without_noise_keeps_one_tensor_of_labels_wherever_it_goes() -> 
         split.to("cpu"),
         split.to(torch.device("meta")),
     ):
-        assert part.clean_labels is part.labels
-    assert _noisy_split().to("cpu").clean_labels is not _noisy_split().to("cpu").labels
+        assert part.clean_targets is part.targets
+    assert _noisy_split().to("cpu").clean_targets is not _noisy_split().to("cpu").targets
 
 
 def test_a_split_moves_with_all_its_tensors() -> None:
     moved = _noisy_split().to("meta")
-    for tensor in (moved.images, moved.labels, moved.clean_labels, moved.indices):
+    for tensor in (moved.inputs, moved.targets, moved.clean_targets, moved.indices):
         assert tensor.device.type == "meta"
 
 

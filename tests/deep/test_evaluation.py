@@ -103,9 +103,9 @@ def test_the_robust_error_of_a_linear_model_is_that_of_its_closed_form_worst_cas
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
     split = make_split(60, classes=2)
-    inner = replace(split, images=(split.images // 2) + 60)  # no pixel can be clipped
-    eps, images = 30.0, to_float(inner.images)
-    margin = (2 * inner.labels - 1) * model(images)[:, 0]
+    inner = replace(split, inputs=(split.inputs // 2) + 60)  # no pixel can be clipped
+    eps, images = 30.0, to_float(inner.inputs)
+    margin = (2 * inner.targets - 1) * model(images)[:, 0]
     wrong = margin - eps / 255 * model[1].weight.abs().sum() <= 0
     config = small(attack="pgd", eps=eps, attack_iters=20, batch_size_eval=7)
     found = robust_error(config, model, inner, limit=50)
@@ -117,7 +117,7 @@ def test_the_robust_error_of_a_linear_model_is_that_of_its_closed_form_worst_cas
 @pytest.mark.parametrize("count", [40, 200, 300])
 def test_sharpness_is_the_mean_rise_of_groups_of_128_among_the_first_256(count: int, l2: float) -> None:
     model, split = fc().double(), make_split(count)
-    images, labels = to_float(split.images).double(), split.labels
+    images, labels = to_float(split.inputs).double(), split.targets
     rho, rises = 0.05, []
 
     def objective(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -144,10 +144,10 @@ def test_sharpness_is_the_mean_rise_of_groups_of_128_among_the_first_256(count: 
 
 def test_points_are_ranked_by_their_loss_or_by_the_entropy_of_the_prediction() -> None:
     model, split = fc(), make_split(20)
-    outputs = model(to_float(split.images)).detach()
+    outputs = model(to_float(split.inputs)).detach()
     p = outputs.softmax(1)
     torch.testing.assert_close(
-        ranking(small(), model, split), F.cross_entropy(outputs, split.labels, reduction="none")
+        ranking(small(), model, split), F.cross_entropy(outputs, split.targets, reduction="none")
     )
     by_entropy = small(rm_criterion="entropy", n_rm_pts=0.1, epoch_rm_noise=0.5)
     torch.testing.assert_close(ranking(by_entropy, model, split), -(p * p.log()).sum(1))
@@ -155,7 +155,7 @@ def test_points_are_ranked_by_their_loss_or_by_the_entropy_of_the_prediction() -
 
 def test_the_entropy_of_a_binary_prediction_is_that_of_its_two_classes() -> None:
     model, split = fc(outputs=1), make_split(20, classes=2)
-    p = model(to_float(split.images)).detach().sigmoid()[:, 0]
+    p = model(to_float(split.inputs)).detach().sigmoid()[:, 0]
     by_entropy = small(rm_criterion="entropy", n_rm_pts=0.1, epoch_rm_noise=0.5)
     expected = -(p * p.log() + (1 - p) * (1 - p).log())
     torch.testing.assert_close(ranking(by_entropy, model, split), expected)
@@ -226,12 +226,12 @@ def test_the_test_set_chooses_nothing() -> None:
     first = copied(state.model)
     run_steps(state, 10)
     # a network that is perfect on the test examples and wrong on all validation examples
-    outputs = state.model(to_float(data.test.images)).argmax(1)
-    guesses = state.model(to_float(data.validation.images)).argmax(1)
+    outputs = state.model(to_float(data.test.inputs)).argmax(1)
+    guesses = state.model(to_float(data.validation.inputs)).argmax(1)
     state.data = replace(
         state.data,
-        test=replace(data.test, labels=outputs, clean_labels=outputs),
-        validation=replace(data.validation, labels=(guesses + 1) % 3, clean_labels=(guesses + 1) % 3),
+        test=replace(data.test, targets=outputs, clean_targets=outputs),
+        validation=replace(data.validation, targets=(guesses + 1) % 3, clean_targets=(guesses + 1) % 3),
     )
     row = measure(state, full=True)
     assert (row["test_error"], row["validation_error"]) == (0.0, 1.0)
@@ -257,7 +257,7 @@ def test_averaged_batch_norms_are_measured_in_full_rows_only_with_fitting_statis
     norms = [m for m in state.average.model.modules() if isinstance(m, nn.BatchNorm2d)]
     seen: list[torch.Tensor] = []
     hook = norms[0].register_forward_pre_hook(lambda _m, x: seen.append(x[0].detach()))
-    state.average.model(to_float(state.train.images))
+    state.average.model(to_float(state.train.inputs))
     hook.remove()
     torch.testing.assert_close(norms[0].running_mean, seen[0].mean((0, 2, 3)))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deep.measured import trained
-from lowland.deep.fit import require_fit
+from lowland.deep.fit import Needed, require_fit
 from lowland.deep.models import build_model
 from lowland.deep.subject import SubjectOptions, load_subject
 from lowland.errors import InputError
@@ -19,14 +19,19 @@ def run_path(tmp_path_factory):
 
 def fit(model, shape, classes=2, trained_on=None) -> None:
     require_fit(
-        model.eval(), torch.rand(1, *shape), classes, network="net", data="mine", trained_on=trained_on
+        model.eval(),
+        [torch.rand(1, *shape)],
+        Needed(classes=classes),
+        network="net",
+        data="mine",
+        trained_on=trained_on,
     )
 
 
 def own_data(path, shape, classes):
     labels = np.arange(2 * classes) % classes
     np.savez(path, x=np.zeros((len(labels), *shape), np.uint8), y=labels)
-    return SubjectOptions(device="cpu", data=path)
+    return SubjectOptions(device="cpu", data=str(path))
 
 
 def test_a_run_on_images_of_another_shape_names_both_shapes(run_path, tmp_path) -> None:
@@ -129,7 +134,7 @@ def test_an_error_of_the_network_itself_is_left_as_it_is(error, trained_on) -> N
 
 def test_what_returns_no_logits_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"^net must return a row of logits for each image, got \(1, 1, 2, 2\)"
+        InputError, match=r"^net must return a row of logits for each example, got \(1, 1, 2, 2\)"
     ):
         fit(nn.Conv2d(1, 1, 1), (1, 2, 2))
 
@@ -148,5 +153,5 @@ def test_nothing_stays_on_the_network_and_no_draw_is_taken() -> None:
 def test_test_images_of_another_shape_than_the_training_images_are_refused(tmp_path, run_path) -> None:
     x, other = np.zeros((4, 1, 8, 8), np.uint8), np.zeros((4, 1, 4, 4), np.uint8)
     np.savez(tmp_path / "x.npz", x=x, y=np.arange(4), x_test=other, y_test=np.arange(4))
-    with pytest.raises(InputError, match=r"must hold images x and x_test of one shape, got \(1, 8, 8\) and"):
-        load_subject(str(run_path), SubjectOptions(device="cpu", data=tmp_path / "x.npz"))
+    with pytest.raises(InputError, match=r"must be of one shape in all parts, got 1x8x8 in train, "):
+        load_subject(str(run_path), SubjectOptions(device="cpu", data=str(tmp_path / "x.npz")))

@@ -32,7 +32,7 @@ def test_images_stand_in_rows_of_eight_in_their_own_pixels(
         tile = picture[top : top + 5, left : left + 4]
         if i < min(count, 64):
             assert np.array_equal(
-                tile, np.broadcast_to(data.train.images[i].permute(1, 2, 0).numpy(), tile.shape)
+                tile, np.broadcast_to(data.train.inputs[i].permute(1, 2, 0).numpy(), tile.shape)
             )
         else:
             assert not tile.any()
@@ -58,7 +58,7 @@ def test_images_of_a_set_that_is_augmented_are_shown_augmented_and_always_alike(
 
 def test_values_outside_the_range_of_pixels_are_shown_as_black_or_white(tmp_path: Path) -> None:
     data = make_data(8)
-    values = data.train.images.float() / 255 * 4 - 2
-    write_image_grid(tmp_path / "x.png", small(), replace(data, train=replace(data.train, images=values)))
+    values = data.train.inputs.float() / 255 * 4 - 2
+    write_image_grid(tmp_path / "x.png", small(), replace(data, train=replace(data.train, inputs=values)))
     tile = decoded(tmp_path / "x.png")[:4, :4, 0]
     assert np.array_equal(tile, (values[0, 0].clamp(0, 1) * 255).round().numpy())

@@ -72,7 +72,7 @@ def test_a_run_leaves_its_config_environment_split_metrics_checkpoint_weights_an
 def test_the_split_file_holds_the_rows_of_the_original_set(tmp_path: Path) -> None:
     config = quick()
     launch(config, tmp_path / "x", HERE, Control())
-    data, found = load_data(config, None), load_file(tmp_path / "x" / "split.safetensors")
+    data, found = load_data(config), load_file(tmp_path / "x" / "split.safetensors")
     assert found.keys() == {"train", "validation"}
     assert torch.equal(found["train"], data.train.indices)
     assert torch.equal(found["validation"], data.validation.indices)
@@ -96,8 +96,8 @@ def test_the_picture_shows_the_training_images(tmp_path: Path) -> None:
 
 
 def test_images_are_padded_for_convolutional_models_only() -> None:
-    assert load_data(quick(), None).image_shape == (1, 8, 8)
-    assert load_data(quick(model="cnn"), None).image_shape == (1, 32, 32)
+    assert load_data(quick()).input_shape == (1, 8, 8)
+    assert load_data(quick(model="cnn")).input_shape == (1, 32, 32)
 
 
 def test_a_directory_with_a_run_of_another_config_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(device: str, tmp_path:
 def test_a_place_is_remembered_with_the_run(tmp_path: Path) -> None:
     place = Place(device="cpu", data_dir=tmp_path, threads=1)
     launch(quick(), tmp_path / "x", place, Control())
-    assert Place.of(Run.open(tmp_path / "x")) == place
+    assert Place.of(Run.open(tmp_path / "x")) == dataclasses.replace(place, directory=Path.cwd())
     assert Place.of(Run.create(tmp_path / "y", {}, {})) == Place()
 
 

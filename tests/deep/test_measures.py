@@ -47,7 +47,7 @@ def taken(subject, known=(), **options):
 def direct(subject, n=24, *, logit_norm=False, split="train"):
     """The loss written out, its parameters and its batch."""
     part = subject.train if split == "train" else subject.test
-    x, y = (part.images[:n].float() / 255).double(), part.labels[:n]
+    x, y = (part.inputs[:n].float() / 255).double(), part.targets[:n]
 
     def loss(x, y):
         out = subject.model(x)
@@ -171,12 +171,12 @@ def test_measures_of_features_are_those_of_the_library(subject) -> None:
     found = {}
     for split in ("train", "test"):
         kept.clear()
-        subject.outputs(getattr(subject, split).images[:40])
+        subject.outputs(getattr(subject, split).inputs[:40])
         found[split] = kept["out"]
     handle.remove()
     assert rows["active ReLUs"]["value"] == pytest.approx((found["train"] > 0).double().mean().item())
     assert rows["feature rank"]["value"] == feature_rank(found["train"])
-    pairs = [(found[split], getattr(subject, split).labels[:40]) for split in ("train", "test")]
+    pairs = [(found[split], getattr(subject, split).targets[:40]) for split in ("train", "test")]
     assert rows["kNN error"]["value"] == knn_error(*pairs, k=3)
     assert rows["kNN error"]["neighbours"] == 3
     assert rows["feature rank"]["layer"] == layers[0]

@@ -471,7 +471,7 @@ def test_models_that_are_not_convolutional_take_any_shape(name: str, shape: tupl
         ("resnet81", {}, r"model must be one of resnet18, .*, got 'resnet81'; nearest: resnet18.*"),
         ("zzz", {}, r"model must be one of resnet18, .*, got 'zzz'\.$"),
         ("fc", {"num_classes": 1}, r"num_classes must be at least 2, got 1\."),
-        ("fc", {"image_shape": (1, 0, 3)}, r"image_shape must be three positive numbers, got \(1, 0, 3\)\."),
+        ("fc", {"image_shape": (1, 0, 3)}, r"image_shape must be positive numbers, got \(1, 0, 3\)\."),
         ("vgg16", {"image_shape": (1, 28, 28)}, r"vgg16 needs images of at least 32x32, got 28x28\."),
         ("vgg16", {"image_shape": (1, 32, 31)}, r"vgg16 needs images of at least 32x32, got 32x31\."),
         ("lenet", {"image_shape": (1, 15, 28)}, r"lenet needs images of at least 16x16, got 15x28\."),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lowland.deep import Control, Place, TrainConfig, launch, run_name
@@ -13,6 +14,8 @@ from lowland.deep.averaging import has_batch_norm
 from lowland.deep.models import DEFAULT_WIDTHS, MODEL_NAMES, NORMALIZED_BY_BATCH, build_model
 from lowland.errors import InputError
 from lowland.runs import Run
+
+from .belongings import image_column, write_images, write_table
 
 ERM: dict[str, Any] = {
     "frac_train": 0.05,
@@ -31,14 +34,27 @@ REMOVAL = {"n_rm_pts": 0.2, "epoch_rm_noise": 0.5}
 START = "start"
 """A run of the same folder."""
 
+OWN_SIZE: dict[str, Any] = {"frac_train": 1.0, "batch_size": 8}
+PHOTOS = {"data": "photos", **OWN_SIZE}
+TABLE = {"data": "two.parquet", **OWN_SIZE}
+OWN_MODEL = {"model": "own_code:net", "model_width": None}
+
 # A value that is not the default, and what the option needs beside it.
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data": ("photos", OWN_SIZE),
+    "input_column": ("b", TABLE | {"input_column": "a"}),
+    "target_column": ("z", TABLE | {"input_column": "a"}),
+    "image_size": (4, PHOTOS),
+    "channels": (1, PHOTOS),
     "dataset": ("uniform_noise", {}),
     "frac_train": (0.06, {}),
     "p_label_noise": (0.5, {}),
     "noise_type": ("asym", {"dataset": "cifar10", "p_label_noise": 0.5}),
     "no_data_augm": (True, {}),
+    "normalize": (True, {}),
+    "augment": (("flip",), PHOTOS),
     "model": ("cnn", {}),
+    "model_arg": (("width=3",), OWN_MODEL),
     "model_width": (5, {}),
     "activation": ("softplus2", {}),
     "droprate": (0.5, {}),
@@ -46,6 +62,21 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_layers": (2, {}),
     "model_path": (START, {}),
     "model_type": ("swa_last", {"model_path": START}),
+    "freeze_bn_stats": (True, BATCH_NORM),
+    "sam_rho": (0.3, {}),
+    "m": (3, SAM),
+    "acc_steps": (4, SAM),
+    "engine": ("loop", SAM),
+    "sam_iters": (3, SAM | {"sam_step_size_mult": 0.4}),
+    "sam_step_size_mult": (0.5, SAM),
+    "sam_lr_mult": (1.0, {}),
+    "sam_epoch_frac_start": (1.0, SAM),
+    "sam_epoch_frac_end": (0.5, SAM),
+    "sam_no_grad_norm": (True, SAM),
+    "sam_clip": (True, SAM | {"sam_no_grad_norm": True, "l2_reg": 5.0}),
+    "sam_use_prev_batch": (True, SAM),
+    "only_sam_step_size": (True, SAM),
+    "bn_stats": ("both", SAM | BATCH_NORM),
     "batch_size": (17, {}),
     "epochs": (3, {}),
     "optimizer": ("adam", {}),
@@ -71,21 +102,6 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_rm_pts": (0.4, REMOVAL),
     "epoch_rm_noise": (0.0, REMOVAL),
     "rm_criterion": ("entropy", REMOVAL),
-    "sam_rho": (0.3, {}),
-    "m": (3, SAM),
-    "acc_steps": (4, SAM),
-    "engine": ("loop", SAM),
-    "sam_iters": (3, SAM | {"sam_step_size_mult": 0.4}),
-    "sam_step_size_mult": (0.5, SAM),
-    "sam_lr_mult": (1.0, {}),
-    "sam_epoch_frac_start": (1.0, SAM),
-    "sam_epoch_frac_end": (0.5, SAM),
-    "sam_no_grad_norm": (True, SAM),
-    "sam_clip": (True, SAM | {"sam_no_grad_norm": True, "l2_reg": 5.0}),
-    "sam_use_prev_batch": (True, SAM),
-    "only_sam_step_size": (True, SAM),
-    "bn_stats": ("both", SAM | BATCH_NORM),
-    "freeze_bn_stats": (True, BATCH_NORM),
     "swa_tau": (0.5, {}),
     "attack": ("pgd", {"eps": 16.0}),
     "at_norm": ("l2", {"attack": "pgd", "eps": 1.0}),
@@ -95,9 +111,9 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_final_eval": (32, {}),
     "n_eval_every_k_iter": (8, {}),
     "eval_iter_freq": (1, {}),
+    "seed": (1, {}),
     "save_model_each_k_epochs": (1, {}),
     "export_images": (True, {}),
-    "seed": (1, {}),
 }
 NOT_SEEN = {
     "engine": "both engines take the same step",
@@ -111,7 +127,11 @@ NOT_SEEN = {
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What a run leaves, but for its config and its times; each is trained once."""
     folder = tmp_path_factory.mktemp("runs")
-    place = Place("cpu", threads=1)
+    write_images(folder / "photos")
+    columns = {"a": image_column(40), "b": image_column(40, seed=1)}
+    labels = {"label": np.arange(40) % 3, "z": np.arange(40) % 2}
+    write_table(folder / "two.parquet", columns | labels)
+    place = Place("cpu", threads=1, directory=folder)
     launch(TrainConfig(**ERM | {"seed": 5}), folder / "start", place, Control())
 
     @functools.cache
@@ -150,7 +170,8 @@ def test_an_option_changes_the_run_that_has_what_it_needs(name: str, outcome: An
 @pytest.mark.parametrize("name", [name for name, (_, beside) in OPTIONS.items() if beside])
 def test_alone_it_changes_the_run_or_is_refused_by_name(name: str, outcome: Any) -> None:
     said = refusal(lambda: outcome({name: OPTIONS[name][0]}))
-    assert re.search(rf"\b{name}\b", said) if said else outcome({name: OPTIONS[name][0]}) != outcome({})
+    named = r"\bbatch_size\b" if name == "data" else rf"\b{name}\b"  # which is made for the digits here
+    assert re.search(named, said) if said else outcome({name: OPTIONS[name][0]}) != outcome({})
 
 
 @pytest.mark.usefixtures("untyped")

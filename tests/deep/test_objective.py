@@ -56,17 +56,17 @@ def test_aux_holds_each_examples_cross_entropy_and_error_whatever_is_trained() -
     config = small(loss="gce", l1_reg=1.0, jac_reg_lambda=1.0)
     _, aux = Objective(config, model)(images, labels)
     outputs = model(images).detach()
-    assert aux.keys() == {"loss", "wrong"}
+    assert aux.keys() == {"loss", "error"}
     torch.testing.assert_close(aux["loss"], F.cross_entropy(outputs, labels, reduction="none"))
-    assert torch.equal(aux["wrong"], outputs.argmax(1) != labels)
+    assert torch.equal(aux["error"], outputs.argmax(1) != labels)
     assert not any(t.requires_grad for t in aux.values())
 
 
 def test_with_one_output_an_example_is_wrong_where_its_sign_is() -> None:
     model, (images, labels) = network(1), batch(2)
     _, aux = Objective(small(), model)(images, labels)
-    assert torch.equal(aux["wrong"], (model(images)[:, 0] > 0).long() != labels)
-    assert 0 < aux["wrong"].sum() < len(labels)
+    assert torch.equal(aux["error"], (model(images)[:, 0] > 0).long() != labels)
+    assert 0 < aux["error"].sum() < len(labels)
 
 
 def test_the_l1_term_sums_the_absolute_values_of_all_parameters() -> None:

@@ -31,7 +31,7 @@ def some(subjects, count):
 
 def at(subject, state):
     """Loss and error of the first 100 training examples with other weights."""
-    x, y = subject.train.images[:100].float() / 255, subject.train.labels[:100]
+    x, y = subject.train.inputs[:100].float() / 255, subject.train.targets[:100]
     with torch.no_grad():
         out = torch.func.functional_call(subject.model, state, (x,))
     return F.cross_entropy(out, y).item(), (out.argmax(1) != y).double().mean().item()
@@ -93,7 +93,7 @@ def test_along_sams_perturbation_the_slope_is_the_gradients_norm(subjects) -> No
     one = some(subjects, 1)
     subject = one["run0"]
     rows = scenery(one, small(view="sam", low=-1e-2, high=1e-2, points=3, n_direction=100)).paths["line"]
-    x, y = subject.train.images[:100].float() / 255, subject.train.labels[:100]
+    x, y = subject.train.inputs[:100].float() / 255, subject.train.targets[:100]
     slopes = torch.autograd.grad(F.cross_entropy(subject.model(x), y), list(subject.model.parameters()))
     norm = torch.sqrt(sum(g.square().sum() for g in slopes)).item()
     assert (rows[2]["train_loss"] - rows[0]["train_loss"]) / 0.02 == pytest.approx(norm, rel=1e-2)
@@ -146,7 +146,7 @@ def test_batch_norm_statistics_are_those_of_more_images_than_are_evaluated() -> 
     two = normalized("batch", dtype=torch.float64)
     rows = scenery(two, small(points=3, low=0.0, high=1.0, n_eval=20)).paths["line"]
     first, second = two.values()
-    x = first.train.images.double() / 255
+    x = first.train.inputs.double() / 255
     model = copy.deepcopy(first.model)
     with torch.no_grad():
         for p, other in zip(model.parameters(), second.model.parameters(), strict=True):
@@ -161,7 +161,7 @@ def test_batch_norm_statistics_are_those_of_more_images_than_are_evaluated() -> 
         for m in norms:
             m.running_mean.copy_(sum(z.mean((0, 2, 3)) for z in seen[m]) / 2)
             m.running_var.copy_(sum(z.transpose(0, 1).flatten(1).var(1) for z in seen[m]) / 2)
-        loss = F.cross_entropy(model.eval()(x[:20]), first.train.labels[:20])
+        loss = F.cross_entropy(model.eval()(x[:20]), first.train.targets[:20])
     assert rows[1]["train_loss"] == pytest.approx(loss.item(), rel=1e-6)  # x / 255 in float32
 
 

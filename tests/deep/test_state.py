@@ -297,23 +297,23 @@ def test_label_noise_follows_its_schedule() -> None:
 
 def test_drawn_labels_are_uniform_and_do_not_touch_the_data() -> None:
     data = make_data(2000)
-    data = replace(data, train=replace(data.train, labels=torch.zeros(2000, dtype=torch.int64)))
+    data = replace(data, train=replace(data.train, targets=torch.zeros(2000, dtype=torch.int64)))
     batches = seen_batches(4, data, batch_size=500, epochs=1, model="linear", sgd_p_label_noise=1.0)
     counts = torch.bincount(torch.cat([labels for _, labels in batches]), minlength=3)
     assert (counts - 2000 / 3).abs().max() < 90
-    assert not data.train.labels.any()
+    assert not data.train.targets.any()
 
 
 def test_each_epoch_is_a_new_permutation_without_the_incomplete_last_batch() -> None:
     data = make_data(43)
     batches = seen_batches(15, data, epochs=3)
-    keys = [image.numpy().tobytes() for image in to_float(data.train.images)]
+    keys = [image.numpy().tobytes() for image in to_float(data.train.inputs)]
     epochs = []
     for epoch in range(3):
         seen = [keys.index(x.numpy().tobytes()) for b in batches[5 * epoch : 5 * epoch + 5] for x in b[0]]
         labels = torch.cat([b[1] for b in batches[5 * epoch : 5 * epoch + 5]])
         assert len(set(seen)) == 40
-        assert torch.equal(labels, data.train.labels[seen])
+        assert torch.equal(labels, data.train.targets[seen])
         epochs.append(seen)
     assert epochs[0] != epochs[1] != epochs[2]
     assert epochs[0] != sorted(epochs[0])
@@ -350,10 +350,10 @@ def test_runs_that_differ_in_one_option_see_the_same_examples_in_the_same_order(
         recorder = Recorder(state)
         state.step()
         state.objective = recorder.inner
-        size = sum(len(c.images) for c in recorder.calls) // (2 if "sam_rho" in options else 1)
+        size = sum(len(c.inputs) for c in recorder.calls) // (2 if "sam_rho" in options else 1)
         assert size == 8
         calls = recorder.calls[::2] if "sam_rho" in options else recorder.calls
-        found.append((torch.cat([c.images for c in calls]), torch.cat([c.labels for c in calls])))
+        found.append((torch.cat([c.inputs for c in calls]), torch.cat([c.targets for c in calls])))
     for (images, labels), (other, others) in zip(found, BATCHES, strict=True):
         assert torch.equal(images, other)
         assert torch.equal(labels, others)
@@ -467,8 +467,8 @@ def test_training_goes_on_with_the_rows_that_are_kept() -> None:
     assert torch.equal(state.train.indices, state.data.train.indices[rows])
     recorder = Recorder(state)
     run_steps(state, 2)
-    keys = {x.numpy().tobytes() for x in to_float(state.data.train.images[rows])}
-    assert {x.numpy().tobytes() for c in recorder.calls for x in c.images} <= keys
+    keys = {x.numpy().tobytes() for x in to_float(state.data.train.inputs[rows])}
+    assert {x.numpy().tobytes() for c in recorder.calls for x in c.inputs} <= keys
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
@@ -513,9 +513,9 @@ def test_a_removal_that_would_leave_no_batch_is_refused_before_training_begins()
 
 def test_the_callers_data_stay_as_they_are() -> None:
     data = make_data()
-    before = data.train.images.clone(), data.train.labels.clone()
+    before = data.train.inputs.clone(), data.train.targets.clone()
     state = TrainState(small(sgd_p_label_noise=0.5), data, CPU)
     run_steps(state, 5)
-    assert torch.equal(data.train.images, before[0])
-    assert torch.equal(data.train.labels, before[1])
+    assert torch.equal(data.train.inputs, before[0])
+    assert torch.equal(data.train.targets, before[1])
     assert isinstance(state.config, TrainConfig)

@@ -31,11 +31,11 @@ def test_a_run_comes_with_its_weights_its_data_and_its_noise(run_path) -> None:
     assert subject.run is not None
     assert subject.config is not None
     assert subject.config.sam_rho == 0.1
-    assert (subject.train.labels != subject.train.clean_labels).any()
+    assert (subject.train.targets != subject.train.clean_targets).any()
     assert not subject.model.training
     assert all(p.requires_grad for p in subject.model.parameters())
     with torch.no_grad():
-        wrong = subject.outputs(subject.test.images).argmax(1) != subject.test.labels
+        wrong = subject.outputs(subject.test.inputs).argmax(1) != subject.test.targets
     row = Run.open(run_path).summary["last"]
     assert wrong.double().mean().item() == pytest.approx(row["test_error"])
 
@@ -46,7 +46,7 @@ def test_the_kinds_of_a_run_have_different_weights(run_path) -> None:
     pairs = zip(last.model.parameters(), averaged.model.parameters(), strict=True)
     assert not all(torch.allclose(a.double(), b) for a, b in pairs)
     assert averaged.kind == "swa_last"
-    assert averaged.outputs(averaged.test.images[:2]).dtype == torch.float64
+    assert averaged.outputs(averaged.test.inputs[:2]).dtype == torch.float64
 
 
 def test_weights_of_ours_and_of_the_original_are_read_from_files(run_path, tmp_path) -> None:
@@ -76,12 +76,12 @@ def test_two_class_checkpoints_of_the_original_with_two_outputs_are_read(tmp_pat
     for tensor in list(state)[-2:]:  # the last layer, cut to two rows
         state[tensor] = state[tensor][:2]
     torch.save({"last": state}, tmp_path / "original.pth")
-    options = SubjectOptions(data=data, model=name, model_width=1, **CPU)
+    options = SubjectOptions(data=str(data), model=name, model_width=1, **CPU)
     subject = load_subject(str(tmp_path / "original.pth"), options)
-    outputs = subject.outputs(subject.train.images)
+    outputs = subject.outputs(subject.train.inputs)
     assert outputs.shape == (4, 2)
-    difference = (outputs[:, 1] - outputs[:, 0]) * (2 * subject.train.labels - 1)
-    torch.testing.assert_close(cross_entropy(outputs, subject.train.labels), (1 + (-difference).exp()).log())
+    difference = (outputs[:, 1] - outputs[:, 0]) * (2 * subject.train.targets - 1)
+    torch.testing.assert_close(cross_entropy(outputs, subject.train.targets), (1 + (-difference).exp()).log())
 
 
 def test_the_activation_of_a_file_of_weights_is_asked_for(tmp_path) -> None:
@@ -92,7 +92,7 @@ def test_the_activation_of_a_file_of_weights_is_asked_for(tmp_path) -> None:
     options = {"model": "resnet_tiny_gn", "model_width": 2, "dataset": "digits", **CPU}
     soft = load_subject(str(tmp_path / "w.safetensors"), SubjectOptions(activation="softplus2", **options))
     hard = load_subject(str(tmp_path / "w.safetensors"), SubjectOptions(**options))
-    x = soft.test.images[:8]
+    x = soft.test.inputs[:8]
     assert x.shape[1:] == (1, 32, 32)
     assert not torch.allclose(soft.outputs(x), hard.outputs(x))
     assert [type(m) for m in soft.model.modules()] == [type(m) for m in model.modules()]
@@ -134,30 +134,32 @@ def own_data(path, **changes):
 
 def test_a_function_builds_the_network_for_ones_own_data(builder, tmp_path) -> None:
     data = own_data(tmp_path / "d.npz")
-    subject = load_subject(builder, SubjectOptions(data=data, **CPU))
-    assert subject.outputs(subject.train.images).shape == (20, 3)
+    subject = load_subject(builder, SubjectOptions(data=str(data), **CPU))
+    assert subject.outputs(subject.train.inputs).shape == (20, 3)
     assert (len(subject.train), len(subject.test)) == (20, 8)
     torch.testing.assert_close(
-        subject.outputs(subject.test.images),
-        subject.model(subject.test.images.float() / 255),
+        subject.outputs(subject.test.inputs),
+        subject.model(subject.test.inputs.float() / 255),
     )
-    tensors = {"x": subject.train.images, "y": subject.train.labels}
+    tensors = {"x": subject.train.inputs, "y": subject.train.targets}
     save_file(tensors, tmp_path / "d.safetensors")
-    again = load_subject(builder, SubjectOptions(data=tmp_path / "d.safetensors", **CPU))
-    assert torch.equal(again.train.images, subject.train.images)
+    again = load_subject(builder, SubjectOptions(data=str(tmp_path / "d.safetensors"), **CPU))
+    assert torch.equal(again.train.inputs, subject.train.inputs)
     with pytest.raises(InputError, match="must have test examples, got none"):
         again.split("test")
     save_file({n: t + 1 for n, t in subject.model.state_dict().items()}, tmp_path / "w.safetensors")
-    moved = load_subject(str(tmp_path / "w.safetensors"), SubjectOptions(builder=builder, data=data, **CPU))
+    moved = load_subject(
+        str(tmp_path / "w.safetensors"), SubjectOptions(model=builder, data=str(data), **CPU)
+    )
     assert torch.equal(moved.model[1].bias, subject.model[1].bias + 1)
 
 
 def test_a_run_can_be_measured_on_other_data(run_path, tmp_path) -> None:
     images = np.zeros((4, 1, 8, 8), dtype=np.uint8)
     data = own_data(tmp_path / "d.npz", x=images, y=np.arange(4), x_test=None, y_test=None)
-    subject = load_subject(str(run_path), SubjectOptions(data=data, **CPU))
+    subject = load_subject(str(run_path), SubjectOptions(data=str(data), **CPU))
     assert len(subject.train) == 4
-    assert subject.outputs(subject.train.images).shape == (4, 10)
+    assert subject.outputs(subject.train.inputs).shape == (4, 10)
 
 
 @pytest.mark.parametrize(
@@ -168,28 +170,33 @@ def test_a_run_can_be_measured_on_other_data(run_path, tmp_path) -> None:
         ("RUN", {"activation": "softplus2"}, "activation must be left out for a run"),
         ("RUN", {"n_layers": 2}, "n_layers must be left out for a run"),
         ("RUN", {"device": "abacus"}, "device must be one of this machine's"),
-        ("FILE", {}, "needs --model or --builder, got neither"),
+        ("FILE", {}, "which needs --model, got none"),
         ("FILE", {"model": "fc"}, "needs --dataset or --data to be measured on"),
         ("FILE", {"model": "fc", "dataset": "digits"}, "must hold this model's weights, but differs in"),
-        ("FILE", {"builder": "mynets:net", "model": "fc"}, "model must be left out for a builder"),
+        (
+            "FILE",
+            {"model": "mynets:net", "n_layers": 2},
+            "n_layers must be left out for a network of",
+        ),
+        ("FILE", {"model": "fc", "model_arg": ("a=1",)}, "model_arg must be left out for a network of ours"),
         ("mynets:net", {}, "needs --dataset or --data"),
-        ("mynets:none", {"dataset": "digits"}, "must name a function, but mynets has no 'none'"),
+        ("mynets:none", {"dataset": "digits"}, "must name a function, but mynets has no function 'none'"),
         ("nomodule:net", {"dataset": "digits"}, "must name a module that can be imported"),
         ("mynets:nothing", {"dataset": "digits"}, "must return a torch.nn.Module, got int"),
         (
             "torch.nn:Linear",
             {"dataset": "digits"},
-            "must be a function without arguments: missing a required",
+            "must take its arguments, none: missing a required",
         ),
         ("torch.nn:Identity", {"dataset": "digits"}, "must return a network with parameters, got none"),
         ("mynets:net", {"dataset": "digits", "kind": "best"}, "kind must be left out for mynets:net"),
         ("mynets:net", {"model_width": 3, "dataset": "digits"}, "model_width must be left out for"),
         ("mynets:net", {"data": "d.npz", "dataset": "digits"}, "either data or dataset may be given"),
-        ("mynets:net", {"data": "none.npz"}, "data must be a .safetensors or .npz file, but there is no"),
-        ("mynets:net", {"data": "mynets.py"}, "must be a whole safetensors file"),
+        ("mynets:net", {"data": "none.npz"}, "data must be a folder of images or Parquet files, .*none.npz"),
+        ("mynets:net", {"data": "mynets.py"}, "data must be a folder of images"),
         ("mynets:net", {"data": "no_y.npz"}, "no_y.npz must hold y, it holds x"),
-        ("mynets:net", {"data": "short.npz"}, "must hold images .n, channels, height, width. and y"),
-        ("mynets:net", {"data": "float.npz"}, "a class number from 0 each"),
+        ("mynets:net", {"data": "short.npz"}, "must have as many of each, got 20 of inputs, 3 of targets"),
+        ("mynets:net", {"data": "float.npz"}, "targets of .*float.npz must be of one kind in all parts"),
     ],
 )
 @pytest.mark.usefixtures("builder")
@@ -201,7 +208,7 @@ def test_wrong_sources_are_refused_in_a_sentence(run_path, tmp_path, source, opt
     own_data(tmp_path / "short.npz", y=np.arange(3))
     own_data(tmp_path / "float.npz", y=np.linspace(0, 1, 20))
     if "data" in options:
-        options = options | {"data": tmp_path / options["data"]}
+        options = options | {"data": str(tmp_path / options["data"])}
     source = {"RUN": str(run_path), "FILE": "weights.safetensors"}.get(source, source)
     with pytest.raises(InputError, match=message) as error:
         load_subject(source, SubjectOptions(**{**CPU, **options}))

@@ -35,6 +35,7 @@ from lowland.deep.evaluation import ranking
 from lowland.errors import InputError
 from lowland.runs import Run
 
+from .belongings import image_column, write_images, write_table
 from .room import CPU, copied, make_data, same_bits, small
 
 Rows = list[dict[str, Any]]
@@ -429,16 +430,22 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any
     """All that a run of some options leaves: rows, bytes of the weights, names of the files."""
     folder = tmp_path_factory.mktemp("options")
     write_svhn(folder)
+    write_images(folder / "photos")
+    columns = {"a": image_column(40), "b": image_column(40, seed=1)}
+    labels = {"label": np.arange(40) % 3, "z": np.arange(40) % 2}
+    write_table(folder / "two.parquet", columns | labels)
     count = itertools.count()
     known: dict[str, tuple[Any, ...]] = {}
     data: dict[str, TrainingData] = {}
     module = importlib.import_module("lowland.deep.launch")
     read = module.load_data
 
-    def remembered(config: TrainConfig, data_dir: Path | None) -> TrainingData:
+    def remembered(config: TrainConfig, place: Place) -> TrainingData:
+        if config.data is not None or config.normalize:
+            return read(config, place)
         of = (config.dataset, config.seed, config.frac_train, config.p_label_noise, config.noise_type)
         convolutional = config.model not in {"fc", "linear"}
-        return data.setdefault(str((of, convolutional)), read(config, data_dir))
+        return data.setdefault(str((of, convolutional)), read(config, place))
 
     def run(options: dict[str, Any]) -> tuple[Any, ...]:
         key = str(sorted(options.items()))
@@ -448,7 +455,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any
             config = small(**{**base, **options})
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(module, "load_data", remembered)
-                rows = launch(config, path, Place("cpu", folder), Control())
+                rows = launch(config, path, Place("cpu", folder, directory=folder), Control())
             run = Run.open(path)
             files = sorted(str(p.relative_to(path)) for p in path.rglob("*"))
             known[key] = (timeless(rows), run.model_path.read_bytes(), files)
@@ -463,8 +470,19 @@ FOUR: dict[str, Any] = {"epochs": 4}
 PGD: dict[str, Any] = {"attack": "pgd", "eps": 20.0}
 SVHN: dict[str, Any] = {"dataset": "svhn", "frac_train": 1.0, "batch_size": 16, "model": "linear"}
 
+PHOTOS: dict[str, Any] = {"data": "photos", "frac_train": 1.0, "batch_size": 8}
+TABLE: dict[str, Any] = PHOTOS | {"data": "two.parquet", "input_column": "a"}
+
 # What each option is changed from and to; together these are all options.
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "data": ({}, PHOTOS),
+    "input_column": (TABLE, {"input_column": "b"}),
+    "target_column": (TABLE, {"target_column": "z"}),
+    "image_size": (PHOTOS, {"image_size": 4}),
+    "channels": (PHOTOS, {"channels": 1}),
+    "normalize": ({}, {"normalize": True}),
+    "augment": (PHOTOS, {"augment": ("crop",)}),
+    "model_arg": ({"model": "own_code:net", "model_width": None}, {"model_arg": ("width=3",)}),
     "dataset": ({}, {"dataset": "gaussians_binary"}),
     "frac_train": ({}, {"frac_train": 0.15}),
     "p_label_noise": ({}, {"p_label_noise": 0.3}),
@@ -577,6 +595,6 @@ def test_weights_to_start_from_are_those_of_the_kind_asked_for(tmp_path: Path) -
 
 def test_the_digits_are_learned() -> None:
     config = TrainConfig(model="linear", epochs=5, batch_size=32, sam_rho=0.05)
-    rows = train(config, load_data(config, None), CPU, None, Control())
+    rows = train(config, load_data(config), CPU, None, Control())
     assert rows[0]["test_error"] > 0.7
     assert rows[-1]["test_error"] < 0.15

@@ -88,30 +88,40 @@ def test_an_overlay_has_one_line_per_run_in_each_panel() -> None:
     assert loss == {label: shown(rows, "train_loss") for label, rows in runs.items()}
 
 
-def noisy(shift: float) -> Rows:
-    return [
-        {"epoch": 0.0, "test_error": 0.9, "other": 1},
-        {"epoch": 1.0, "test_error": 0.5 + shift, "train_error_noisy": 0.8 + shift},
-        {"epoch": 2.0, "test_error": 0.3 + 2 * shift, "train_error_noisy": 0.6},
+def run_of(method: str, m: int, seed: int, errors: list[float]) -> Rows:
+    own = {"method": method, "m": m, "seed": seed, "published": False}
+    return [own | {"epoch": float(epoch), "test_error": error} for epoch, error in enumerate(errors)]
+
+
+def test_methods_are_drawn_over_epochs_and_each_seed_at_the_end_over_m() -> None:
+    runs = [
+        run_of("ERM", 128, 0, [90.0, 40.0]),
+        run_of("ERM", 128, 1, [90.0, 50.0]),
+        run_of("128-SAM", 128, 1, [90.0, 22.0]),
+        run_of("128-SAM", 128, 0, [90.0, 20.0]),
+        run_of("1-SAM", 1, 0, [90.0, 12.0]),
+        run_of("1-SAM", 1, 1, [90.0, 10.0]),
     ]
-
-
-def band(axes: Axes, index: int) -> set[tuple[float, float]]:
-    vertices = axes.collections[index].get_paths()[0].vertices
-    return {(float(x), round(float(y), 6)) for x, y in vertices}
-
-
-def test_label_noise_lines_are_means_over_seeds_and_bands_go_from_lowest_to_highest() -> None:
-    figure = plot_label_noise({"ERM": [noisy(0.0), noisy(0.1), noisy(-0.04)], "SAM": [noisy(0.2)]})
-    test, wrong = figure.axes
-    assert lines(test) == {
-        "ERM": [pytest.approx(p) for p in [(0, 90), (1, 52), (2, 34)]],
-        "SAM": [pytest.approx(p) for p in [(0, 90), (1, 70), (2, 70)]],
+    figure = plot_label_noise([row for run in runs for row in run], [run[-1] for run in runs], "digits")
+    curves, ends = figure.axes
+    assert lines(curves) == {
+        "ERM": [(0, 90), (1, 45)],
+        "128-SAM": [(0, 90), (1, 21)],
+        "1-SAM": [(0, 90), (1, 11)],
     }
-    assert lines(wrong)["ERM"] == [pytest.approx(p) for p in [(1, 82), (2, 60)]]
-    assert len(test.collections) == 1  # one seed has no band
-    assert band(test, 0) >= {(1.0, 46.0), (1.0, 60.0), (2.0, 22.0), (2.0, 50.0)}
-    assert "3 seeds" in figure.get_suptitle()
+    assert [tick.get_text() for tick in ends.get_xticklabels()] == ["128", "1"]
+    drawn = [list(line.get_ydata()) for line in ends.lines]
+    assert drawn[:2] == [[20.0, 12.0], [22.0, 10.0]]  # a line per seed
+    assert [21.0] in drawn
+    assert [11.0] in drawn
+    assert [45.0, 45.0] in drawn  # the level of ERM
+    assert "digits" in figure.get_suptitle()
+
+
+def test_one_seed_is_drawn_without_a_spread() -> None:
+    runs = [run_of("ERM", 128, 0, [90.0, 40.0]), run_of("1-SAM", 1, 0, [90.0, 12.0])]
+    figure = plot_label_noise([row for run in runs for row in run], [run[-1] for run in runs], "digits")
+    assert not any(ax.collections for ax in figure.axes)
 
 
 def test_curves_are_written_into_the_run_and_nothing_else_is(tmp_path: Path) -> None:

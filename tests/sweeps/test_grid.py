@@ -25,6 +25,8 @@ def test_what_a_run_would_not_read_is_left_out_and_equal_runs_are_one() -> None:
     assert described(found, "sam_rho", "m", "sam_iters") == [(0.0, None, 1), (0.1, 1, 2), (0.1, 16, 2)]
     assert set(found.left_out) == {"m", "sam_iters"}
     assert grid({"sam_rho": [0.1], "m": [1, 16]}).left_out == {}
+    whole = grid({"sam_rho": [0.0, 0.1], "m": [1, 128], "model": ["fc"]})  # a group of all is none either
+    assert described(whole, "sam_rho", "m") == [(0.0, None), (0.1, 1), (0.1, 128)]
 
 
 def test_what_no_run_reads_is_refused_as_by_a_single_run() -> None:

@@ -7,10 +7,10 @@ import itertools
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import tyro
-
+from lowland.cli.help import print_help
+from lowland.cli.hints import choices_of, is_several, kind_of_each, may_be_none, without_none
 from lowland.errors import InputError, one_of
 
 Command = TypeVar("Command")
@@ -26,7 +26,8 @@ def parse(command: type[Command], argv: Sequence[str], *, prog: str) -> Command:
         SystemExit: After ``--help``, with code 0.
     """
     if {"-h", "--help"} & set(argv):
-        return tyro.cli(command, prog=prog, args=["--help"])
+        print_help(command, prog)
+        raise SystemExit(0)
     return command(**options_of(argv, get_type_hints(command)))
 
 
@@ -47,7 +48,7 @@ def options_of(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
 
 def several(hint: Any) -> Any:
     """What an option's kind is where it may be given several values; a flag is then ``on`` or ``off``."""
-    if get_origin(_without_none(hint)) is tuple:
+    if is_several(hint):
         return hint
     each: Any = Literal["on", "off"] if hint is bool else hint
     return types.GenericAlias(tuple, (each, ...))
@@ -55,7 +56,7 @@ def several(hint: Any) -> Any:
 
 def _converted(values: list[str], hint: Any) -> Any:
     """What the words of an option mean, once they are known to be of its kind."""
-    kind = _without_none(hint)
+    kind = without_none(hint)
     if get_origin(kind) is tuple:
         return tuple(_converted([value], get_args(kind)[0]) for value in values)
     (value,) = values
@@ -109,28 +110,26 @@ def _known(name: str, hints: Mapping[str, Any]) -> str:
 
 def _values(words: Sequence[str], hint: Any) -> list[str]:
     """The words that follow an option as its values: one, or several for a tuple."""
-    several = get_origin(hint) is tuple
     following = list(
         itertools.takewhile(lambda word: not (word.startswith("--") and word[2:3].isalpha()), words)
     )
-    return following if several else following[:1]
+    return following if is_several(hint) else following[:1]
 
 
 def _check(name: str, values: list[str], hints: Mapping[str, Any]) -> None:
-    hint = _without_none(hints[name])
+    hint = hints[name]
     if hint is bool:
         if values:
             raise InputError(f"--{name} must be given without a value, got {values[0]!r}.")
         return
     if not values:
         raise InputError(f"--{name} must be given a value, got none.")
-    each = get_args(hint)[0] if get_origin(hint) is tuple else hint
-    kind = _without_none(each)
+    kind = kind_of_each(hint)
     for value in values:
-        if value == "None" and kind is not each:
+        if value == "None" and may_be_none(hint):
             continue
-        if get_origin(kind) is Literal:
-            one_of(f"--{name}", value, get_args(kind))
+        if choices_of(hint):
+            one_of(f"--{name}", value, choices_of(hint))
         elif kind in _NUMBERS:
             _check_number(name, value, kind)
 
@@ -149,15 +148,6 @@ _LONG = 100
 """Characters of what was given that are shown."""
 
 _NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    if get_origin(hint) in (Union, types.UnionType):
-        options = [option for option in get_args(hint) if option is not type(None)]
-        return options[0] if len(options) == 1 else hint
-    return hint
 
 
 def directory(words: Sequence[str]) -> list[Path]:

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.output import Output, words
 from lowland.cli.small_models import require_positive
-from lowland.deep import Place, load_data
+from lowland.deep import Place, TrainConfig
+from lowland.deep.launch import require_startable
 from lowland.errors import InputError, require_default
 from lowland.extras import MissingExtra
 from lowland.sweeps import (
@@ -106,7 +107,7 @@ def engine_for(tasks: Sequence[Task], store: Store, options: CarryingOptions, jo
     engine = _engine(options, options.jobs or jobs)
     if options.address is None:  # a cluster's machines have devices of their own
         Place(options.device).torch_device()
-    _require_data(tasks, store, options.data_dir)
+    require_startable(_configs(tasks, store), options.data_dir)
     return engine
 
 
@@ -146,15 +147,12 @@ def _place(options: CarryingOptions, jobs: int) -> Place:
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     shares = {"here": os.cpu_count() or 1, "ray": int(options.cpus_per_task)}
     share = shares.get(options.engine, (os.cpu_count() or 1) // jobs)
-    return Place(options.device, data_dir, options.threads or max(1, share))
+    return Place(options.device, data_dir, options.threads or max(1, share), Path.cwd())
 
 
-def _require_data(tasks: Sequence[Task], store: Store, data_dir: Path | None) -> None:
-    """Reads each data set that is needed, so that one that cannot be had is told before anything runs."""
-    todo = unfinished(tasks, store)
-    configs = {task.config.dataset: task.config for task in todo if isinstance(task, Training)}
-    for config in configs.values():
-        load_data(config, data_dir)
+def _configs(tasks: Sequence[Task], store: Store) -> list[TrainConfig]:
+    """What is still to be trained."""
+    return [task.config for task in unfinished(tasks, store) if isinstance(task, Training)]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ _COMMANDS = {
     "figure": "a figure of the paper: its runs, its picture, and what agrees",
     "report": "figures and runs gathered into one page",
     "demo": "a few short runs, one table, one picture",
+    "env": "versions, threads, devices and paths, for a bug report",
 }
 _USAGE = "\n".join(
     [

@@ -39,6 +39,9 @@ THEORY_COLUMNS = {
 class DiagonalCommand(DiagonalConfig):
     """Train diagonal linear networks by GD, SGD and SAM with every m.
 
+    Example:
+        lowland diagonal --methods gd 1-sam --rho 0.1 1 --theory
+
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
         threads: Runs at a time; by default one per core. The results do not depend on it.
@@ -48,7 +51,7 @@ class DiagonalCommand(DiagonalConfig):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
+        """Leaves the checks to the config."""
 
 
 def run(argv: Sequence[str]) -> int:

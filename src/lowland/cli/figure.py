@@ -22,9 +22,12 @@ _USAGE = "lowland figure NAME ..."
 
 @dataclass(frozen=True)
 class FigureCommand(CarryingOptions):
-    """Run what figures of the paper need, and draw them: lowland figure NAME ...
+    """Run what figures of the paper need, and draw them.
 
     The name all means every figure.
+
+    Example:
+        lowland figure fig1 fig6 --scale quick
 
     Attributes:
         list: Name the figures, and what each shows.

@@ -28,7 +28,12 @@ from lowland.sharpness import barrier
 
 @dataclass(frozen=True)
 class LandscapeCommand(SceneryConfig, SubjectOptions):
-    """Draw the loss around and between networks: lowland landscape A [B [C]].
+    """Draw the loss around and between networks.
+
+    Each is a run directory, a file of weights, or package.module:function.
+
+    Example:
+        lowland landscape runs/erm runs/sam --view curve
 
     Attributes:
         out: Directory for rows and pictures; by default runs/ and a name made from the options.
@@ -39,7 +44,7 @@ class LandscapeCommand(SceneryConfig, SubjectOptions):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
+        """Leaves the checks to the config."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -55,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
     weights = [subject.fingerprint() for subject in subjects.values()]
     asked = {"command": "landscape", "networks": sources, "weights": weights}
     asked |= dataclasses.asdict(config) | _plain(command)
+    hashes = [subject.sha256 for subject in subjects.values() if subject.sha256]
+    asked |= {"data_sha256": hashes} if hashes else {}
     path = command.out or Path("runs") / f"landscape-{config_hash(asked)}"
     stored = Run.create(path, asked, describe_environment())
     with stored.locked():
@@ -72,8 +79,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _plain(command: LandscapeCommand) -> dict[str, Any]:
-    values = {f.name: getattr(command, f.name) for f in fields(SubjectOptions)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    """What decides a picture; options that are not given are nothing."""
+    values = {f.name: getattr(command, f.name) for f in fields(SubjectOptions) if f.name != "trust"}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: list(v) or None if isinstance(v, tuple) else v for name, v in plain.items()}
 
 
 def _summary(seen: Scenery) -> list[dict[str, Any]]:
@@ -124,6 +133,8 @@ def _pictures(seen: Scenery) -> dict[str, Figure]:
     if seen.view == "plane":
         rows = seen.paths["plane"]
         titles = {"train_loss": "training loss", "test_error": "test error (%)"}
+        if "train_error" not in rows[0]:
+            titles["test_loss"] = "test loss"
         return {
             name: plot_contour(rows, name, title=title, points=_places(seen))
             for name, title in titles.items()

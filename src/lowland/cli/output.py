@@ -28,10 +28,28 @@ class Output(Console):
         """Prints a line, however long it is."""
         self.print(legible(text, self.encoding), style=style, soft_wrap=True)
 
-    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    def paragraph(self, text: str) -> None:
+        """Prints a line, wrapped where the terminal ends; what follows is indented further."""
+        further = " " * (len(text) - len(text.lstrip()) + 2)
+        shown = legible(text, self.encoding)
+        lines = textwrap.wrap(
+            shown, self.width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+        )
+        for line in lines:
+            self.say(line)
+
+    def table(
+        self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", named: bool = False
+    ) -> None:
         """Prints a table in which nothing is cut: heads and words are wrapped, and numbers never.
 
         Where the columns do not fit beside one another, each row is a paragraph.
+
+        Args:
+            heads: The first line.
+            rows: The others.
+            title: What stands above.
+            named: Whether the first column, if the others fit without it, may be a line above each row.
         """
         heads = [legible(head, self.encoding) for head in heads]
         rows = [[legible(cell, self.encoding) for cell in row] for row in rows]
@@ -39,12 +57,17 @@ class Output(Console):
             for line in _wrapped(legible(title, self.encoding), self.width):
                 self.say(line, style="italic")
         widths = _widths([heads, *rows], self.width)
-        if widths is None:
+        below = _widths([row[1:] for row in (heads, *rows)], self.width) if named else None
+        if widths is not None:
+            for number, row in enumerate([heads, *rows]):
+                self._row(row, widths, "bold" if number == 0 else None)
+        elif below is not None:
+            self._row(heads[1:], below, "bold")
+            for name, *cells in rows:
+                self.say(name, style="bold")
+                self._row(cells, below)
+        else:
             self._paragraphs(heads, rows)
-            return
-        for number, row in enumerate([heads, *rows]):
-            for line in _beside([_wrapped(c, w) for c, w in zip(row, widths, strict=True)], widths):
-                self.say(line, style="bold" if number == 0 else None)
 
     def fits(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         """Whether the columns of a table fit beside one another."""
@@ -54,6 +77,10 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Leaves it to the command, which ends."""
         raise BrokenPipeError
+
+    def _row(self, cells: Sequence[str], widths: Sequence[int], style: str | None = None) -> None:
+        for line in _beside([_wrapped(c, w) for c, w in zip(cells, widths, strict=True)], widths):
+            self.say(line, style=style)
 
     def _paragraphs(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:

@@ -37,6 +37,9 @@ TEACHER_COLUMNS = {
 class ReluCommand(ReluConfig):
     """Train one-hidden-layer ReLU networks by gradient descent and SAM.
 
+    Example:
+        lowland relu --rho 0 0.1 --seeds 5
+
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
         threads: Runs at a time; by default one per core. The results do not depend on it.
@@ -46,7 +49,7 @@ class ReluCommand(ReluConfig):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
+        """Leaves the checks to the config."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -19,7 +19,10 @@ _USAGE = "lowland report DIR ..."
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Gather figures and runs into one page: lowland report DIR ... [--out DIR].
+    """Gather figures and runs into one page.
+
+    Example:
+        lowland report runs/figures --out page
 
     Attributes:
         out: Directory of index.html.

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lowland.cli.arguments import directory, parse
+from lowland.cli.listing import list_runs
 from lowland.cli.output import Output
 from lowland.cli.progress import loss_text
+from lowland.cli.results import chosen_rows, columns_of, is_training, per_cent, reached_by, status_of
 from lowland.cli.sources import of_several, sources_and_options
 from lowland.deep import TrainConfig
-from lowland.deep.records import MetricsRow, TrainingSummary
+from lowland.deep.records import MetricsRow
 from lowland.errors import InputError, one_of
 from lowland.figures.curves import plot_overlay
 from lowland.figures.style import save
@@ -20,18 +22,21 @@ from lowland.runs import Run
 
 _USAGE = """usage: lowland runs list [DIR ...]     the runs below each DIR, by default runs/
        lowland runs show DIR ...       config and results
-       lowland runs compare DIR ... [--out DIR]
-                                       what differs, results side by side, and a
-                                       picture, by default in a directory of its
-                                       own, runs/compare-..."""
+       lowland runs compare DIR ...    what differs, results side by side, and
+                                       a picture
+
+lowland runs list --help and lowland runs compare --help list their options."""
 
 
 @dataclass(frozen=True)
 class _CompareCommand:
-    """Compare training runs: lowland runs compare DIR ... [--out DIR].
+    """Compare training runs: what differs, results side by side, and a picture.
+
+    Example:
+        lowland runs compare runs/erm runs/sam --out picture
 
     Attributes:
-        out: Directory of the picture; by default runs/ and a name made from the runs.
+        out: Directory of the picture; by default runs/compare-... with a name made from the runs.
     """
 
     out: Path | None = None
@@ -39,7 +44,7 @@ class _CompareCommand:
 
 def run(argv: Sequence[str]) -> int:
     """Runs the command; 0."""
-    if not argv or {"-h", "--help"} & set(argv):
+    if not argv or argv[0] in {"-h", "--help"} or (argv[0] == "show" and {"-h", "--help"} & set(argv)):
         print(_USAGE)
         return 0 if argv else 2
     one_of("runs command", argv[0], _COMMANDS)
@@ -47,34 +52,31 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _list(words: list[str], console: Output) -> None:
-    directories = directory(words)
-    for root in directories or [Path("runs")]:
-        if not root.is_dir():
-            raise InputError(f"a directory of runs is needed, but there is no {root}.")
-        found = sorted(path.parent for path in root.glob("**/config.json"))
-        lines = [[str(path.relative_to(root)), *_results(Run.open(path))] for path in found]
-        if found:
-            console.table(["run", *_RESULTS], lines)
-        else:
-            console.say(f"no runs below {root}")
+def _list(words: list[str], _: Output) -> None:
+    list_runs(words)
 
 
 def _show(words: list[str], console: Output) -> None:
     for path in _required(directory(words), 1):
         stored = Run.open(path)
         defaults = TrainConfig().to_dict()
-        console.say(f"{path}  {_status(stored)}", style="bold")
-        if not _is_training(stored):
+        command = "" if is_training(stored) else f" ({stored.config['command']})"
+        console.say(f"{path}  {status_of(stored)}{command}", style="bold")
+        if not is_training(stored):
             _show_small_runs(stored, console)
             continue
         for name, value in stored.config.items():
             if value != defaults.get(name):
                 console.say(f"  {name} = {value}")
-        heads = ["evaluation", "epoch", "train loss", "train error", "validation", "test"]
-        chosen = _chosen_rows(stored).items()
-        lines = [[n, f"{r['epoch']:g}", loss_text(r), *_errors(r, _SHOWN)] for n, r in chosen]
-        console.table(heads, lines)
+        chosen = chosen_rows(stored)
+        if all("test_error" in row for row in chosen.values()):
+            heads = ["train loss", "train error", "validation", "test"]
+            lines = [[loss_text(r), *(per_cent(r.get(name)) for name in _ERRORS)] for r in chosen.values()]
+        else:
+            heads = ["train loss", "validation loss", "test loss"]
+            lines = [[loss_text(r, name) for name in _LOSSES] for r in chosen.values()]
+        about = [[name, f"{row['epoch']:g}"] for name, row in chosen.items()]
+        console.table(["evaluation", "epoch", *heads], [a + b for a, b in zip(about, lines, strict=True)])
 
 
 def _show_small_runs(stored: Run, console: Output) -> None:
@@ -95,19 +97,20 @@ def _compare(words: list[str], console: Output) -> None:
     directories, out = _directories_and_out(words)
     runs = {path: Run.open(path) for path in _required(directories, 2)}
     for path, stored in runs.items():
-        if not _is_training(stored):
+        if not is_training(stored):
             raise InputError(
                 f"runs of lowland train can be compared, but {path} was made by another command."
             )
     configs = {path: stored.config for path, stored in runs.items()}
-    names = [n for n in next(iter(configs.values())) if len({str(c.get(n)) for c in configs.values()}) > 1]
+    names = _differing(list(configs.values()))
+    heads, results = columns_of([reached_by(stored) for stored in runs.values()], "test{}, last", _CHOSEN)
     lines = []
     labels: dict[Path, str] = {}
-    for path, stored in runs.items():
+    for (path, stored), cells in zip(runs.items(), results, strict=True):
         values = [str(configs[path].get(n)) for n in names]
         labels[path] = ", ".join(f"{n} {v}" for n, v in zip(names, values, strict=True)) or path.name
-        lines.append([path.name, *values, *_results(stored)])
-    console.table(["run", *names, *_RESULTS], lines)
+        lines.append([path.name, *values, status_of(stored), *cells])
+    console.table(["run", *names, "status", *heads], lines, named=True)
     if len(set(labels.values())) < len(labels):
         labels = {path: f"{path.name}: {label}" for path, label in labels.items()}
     picture = (out or of_several("compare", list(runs))) / "compare.png"
@@ -123,48 +126,19 @@ def _directories_and_out(words: list[str]) -> tuple[list[Path], Path | None]:
     return directory(runs), parse(_CompareCommand, options, prog=usage).out
 
 
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Options that are not the same in all; one that is left out is ``None``."""
+    names = dict.fromkeys(name for config in configs for name in config)
+    return [name for name in names if len({str(config.get(name)) for config in configs}) > 1]
+
+
 _COMMANDS = {"list": _list, "show": _show, "compare": _compare}
-_RESULTS = ("status", "test %, last", "test %, chosen on validation")
-_SHOWN = ("train_error", "validation_error", "test_error")
+_ERRORS = ("train_error", "validation_error", "test_error")
+_LOSSES = ("train_loss", "validation_loss", "test_loss")
+_CHOSEN = "test{}, chosen on validation"
 
 
 def _required(directories: list[Path], count: int) -> list[Path]:
     if len(directories) < count:
         raise InputError(f"at least {count} run directories are needed here, got {len(directories)}.")
     return directories
-
-
-def _results(stored: Run) -> list[str]:
-    chosen = _chosen_rows(stored)
-    return [_status(stored), *(_percent(chosen.get(name, {}).get("test_error")) for name in ("last", "best"))]
-
-
-def _is_training(stored: Run) -> bool:
-    return "command" not in stored.config
-
-
-def _chosen_rows(stored: Run) -> dict[str, dict[str, Any]]:
-    if not _is_training(stored):
-        return {}
-    if stored.is_finished:
-        chosen: dict[str, dict[str, Any]] = stored.read("summary.json", TrainingSummary)
-        return chosen
-    rows = stored.rows(MetricsRow)
-    return {"last": rows[-1]} if rows else {}
-
-
-def _status(stored: Run) -> str:
-    if stored.is_finished:
-        return "finished" if _is_training(stored) else f"finished ({stored.config['command']})"
-    if not _is_training(stored):
-        return f"unfinished ({stored.config['command']})"
-    rows = stored.rows(MetricsRow)
-    return f"epoch {rows[-1]['epoch']:g}" if rows else "not begun"
-
-
-def _errors(row: dict[str, Any], names: Sequence[str]) -> list[str]:
-    return [_percent(row.get(name)) for name in names]
-
-
-def _percent(error: float | None) -> str:
-    return "-" if error is None else f"{100 * error:.2f}"

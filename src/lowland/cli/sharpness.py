@@ -29,9 +29,13 @@ _COLUMNS = 4
 
 @dataclass(frozen=True)
 class SharpnessCommand(FlatnessConfig, SubjectOptions):
-    """Measure how flat networks are: lowland sharpness RUN_OR_FILE ...
+    """Measure how flat networks are.
 
-    What is in the sharpness.jsonl of a run directory is not measured again.
+    Each is a run directory, a file of weights, or package.module:function. What is in the sharpness.jsonl of
+    a run directory is not measured again.
+
+    Example:
+        lowland sharpness runs/erm runs/sam --rho 0.05 0.1 --m 1 16 128
 
     Attributes:
         out: Directory for pictures, and for the numbers of networks that are not runs; by default the run,
@@ -45,7 +49,7 @@ class SharpnessCommand(FlatnessConfig, SubjectOptions):
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
+        """Leaves the checks to the config."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -74,7 +78,9 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
     identity = {"network": subject.name, "kind": subject.kind, "data": subject.data}
-    identity |= {"weights": subject.fingerprint()}
+    identity |= {"weights": subject.fingerprint()} | (
+        {"data_sha256": subject.sha256} if subject.sha256 else {}
+    )
     known = [row for row in read_lines(path, MeasureRow) if identity.items() <= row.items()]
 
     def keep(row: Row) -> None:

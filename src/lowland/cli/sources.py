@@ -10,7 +10,7 @@ from lowland.runs import config_hash
 
 
 def sources_and_options(
-    argv: Sequence[str], usage: str, *, what: str = "networks", alone: str = "--help"
+    argv: Sequence[str], usage: str, *, what: str = "networks", alone: str = "--help", required: bool = True
 ) -> tuple[list[str], list[str]]:
     """The words before the first option, and the rest.
 
@@ -19,13 +19,14 @@ def sources_and_options(
         usage: How the command is called, for the error.
         what: What the words are.
         alone: An option that needs none of them, as ``--help`` and ``-h`` do.
+        required: Whether there must be one.
 
     Raises:
         InputError: If there is no word before the options, unless these need none.
     """
     words = list(argv)
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    if first == 0 and not {"-h", "--help", alone} & set(words):
+    if required and first == 0 and not {"-h", "--help", alone} & set(words):
         raise InputError(f"{what} must come before the options, {usage}, got none.")
     return words[:first], words[first:]
 

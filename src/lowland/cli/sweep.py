@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from lowland.cli.arguments import options_of, parse, several
 from lowland.cli.carrying import OF_CARRYING, CarryingOptions, carry_out, check_carrying, engine_for
@@ -42,17 +42,18 @@ _USAGE = "lowland sweep"
 class SweepCommand(CarryingOptions):
     """Train for every combination of options.
 
-    lowland sweep --sam_rho 0.05 0.1 --m 1 16 --seeds 5 ...
+    Every option of lowland train may be given beside those below, with one value or several (flags: on, off);
+    lowland train --help lists them. Its --engine is --sam_engine here.
 
-    Any option of lowland train, with one value or several (flags: on, off).
-
-    Its --engine is --sam_engine here. lowland sweep show DIR: the results.
+    Example:
+        lowland sweep --model fc --sam_rho 0.05 0.1 --m 1 16 --seeds 5
+        lowland sweep show DIR                           # the results, once more
 
     Attributes:
         seeds: Seeds of each combination, from 0 on.
         together: Options that vary together, not crossed, with a comma between: sam_rho,m.
-        from_: File of configs to cross with the other options: JSON, one a line, or TOML, [[run]]. Or --from.
-        metric: What to compare, as metrics.jsonl calls it.
+        from_: File of configs to cross with the other options: JSON, one a line, or TOML, [[run]].
+        metric: What to compare, as metrics.jsonl calls it; by default test_error, or test_loss of numbers.
         at: Where: after the last epoch, or at the epoch that validation chose.
         out: Directory of the runs, which sweeps share, and of a directory for each sweep.
         part: I/N: only the I-th of N parts of the runs, as a task of a job array does; without a table.
@@ -62,7 +63,7 @@ class SweepCommand(CarryingOptions):
     seeds: int | None = None
     together: tuple[str, ...] = ()
     from_: Path | None = None
-    metric: str = "test_error"
+    metric: str | None = None
     at: At = "last"
     out: Path = Path("runs/sweeps")
     part: str | None = None
@@ -71,7 +72,10 @@ class SweepCommand(CarryingOptions):
 
 @dataclass(frozen=True)
 class _ShowCommand:
-    """Print a sweep's results again: lowland sweep show DIR [--metric NAME] [--at AT].
+    """Print a sweep's results again.
+
+    Example:
+        lowland sweep show runs/sweeps/DIR --metric train_error
 
     Attributes:
         metric: What to compare, as metrics.jsonl calls it; by default what the sweep was asked for.
@@ -89,7 +93,8 @@ def run(argv: Sequence[str]) -> int:
     console = Output()
     command, options = _asked(argv)
     check_carrying(command)
-    one_of("metric", command.metric, METRICS)
+    if command.metric is not None:
+        one_of("metric", command.metric, METRICS)
     study = Study.of(_grid(command, options), command.out)
     if command.dry_run:
         require_default(command, (*OF_CARRYING, "metric", "at", "part"), "with --dry-run, which runs nothing")
@@ -113,8 +118,9 @@ def run(argv: Sequence[str]) -> int:
     if command.part is not None:
         console.say(f"part {command.part} is done; without --part the same command shows all.")
         return 1 if failures else 0
-    found = _draw(study, command.metric, command.at, failures, argv)
-    _print(study, found, command.metric, command.at, console)
+    metric = command.metric or study.usual_metric(command.at)
+    found = _draw(study, metric, command.at, failures, argv)
+    _print(study, found, metric, command.at, console)
     if found:
         console.say(f"picture: {study.path / 'figure.png'}")
     return 1 if failures else 0
@@ -133,7 +139,8 @@ def _asked(argv: Sequence[str]) -> tuple[SweepCommand, dict[str, Sequence[Any]]]
         given = found.pop(name)
         if trained[name] is bool:
             given = tuple(value == "on" for value in given)
-        values[_TRAINED.get(name, name)] = (given,) if name == "optimizer_options" else given
+        is_one = get_origin(trained[name]) is tuple  # all words that follow are of one run
+        values[_TRAINED.get(name, name)] = (given,) if is_one else given
     return SweepCommand(**found), values
 
 
@@ -183,7 +190,9 @@ def _require_own_weights(command: SweepCommand, study: Study) -> None:
 def _announced(study: Study, console: Output) -> int:
     todo = unfinished(study.tasks, study.store)
     console.say(f"runs: {len(study.names)}, of which done: {len(study.names) - len(todo)}")
-    console.say(f"core-minutes, about: {sum(task.cost() for task in todo) / 60:.1f}")
+    minutes = sum(task.cost() for task in todo) / 60
+    said = "not known of what is your own" if math.isnan(minutes) else f"{minutes:.1f}"
+    console.say(f"core-minutes, about: {said}")
     for name in study.grid.swept:
         values = dict.fromkeys(getattr(config, name) for config in study.grid.configs)
         console.say(f"{name}: {', '.join(map(text_of, values))}")
@@ -197,7 +206,8 @@ def _show(argv: Sequence[str]) -> int:
     command, console = parse(_ShowCommand, options, prog=usage), Output()
     for name in names:
         study, record = Study.kept(Path(name))
-        metric, at = command.metric or record["metric"], command.at or record["at"]
+        at = command.at or record["at"]
+        metric = command.metric or record["metric"] or study.usual_metric(at)
         _print(study, points(study.rows(metric, at), study.grid.swept), metric, at, console)
     return 0
 
@@ -211,7 +221,8 @@ def _print(study: Study, found: Sequence[Point], metric: str, at: At, console: O
         return
     title = f"{metric}, {_PLACES[at]}"
     name = f"{metric} (%)" if is_share(metric) else metric
-    heads = [*study.grid.swept, name, "validation (%)", "seeds", ""]
+    validation = "validation (%)" if is_share(found[0].chosen_by) else "validation loss"
+    heads = [*study.grid.swept, name, validation, "seeds", ""]
     console.table(heads, [_line(point, metric) for point in found], title=title)
     if len(found) > sum(point.is_chosen for point in found) > 1:
         chosen = [_line(point, metric) for point in found if point.is_chosen]
@@ -245,7 +256,10 @@ _PLACES = {
 
 
 def _line(point: Point, metric: str) -> list[str]:
-    numbers = [_numbers(point.values, is_share(metric)), _numbers(point.validation, True)]
+    numbers = [
+        _numbers(point.values, is_share(metric)),
+        _numbers(point.validation, is_share(point.chosen_by)),
+    ]
     mark = "best radius" if point.is_chosen and point.rivals else ""
     return [*map(text_of, point.options.values()), *numbers, str(len(point.values)), mark]
 

@@ -21,6 +21,9 @@ STATEMENTS = {"loss": "loss above the minimum", "gradient": "mean squared gradie
 class Theorem2Command(Theorem2Config):
     """Measure the convergence of unnormalized m-SAM against Theorem 2's bound.
 
+    Example:
+        lowland theorem2 --m 1 4 16 --seeds 10
+
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
     """
@@ -28,7 +31,7 @@ class Theorem2Command(Theorem2Config):
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
+        """Leaves the checks to the config."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -6,14 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from lowland.cli.arguments import given_options, parse, part_of
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.output import Output
-from lowland.cli.progress import describe, shown
+from lowland.cli.progress import Several, describe, shown
+from lowland.cli.tensorboard import FOLDER, EventLog
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
-from lowland.deep.data import require_folder_read
+from lowland.deep.data import TrainingData, require_folder_read
+from lowland.deep.data.understood import understood
 from lowland.deep.launch import require_same_run
+from lowland.deep.trusted import require_trusted, strange_functions
 from lowland.errors import InputError, require_default
 from lowland.figures.curves import CURVES, draw_curves
 from lowland.runs import Run
@@ -21,16 +25,23 @@ from lowland.runs import Run
 
 @dataclass(frozen=True)
 class TrainCommand(TrainConfig):
-    """Train a network on images with SAM (sam_rho > 0) or without.
+    """Train a network, on our data or yours, with SAM (sam_rho > 0) or without.
+
+    Example:
+        lowland train --model=fc --n_layers=2 --sam_rho=0.1 --m=16 --epochs=20
+        lowland train --data=photos --image_size=32 --model=mine:net --sam_rho=0.05
 
     Attributes:
         out: The run's directory; by default runs/ and a name made from the config.
         resume: Continue the run in this directory; it knows its own config.
         exp_name: Put in front of the run's name.
+        trust: With resume: packages whose functions the run may name; your own modules need no word.
         data_dir: Folder with data sets, DIR/cifar10/*.parquet and so on; else $LOWLAND_DATA, else a download.
         device: cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one.
         threads: CPU threads.
         checkpoint_every: Seconds between checkpoints; by default one at the end of each epoch.
+        log: Also write the rows of the metrics into the run's folder tensorboard, as its scalars; a run that
+            has some goes on with them.
         quiet: Plain lines in place of a progress bar.
         dry_run: Train, but write nothing.
     """
@@ -38,15 +49,17 @@ class TrainCommand(TrainConfig):
     out: Path | None = None
     resume: Path | None = None
     exp_name: str = "other"
+    trust: tuple[str, ...] = ()
     data_dir: Path | None = None
     device: str = "auto"
     threads: int | None = None
     checkpoint_every: float | None = None
+    log: Literal["tensorboard"] | None = None
     quiet: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Leaves the checks to the config, whose sentences the option parser would put in a box."""
+        """Leaves the checks to the config."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -59,18 +72,34 @@ def run(argv: Sequence[str]) -> int:
             raise InputError(f"a resumed run knows its own config, got --{min(given)}.")
         stored = Run.open(command.resume)
         config = TrainConfig.from_dict(stored.config)
-    require_folder_read(command.data_dir, [config.dataset], f"dataset {config.dataset}")
-    console = Output()
+        require_trusted(config, command.trust, command.resume)
+    else:
+        require_default(command, ("trust",), "without resume, where you name functions yourself")
+    read = [] if config.data else [config.dataset]
+    require_folder_read(command.data_dir, read, f"{'data' if config.data else 'dataset'} {config.data_name}")
+    console, log = Output(), _log(path, command)
     if path is not None and (path / "summary.json").exists():
         require_same_run(path, config)
         if not (path / CURVES).exists():  # the run was killed before it was drawn
             draw_curves(path)
+        if log is not None:
+            log.write_all()
         console.say(f"{path} is finished already; nothing to do.")
         return 0
-    return _train(config, path, place, command, console)
+    try:
+        return _train(config, path, place, command, console, log)
+    finally:
+        if log is not None:
+            log.close()
 
 
-_OF_FILES = ("exp_name", "checkpoint_every", "save_model_each_k_epochs", "export_images")
+def _log(path: Path | None, command: TrainCommand) -> EventLog | None:
+    """TensorBoard's log, if it is asked for or the run has one."""
+    is_asked = command.log == "tensorboard"
+    return EventLog(path) if path is not None and (is_asked or (path / FOLDER).is_dir()) else None
+
+
+_OF_FILES = ("exp_name", "checkpoint_every", "log", "save_model_each_k_epochs", "export_images")
 """What a run writes, or how it is called."""
 
 
@@ -102,23 +131,39 @@ def _place(command: TrainCommand) -> Place:
         before.device if command.device == "auto" else command.device,
         command.data_dir or before.data_dir,
         command.threads or before.threads,
+        before.directory,
     )
 
 
 def _train(
-    config: TrainConfig, path: Path | None, place: Place, command: TrainCommand, console: Output
+    config: TrainConfig,
+    path: Path | None,
+    place: Place,
+    command: TrainCommand,
+    console: Output,
+    log: EventLog | None,
 ) -> int:
-    started_before = path is not None and (path / "checkpoint" / "state.safetensors").exists()
-    if path is not None:
-        word = "continuing" if started_before else "training in"
-        console.say(f"{word} {path}")
+    started_before = path is not None and Run(path).checkpoint_path.exists()
+    every = command.checkpoint_every
+
+    def on_data(data: TrainingData) -> None:
+        for line in understood(data, config.data_name, config.augmentation):
+            console.paragraph(line)
+
+    def on_start() -> None:
+        if path is not None:
+            console.say(f"{'continuing' if started_before else 'training in'} {path}")
+
     with stop_on_signals() as should_stop, shown(config, quiet=command.quiet, console=console) as observer:
         try:
-            rows = launch(config, path, place, Control(observer, command.checkpoint_every, should_stop))
+            observer = observer if log is None else Several((observer, log))
+            rows = launch(config, path, place, Control(observer, every, should_stop, on_data, on_start))
         except Interrupted:
             if path is not None:
                 draw_curves(path)
-                print(f"stopped; continue with: lowland train --resume {path}", file=sys.stderr)
+                packages = sorted({package for *_, package in strange_functions(config)})
+                trust = " ".join(["", "--trust", *packages] if packages else [])
+                print(f"stopped; continue with: lowland train --resume {path}{trust}", file=sys.stderr)
             return 130
     if path is not None:
         draw_curves(path)

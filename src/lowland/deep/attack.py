@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lowland.deep.config import TrainConfig
 from lowland.deep.losses import cross_entropy
+from lowland.deep.network import outputs_of
 
 Images = Float[Tensor, "examples channels height width"]
 
@@ -36,7 +37,7 @@ def attacked(
     for _ in range(config.attack_iters):
         delta.requires_grad_()
         with torch.enable_grad():
-            loss = cross_entropy(model(images + delta), labels).sum()
+            loss = cross_entropy(outputs_of(model, images + delta), labels).sum()
             gradient = torch.autograd.grad(loss, delta)[0]
         step = 0.25 * radius * _direction(config.at_norm, gradient)
         delta = _allowed(config.at_norm, delta.detach() + step, radius, images)

@@ -1,12 +1,14 @@
 """Averaged weights, and batch-norm statistics that fit them."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowland.deep.network import outputs_of
 
 
 class WeightAverage:
@@ -34,10 +36,11 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
     """Replaces the running statistics by the mean of those of ``batches``, in one pass.
 
-    Everything else is in evaluation mode, as when the statistics are used: dropout draws nothing.
+    A batch is what the network is given: inputs, and perhaps a mask. Everything else is in evaluation mode,
+    as when the statistics are used: dropout draws nothing.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -48,8 +51,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         with mode(model, training=False):
             for norm in norms:
                 norm.train()
-            for images in batches:
-                model(images)
+            for arguments in batches:
+                outputs_of(model, *arguments)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

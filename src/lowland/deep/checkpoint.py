@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, state: TrainState, **progress: Any) -> None:
         **{
             k: t for kind, (_, best) in state.best.items() for k, t in _prefixed(f"best:{kind}", best).items()
         },
-        **_prefixed("previous", dict(zip(("images", "labels"), state.previous or (), strict=False))),
+        **_prefixed("previous", _previous(state.previous)),
         "sums": state.sums,
         "kept": state.kept,
     }
@@ -105,6 +105,15 @@ def saved_states(path: Path) -> dict[str, dict[str, Tensor]]:
     return {kind: _under(prefix, tensors) for kind, prefix in kinds.items()}
 
 
+_PREVIOUS = ("images", "mask", "labels")
+"""What a checkpoint calls the inputs, the mask and the targets of the last batch."""
+
+
+def _previous(batch: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
+    names = _PREVIOUS if batch is not None and len(batch) == len(_PREVIOUS) else (_PREVIOUS[0], _PREVIOUS[-1])
+    return dict(zip(names, batch or (), strict=False))
+
+
 def _values(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the checkpoint holds beside tensors."""
     try:
@@ -146,7 +155,7 @@ def _restore(path: Path, state: TrainState, tensors: Mapping[str, Tensor], value
     state.scaler.load_state_dict(values["scaler"])
     state.best = {kind: (e, _under(f"best:{kind}", tensors)) for kind, e in values["best"].items()}
     previous = _under("previous", tensors)
-    state.previous = (previous["images"], previous["labels"]) if previous else None
+    state.previous = tuple(previous[name] for name in _PREVIOUS if name in previous) or None
     if len(tensors["kept"]) < len(state.kept):
         state.keep(tensors["kept"])
     state.sums = tensors["sums"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowland.deep.data import Split
 from lowland.deep.flatness import FlatnessConfig
-from lowland.deep.losses import as_logits, cross_entropy
-from lowland.deep.objective import AUTOCAST_TYPES, autocast, is_wrong
+from lowland.deep.losses import as_logits
+from lowland.deep.objective import AUTOCAST_TYPES, autocast
 from lowland.deep.seeding import derive_seed
 from lowland.deep.subject import Subject
+from lowland.errors import InputError, require_default
 from lowland.sam import MicroBatches
 from lowland.sam.arguments import Engine
 from lowland.sharpness.logits import normalized_logits
@@ -31,51 +34,62 @@ class Examined:
     Attributes:
         subject: The network.
         config: How it is measured.
-        images: The examples.
-        labels: Their labels.
+        split: The examples.
     """
 
     subject: Subject
     config: FlatnessConfig
-    images: Tensor
-    labels: Tensor
+    split: Split
 
     @classmethod
     def of(cls, subject: Subject, config: FlatnessConfig) -> Examined:
-        """The examples that ``config`` names."""
-        split = subject.split(config.split).head(config.n_eval)
-        return cls(subject, config, split.images, split.labels)
+        """The examples that ``config`` names.
 
-    def loss(self, images: Tensor, labels: Tensor, *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each example, and whether it is wrong."""
-        outputs = self.outputs(images, labels)
-        return self.criterion(outputs, images, labels), {"error": is_wrong(outputs, labels)}
+        Raises:
+            InputError: If a measure is of classes, and the network predicts numbers.
+        """
+        if not subject.criterion.has_errors or subject.criterion.name != "ce":
+            because = f"for {subject.name}, whose loss {subject.criterion.name} is none of logits"
+            require_default(config, ("logit_norm", "random_targets"), because)
+            if "knn-error" in config.measure and not subject.criterion.has_errors:
+                raise InputError(f"measure knn-error must be left out {because}.")
+        return cls(subject, config, subject.split(config.split).head(config.n_eval))
 
-    def mean_loss(self, images: Tensor, labels: Tensor, *_: Tensor) -> Tensor:
-        """The loss of each example."""
-        return self.loss(images, labels)[0]
+    def loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each example, or their mean, and which are wrong if any can be."""
+        outputs = self.outputs(*batch)
+        return self.criterion(outputs, *batch), self.subject.criterion.notes(outputs, self._targets(batch))
 
-    def outputs(self, images: Tensor, *_: Tensor) -> Tensor:
+    def mean_loss(self, *batch: Tensor) -> Tensor:
+        """The loss of each example, or their mean."""
+        return self.loss(*batch)[0]
+
+    def outputs(self, *batch: Tensor) -> Tensor:
         """The network's outputs, in float32 or better."""
-        with autocast(self.config.half_prec, images.device):
-            outputs = self.subject.outputs(images)
+        inputs = batch[: len(self.split.arguments)]
+        with autocast(self.config.half_prec, inputs[0].device):
+            outputs = self.subject.outputs(*inputs)
         return outputs.float() if outputs.dtype in AUTOCAST_TYPES.values() else outputs
 
-    def criterion(self, outputs: Tensor, images: Tensor, labels: Tensor, *_: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of each output."""
-        logits = as_logits(outputs)
-        return cross_entropy(normalized_logits(logits) if self.config.logit_norm else logits, labels)
+    def criterion(self, outputs: Tensor, *batch: Tensor) -> Tensor:
+        """The loss of each output, or their mean."""
+        scaled = normalized_logits(as_logits(outputs)) if self.config.logit_norm else outputs
+        return self.subject.criterion.loss(scaled, self._targets(batch))
 
-    def towards_targets(self, images: Tensor, labels: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
-        """Rises as the loss of the targets falls."""
-        return -self.mean_loss(images, targets)
+    def towards_targets(self, *batch: Tensor) -> Tensor:
+        """Rises as the loss of the random targets, which are the last of the batch, falls."""
+        *inputs, _, targets = batch
+        return -self.mean_loss(*inputs, targets)
+
+    def _targets(self, batch: Sequence[Tensor]) -> Tensor:
+        return batch[len(self.split.arguments)]
 
     def engine(self, m: int | None) -> Engine:
         """How groups of ``m`` are run: those in several parts one after the other."""
         return "loop" if self._in_parts(m) else self.config.engine
 
     def _in_parts(self, m: int | None) -> bool:
-        return min(m or len(self.labels), len(self.labels)) > _LARGEST_GROUP
+        return min(m or len(self.split), len(self.split)) > _LARGEST_GROUP
 
     def examples(self, m: int | None) -> Any:
         """The loss's arguments, in parts if groups of ``m`` are too large to be run in one piece."""
@@ -87,13 +101,14 @@ class Examined:
         return MicroBatches(list(zip(*columns, strict=True)))
 
     def _tensors(self) -> list[Tensor]:
-        tensors = [self.images, self.labels]
-        return [*tensors, self._targets()] if self.config.random_targets else tensors
+        tensors = [*self.split.arguments, self.split.targets]
+        return [*tensors, self._random_targets()] if self.config.random_targets else tensors
 
-    def _targets(self) -> Tensor:
+    def _random_targets(self) -> Tensor:
         """For each example a random class that is not its own."""
+        labels = self.split.targets
         with torch.no_grad():
-            classes = as_logits(self.outputs(self.images[:1])).shape[1]
+            classes = as_logits(self.outputs(*self.split.head(1).arguments)).shape[1]
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "random targets"))
-        shift = torch.randint(1, classes, (len(self.labels),), generator=generator).to(self.labels.device)
-        return (self.labels + shift) % classes
+        shift = torch.randint(1, classes, (len(labels),), generator=generator).to(labels.device)
+        return (labels + shift) % classes

@@ -1,10 +1,11 @@
-"""Whether a network can be run on a data set at all, found out with one image before it is measured."""
+"""Whether a network can be run on a data set at all, found out with one example before it is measured."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from lowland.deep.network import outputs_of
 from lowland.errors import InputError
 
 Shape = Sequence[int]
@@ -23,10 +25,24 @@ _OF_SHAPES = re.compile(
 _SLIDING = (_ConvNd, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
+@dataclass(frozen=True)
+class Needed:
+    """What outputs must be: logits that tell apart so many classes, or so many values."""
+
+    classes: int = 0
+    values: int = 0
+
+
 def require_fit(
-    model: nn.Module, image: Tensor, classes: int, *, network: str, data: str, trained_on: Shape | None
-) -> None:
-    """Runs ``model`` on one image.
+    model: nn.Module,
+    arguments: Sequence[Tensor],
+    needed: Needed | None,
+    *,
+    network: str,
+    data: str,
+    trained_on: Shape | None,
+) -> Any:
+    """What ``model`` returns for one example.
 
     An error of the network itself is left as it is. Said to be of the images' shape is only one in a layer
     that got what it cannot take, or of an operation on shapes if the network's own is not known; and none is
@@ -34,8 +50,8 @@ def require_fit(
 
     Args:
         model: The network, in evaluation mode.
-        image: One image in a batch of its own, as the network is given it.
-        classes: The classes that the labels tell apart.
+        arguments: One example in a batch of its own, as the network is given it.
+        needed: What its outputs must be; anything if ``None``.
         network: Its name.
         data: The data set's name.
         trained_on: Shape of the images that it was made for, as far as it is known.
@@ -43,31 +59,46 @@ def require_fit(
     Raises:
         InputError: If it cannot take such images, or does not return a logit for each class.
     """
-    shape = tuple(image.shape[1:])
+    shape = tuple(arguments[0].shape[1:])
+    is_image = len(shape) == 3
     # Some networks take one channel for three by broadcasting, and would be another network.
-    if trained_on is not None and trained_on[0] != shape[0]:
+    if trained_on is not None and (trained_on[0] != shape[0] if is_image else len(trained_on) != len(shape)):
         raise InputError(_unfit(network, data, shape, trained_on))
     is_known = trained_on is not None and tuple(trained_on) == shape
-    outputs, why = _outputs(model, image, may_fail=not is_known, says_nothing=trained_on is None)
+    outputs, why = _outputs(model, arguments, may_fail=not is_known, says_nothing=trained_on is None)
     if why:
         raise InputError(_unfit(network, data, shape, trained_on, why))
+    if needed is not None:
+        _require_needed(outputs, needed, network, data)
+    return outputs
+
+
+def _require_needed(outputs: Any, needed: Needed, network: str, data: str) -> None:
+    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if needed.values:
+        if not isinstance(outputs, Tensor) or outputs.numel() != needed.values:
+            raise InputError(
+                f"{network} must return {needed.values} values for each example, got {got} for one."
+            )
+        return
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 1 or not outputs.shape[1]:
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise InputError(f"{network} must return a row of logits for each image, got {got} for one.")
+        raise InputError(f"{network} must return a row of logits for each example, got {got} for one.")
     told_apart = max(2, outputs.shape[1])  # one output is the logit difference of two classes
-    if classes > told_apart:
+    if needed.classes > told_apart:
         raise InputError(
-            f"{network} must tell apart all classes of {data}, which has {classes}, "
+            f"{network} must tell apart all classes of {data}, which has {needed.classes}, "
             f"but its outputs are for {told_apart}."
         )
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, image: Tensor, *, may_fail: bool, says_nothing: bool) -> tuple[Any, str]:
-    """What the network returns, or why it cannot take such an image."""
+def _outputs(
+    model: nn.Module, arguments: Sequence[Tensor], *, may_fail: bool, says_nothing: bool
+) -> tuple[Any, str]:
+    """What the network returns, or why it cannot take such an input."""
     with _watched(model) as entered, torch.random.fork_rng(devices=[]):
         try:
-            return model(image), ""
+            return outputs_of(model, *arguments), ""
         except RuntimeError as error:
             why = _refused(*entered[-1]) if entered else ""
             if not why and says_nothing and _OF_SHAPES.search(str(error)):
@@ -145,7 +176,8 @@ def _each(value: Any, count: int) -> tuple[int, ...]:
 def _unfit(network: str, data: str, shape: Shape, trained_on: Shape | None, why: str = "") -> str:
     wanted = "the shape that it was made for" if trained_on is None else _written(trained_on)
     because = f": {why}" if why else ""
-    return f"{network} must be given images of {wanted}, but those of {data} are {_written(shape)}{because}."
+    what = "images" if len(shape) == 3 else "inputs"
+    return f"{network} must be given {what} of {wanted}, but those of {data} are {_written(shape)}{because}."
 
 
 def _written(shape: Shape) -> str:

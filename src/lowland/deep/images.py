@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import TrainingData, augmentation, to_float
+from lowland.deep.data import TrainingData, to_float
 from lowland.deep.seeding import derive_seed
 from lowland.runs import replace_atomically
 
@@ -16,10 +16,10 @@ _COLUMNS = 8
 
 def write_image_grid(path: Path, config: TrainConfig, data: TrainingData) -> None:
     """Writes the first 64 training images, augmented as in training, as one PNG."""
-    images = data.train.head(_COLUMNS**2).images
-    if config.augments:
+    images = data.train.head(_COLUMNS**2).inputs
+    if config.augmentation is not None:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "exported images"))
-        images = augmentation(config.dataset)(images, generator)
+        images = config.augmentation(images, generator)
     pixels = (to_float(images).clamp(0, 1) * 255).round().byte().cpu()
     picture = Image.fromarray(_grid(pixels).numpy())
     replace_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))

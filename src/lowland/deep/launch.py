@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,16 @@ import torch
 
 from lowland.deep.checkpoint import require_config
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import TrainingData, load_training_data
+from lowland.deep.data import TrainingData, divided_own_data, load_training_data, read_own_data
 from lowland.deep.images import write_image_grid
-from lowland.deep.models import is_convolutional
+from lowland.deep.models import MODEL_NAMES, is_convolutional
+from lowland.deep.new_network import new_network
+from lowland.deep.origin import require_same_origin, warn_of_changes, write_origin
+from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
 from lowland.deep.tensors import write_tensors
 from lowland.deep.training import Control, train
+from lowland.deep.trial import require_meaning, tried
 from lowland.errors import InputError
 from lowland.runs import Run, config_hash, describe_environment, require_threads
 
@@ -33,11 +37,13 @@ class Place:
         device: ``auto`` takes an accelerator if there is one.
         data_dir: Folder of data sets; see :func:`lowland.deep.data.load_training_data`.
         threads: Number of CPU threads; the default of torch if ``None``.
+        directory: What relative paths in the config begin at; the working directory if ``None``.
     """
 
     device: str = "auto"
     data_dir: Path | None = None
     threads: int | None = None
+    directory: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises :class:`~lowland.errors.InputError` for a number of threads that no machine has."""
@@ -49,14 +55,15 @@ class Place:
             "device": str(self.torch_device()),
             "data_dir": None if self.data_dir is None else str(self.data_dir.absolute()),
             "threads": self.threads or torch.get_num_threads(),
+            "directory": str(self.directory or Path.cwd()),
         }
 
     @classmethod
     def of(cls, run: Run) -> Place:
         """Where ``run`` was started."""
         place = run.environment.get("place", {})
-        data_dir = place.get("data_dir")
-        return cls(place.get("device", "auto"), Path(data_dir) if data_dir else None, place.get("threads"))
+        data_dir, directory = (Path(p) if p else None for p in map(place.get, ("data_dir", "directory")))
+        return cls(place.get("device", "auto"), data_dir, place.get("threads"), directory)
 
     def torch_device(self) -> torch.device:
         """The device.
@@ -78,6 +85,9 @@ class Place:
         return device
 
 
+_HERE = Place()
+
+
 def run_name(config: TrainConfig) -> str:
     """A readable name for a run of ``config``, which ends in the config's hash.
 
@@ -85,7 +95,7 @@ def run_name(config: TrainConfig) -> str:
         >>> run_name(TrainConfig(model="fc", sam_rho=0.1, m=16)).rpartition("-")[0]
         'digits-fc-sam0.1-m16-seed0'
     """
-    parts = [config.dataset, config.model]
+    parts = [config.data_name, config.model.replace(":", ".")]
     if config.p_label_noise > 0:
         parts.append(f"noise{config.p_label_noise:g}")
     if config.is_sam:
@@ -98,17 +108,39 @@ def run_name(config: TrainConfig) -> str:
     return "-".join([*parts, f"seed{config.seed}", config_hash(config.to_dict())])
 
 
-def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
-    """The data of ``config``, padded to 32x32 pixels for a convolutional model."""
-    return load_training_data(
-        config.dataset,
-        seed=config.seed,
-        frac_train=config.frac_train,
-        p_label_noise=config.p_label_noise,
-        noise_type=config.noise_type,
-        pad_to=IMAGE_SIZE if is_convolutional(config.model) else None,
-        data_dir=data_dir,
-    )
+def load_data(config: TrainConfig, place: Place = _HERE) -> TrainingData:
+    """The data of ``config``; images of a set of ours padded to 32x32 pixels for a convolutional model.
+
+    Args:
+        config: The run.
+        place: Where its folders are.
+
+    Raises:
+        InputError: If they cannot be had, or are not such data.
+    """
+    if config.data is not None:
+        before = place.directory
+        is_there = before is not None and (before / config.data).exists()
+        own = read_own_data(config, directory=before if is_there else None)
+        data = divided_own_data(
+            own, seed=config.seed, frac_train=config.frac_train, p_label_noise=config.p_label_noise
+        )
+    else:
+        data = load_training_data(
+            config.dataset,
+            seed=config.seed,
+            frac_train=config.frac_train,
+            p_label_noise=config.p_label_noise,
+            noise_type=config.noise_type,
+            pad_to=padding_for(config.model),
+            data_dir=place.data_dir,
+        )
+    return data.standardized() if config.normalize else data
+
+
+def padding_for(model: str) -> int | None:
+    """What images of our sets are padded to for a model of ours; ``None`` for those that take any shape."""
+    return IMAGE_SIZE if model in MODEL_NAMES and is_convolutional(model) else None
 
 
 def launch(config: TrainConfig, path: Path | None, place: Place, control: Control) -> list[dict[str, Any]]:
@@ -130,19 +162,43 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
     device = place.torch_device()
     if path is not None:
         require_same_run(path, config)  # another config is refused before any data is read
-    data = load_data(config, place.data_dir)
+    data = load_data(config, place)
+    if path is not None:
+        require_same_origin(Run(path), data)
+    control.on_data(data)
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False), _threads(place.threads):
         if path is None:
             return train(config, data, device, None, control)
         if not Run(path).checkpoint_path.exists():
-            with torch.random.fork_rng():
+            with generators_kept():
                 # What cannot be trained is refused before a file is written.
                 TrainState(config, data, device, beside=path.parent)
         run = Run.create(path, config.to_dict(), {**describe_environment(), "place": place.to_dict()})
         with run.locked():
-            if not run.checkpoint_path.exists():
+            if run.checkpoint_path.exists():
+                warn_of_changes(run, config)
+            else:
                 _write_inputs(config, run, data)
             return train(config, data, device, run, control)
+
+
+def require_startable(configs: Sequence[TrainConfig], data_dir: Path | None) -> None:
+    """Reads each data set that is needed once, and tries each network and loss of the user's.
+
+    So what cannot be had, or does not go together, is told before anything runs.
+
+    Raises:
+        InputError: If it is so.
+    """
+    place = Place(data_dir=data_dir)
+    for dataset, own in {(config.dataset, config.data) for config in configs}:
+        of_data = [c for c in configs if (c.dataset, c.data) == (dataset, own)]
+        data = load_data(of_data[0], place)
+        own_code = {(c.model, c.model_arg, c.loss): c for c in of_data if c.is_own}
+        for config in own_code.values():
+            with generators_kept():
+                require_meaning(config, data)
+                tried(config, new_network(config, data), data)
 
 
 def require_same_run(path: Path, config: TrainConfig) -> None:
@@ -166,5 +222,6 @@ def _threads(count: int | None) -> Iterator[None]:
 def _write_inputs(config: TrainConfig, run: Run, data: TrainingData) -> None:
     indices = {"train": data.train.indices, "validation": data.validation.indices}
     write_tensors(run.path / "split.safetensors", indices)
+    write_origin(run, config, data)
     if config.export_images:
         write_image_grid(run.path / "images.png", config, data)

@@ -1,4 +1,4 @@
-"""Losses of a batch, one value per example.
+"""Losses of a batch: one value per example, or their mean.
 
 A network for two classes has one output f, the logit of class 1; elsewhere it counts as the logits
 (0, f), whose cross-entropy is the logistic loss of f. Some have both logits, as in the original code.
@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lowland.deep.config import TrainConfig
+from lowland.deep.functions import function_named
 
 Outputs = Float[Tensor, "examples outputs"]
 Labels = Int[Tensor, " examples"]
 Losses = Float[Tensor, " kept"]
+Targets = Labels | Float[Tensor, " examples"] | Float[Tensor, "examples values"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,12 +53,25 @@ def smallest_cross_entropies(outputs: Outputs, labels: Labels, *, dropped: float
     return losses.topk(kept, largest=False).values
 
 
+def squared_errors(outputs: Float[Tensor, "examples ..."], targets: Targets) -> Losses:
+    """The mean over an example's values of their squared differences."""
+    squares = (outputs.reshape(targets.shape) - targets).square()
+    return squares if squares.dim() == 1 else squares.mean(1)
+
+
 def build_loss(config: TrainConfig) -> LossFunction:
-    """The loss that ``config`` names: ``(outputs, labels)`` to the losses whose mean is trained on."""
+    """The loss that ``config`` names: ``(outputs, targets)`` to the losses whose mean is trained on.
+
+    Raises:
+        InputError: If it is the user's own, and there is no such function.
+    """
+    if config.has_own_loss:
+        return function_named(config.loss, "loss")
     functions: dict[str, LossFunction] = {
         "ce": cross_entropy,
         "ce_offset": lambda o, y: offset_logistic(o, y, offset=config.loss_offset),
         "gce": lambda o, y: generalized_cross_entropy(o, y, q=config.gce_q),
         "smallest_k_ce": lambda o, y: smallest_cross_entropies(o, y, dropped=config.frac_rm_per_batch),
+        "mse": squared_errors,
     }
     return functions[config.loss]

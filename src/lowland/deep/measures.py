@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowland.deep.asked import requests, search_of
+from lowland.deep.data import Split
 from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig, Measure
 from lowland.deep.objective import AUTOCAST_TYPES, autocast
@@ -106,11 +107,12 @@ class _Taking:
         self.params = pick_parameters(subject.model, config.layers)
         self.densities: dict[str, np.ndarray] = {}
         self.common = {
-            "examples": len(self.on.labels),
+            "examples": len(self.on.split),
             "split": config.split,
             "logit_norm": config.logit_norm,
             "layers": config.layers,
             "half_prec": config.half_prec,
+            **({} if subject.criterion.name == "ce" else {"loss": subject.criterion.name}),
             "dtype": str(next(iter(self.params.values())).dtype).removeprefix("torch."),
         }
 
@@ -192,19 +194,19 @@ class _Taking:
                     self.on.outputs(*part)
             active: float = counted.fraction
             return active
-        features = self._features(self.on.images)
+        features = self._features(self.on.split)
         if name == "feature-rank":
             return float(feature_rank(features))
         test = self.subject.split("test").head(self.config.n_eval)
-        votes, asked = (features, self.on.labels), (self._features(test.images), test.labels)
+        votes, asked = (features, self.on.split.targets), (self._features(test), test.targets)
         return knn_error(votes, asked, k=self.config.neighbours)
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, split: Split) -> Tensor:
         layer = self.config.feature_layer
         assert layer is not None
-        batches = (self.subject.inputs(part) for part in torch.split(images, 256))
-        with autocast(self.config.half_prec, images.device):
-            features = features_at(self.subject.model, layer, batches)
+        parts = zip(*(torch.split(argument, 256) for argument in split.arguments), strict=True)
+        with autocast(self.config.half_prec, split.inputs.device):
+            features = features_at(self.subject.model, layer, parts, run=self.subject.outputs)
         return features.float() if features.dtype in AUTOCAST_TYPES.values() else features
 
     def _curvature(self, name: Measure, request: Row) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import torch
 from lowland.deep.averaging import has_batch_norm, reestimate_batch_norm
 from lowland.deep.data import to_float
 from lowland.deep.evaluation import SMALL_RHO, evaluate, one_step_sharpness, robust_error
+from lowland.deep.records import chosen_by
 from lowland.deep.state import TrainState
 
 
@@ -28,12 +29,8 @@ def measure(state: TrainState, *, full: bool) -> dict[str, Any]:
         "full": full,
         **_running_means(state),
     }
-    for name, split in (
-        ("train", state.train),
-        ("validation", state.data.validation),
-        ("test", state.data.test),
-    ):
-        row |= evaluate(config, state.model, split, prefix=name, limit=limit)
+    for name, split in (state.data.parts | {"train": state.train}).items():
+        row |= evaluate(config, state.model, split, state.criterion, prefix=name, limit=limit)
     row |= _sharpness(state)
     if config.attack != "none":
         row["test_error_robust"] = robust_error(config, state.model, state.data.test, limit=limit)
@@ -51,34 +48,36 @@ def _running_means(state: TrainState) -> dict[str, float]:
     return {
         "train_objective": objective,
         "running_loss": loss,
-        "running_error": error,
+        **({"running_error": error} if state.criterion.has_errors else {}),
         "lr": state.last_learning_rate,
         "rho": state.last_rho,
     }
 
 
 def _sharpness(state: TrainState) -> dict[str, float]:
-    row = {"sharpness_small": one_step_sharpness(state.config, state.model, state.train, rho=SMALL_RHO)}
-    if state.config.sam_rho > 0:
-        rho = state.config.sam_rho
-        row["sharpness_rho"] = one_step_sharpness(state.config, state.model, state.train, rho=rho)
-    return row
+    config, rho = state.config, state.config.sam_rho
+    radii = {"sharpness_small": SMALL_RHO} | ({"sharpness_rho": rho} if rho > 0 else {})
+    return {
+        name: one_step_sharpness(config, state.model, state.train, state.criterion, rho=radius)
+        for name, radius in radii.items()
+    }
 
 
 def _averaged(state: TrainState, *, limit: int, full: bool) -> dict[str, float]:
-    model = state.average.model
+    model, config = state.average.model, state.config
     if has_batch_norm(model):
         if not full:
             return {}
-        size = state.config.batch_size_eval
-        batches = torch.split(state.train.images, size)
-        reestimate_batch_norm(model, (to_float(images) for images in batches))
+        size = config.batch_size_eval
+        columns = [torch.split(argument, size) for argument in state.train.arguments]
+        reestimate_batch_norm(model, ([*map(to_float, batch)] for batch in zip(*columns, strict=True)))
     row: dict[str, float] = {}
-    for name, split in (("swa_validation", state.data.validation), ("swa_test", state.data.test)):
-        row |= evaluate(state.config, model, split, prefix=name, limit=limit)
+    for name in ("validation", "test"):
+        split = state.data.parts[name]
+        row |= evaluate(config, model, split, state.criterion, prefix=f"swa_{name}", limit=limit)
     return row
 
 
 def _remember_best(state: TrainState, row: dict[str, Any]) -> None:
-    state.remember_best("best", row["validation_error"], state.model)
-    state.remember_best("swa_best", row["swa_validation_error"], state.average.model)
+    for kind, prefix, model in (("best", "", state.model), ("swa_best", "swa_", state.average.model)):
+        state.remember_best(kind, row[prefix + chosen_by(row)], model)

@@ -41,11 +41,12 @@ _OF_SAM = (
     "sam_use_prev_batch",
     "only_sam_step_size",
 )
-_NORMALIZED = f"a model with batch normalization, one of {', '.join(NORMALIZED_BY_BATCH)}"
+_NORMALIZED = f"a model with batch normalization, your own or one of {', '.join(NORMALIZED_BY_BATCH)}"
 
 
 def _has_batch_norm(config: TrainConfig) -> bool:
-    return config.model in NORMALIZED_BY_BATCH
+    """Whether the model may have; of one's own it is known when it is built."""
+    return config.has_own_model or config.model in NORMALIZED_BY_BATCH
 
 
 def _cuts(config: TrainConfig, name: str) -> bool:
@@ -63,13 +64,27 @@ def _has_groups(config: TrainConfig) -> bool:
     """Whether the examples that share a pass make a difference; they do in plain training too."""
     return (
         config.is_sam
-        or (_has_batch_norm(config) and not config.freeze_bn_stats)
+        or (config.model in NORMALIZED_BY_BATCH and not config.freeze_bn_stats)
         or config.loss == "smallest_k_ce"
         or max(config.weight_grad_reg_lambda, config.input_grad_reg_lambda, config.jac_reg_lambda) > 0
     )
 
 
+_OF_OURS = ("model_width", "n_layers", "activation", "droprate", "scale_init")
+_OF_OWN_DATA = ("input_column", "target_column", "image_size", "channels", "augment")
+
 NEEDS = (
+    Need(("dataset",), "data to be left out", lambda c: c.data is None),
+    Need(_OF_OWN_DATA, "data of your own", lambda c: c.data is not None),
+    Need(("no_data_augm",), "data to be left out, which only augment varies", lambda c: c.data is None),
+    Need(
+        ("noise_type",),
+        "data to be left out, of whose classes nobody knows which look alike",
+        lambda c: c.data is None,
+    ),
+    Need(("model_arg",), "a model of your own, package.module:function", lambda c: c.has_own_model),
+    Need(_OF_OURS, "one of lowland's models, not your own", lambda c: not c.has_own_model),
+    Need(("attack",), "normalize to be off, since pixels must lie in [0, 1]", lambda c: not c.normalize),
     Need(("sam_clip",), "sam_no_grad_norm", lambda c: c.sam_no_grad_norm),
     Need(("m", "acc_steps"), _GROUPS, _has_groups, _cuts),
     Need(_OF_SAM, _RADIUS, lambda c: c.is_sam),
@@ -104,6 +119,12 @@ def unmet(config: TrainConfig) -> Iterator[tuple[str, str]]:
             given = _differs(config, name, defaults) if need.given is None else need.given(config, name)
             if given and not need.there(config):
                 yield name, need.needed
+
+
+def idle_groups(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Options that say groups, also one alone, where they make no difference, and what they need."""
+    if not _has_groups(config):
+        yield from ((name, _GROUPS) for name in ("m", "acc_steps") if getattr(config, name) is not None)
 
 
 def _differs(config: TrainConfig, name: str, defaults: dict[str, Any]) -> bool:

@@ -1,5 +1,7 @@
 """What the files of training runs and measures hold: the keys that are read; there may be others."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 # Keys that are required are inherited: NotRequired would not survive annotations that are strings.
@@ -8,15 +10,19 @@ from typing import Any, TypedDict
 class _Evaluated(TypedDict):
     epoch: float
     train_loss: float | None
-    train_error: float
-    validation_error: float
-    test_error: float
     full: bool
 
 
 class MetricsRow(_Evaluated, total=False):
-    """A row of a training run's ``metrics.jsonl``; a loss that JSON cannot hold is ``null``."""
+    """A row of a training run's ``metrics.jsonl``; a loss that JSON cannot hold is ``null``.
 
+    Errors are there where targets are classes.
+    """
+
+    train_error: float
+    validation_error: float
+    test_error: float
+    validation_loss: float | None
     step: int
     seconds: float
     lr: float
@@ -28,6 +34,8 @@ class MetricsRow(_Evaluated, total=False):
     train_error_noisy: float
     swa_validation_error: float
     swa_test_error: float
+    swa_validation_loss: float | None
+    swa_test_loss: float | None
 
 
 class TrainingSummary(TypedDict):
@@ -57,12 +65,12 @@ class MeasureRow(_Measured, total=False):
 
 class _Point(TypedDict):
     train_loss: float | None
-    train_error: float
 
 
 class PointRow(_Point, total=False):
     """A point of a line, a curve or a plane."""
 
+    train_error: float
     t: float
     x: float
     y: float
@@ -74,6 +82,13 @@ class PathRow(PointRow):
     """A point of one of several paths."""
 
     path: str
+
+
+class DataRecord(TypedDict):
+    """``data.json``: the user's own data."""
+
+    sha256: str
+    understood: list[str]
 
 
 class ProgressRecord(TypedDict):
@@ -99,3 +114,13 @@ class CheckpointRecord(TypedDict):
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     progress: dict[str, Any]
+
+
+def chosen_by(row: Mapping[str, Any]) -> str:
+    """What a run is chosen by: its validation error, or the loss where there are no errors."""
+    return "validation_error" if "validation_error" in row else "validation_loss"
+
+
+def number_of(value: float | None) -> float:
+    """A number of a file, where what JSON cannot hold is ``null``."""
+    return math.nan if value is None else value

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from lowland.deep.averaging import has_batch_norm, reestimate_batch_norm
 from lowland.deep.data import Split
-from lowland.deep.losses import cross_entropy
-from lowland.deep.objective import is_wrong
 from lowland.deep.seeding import derive_seed
 from lowland.deep.subject import Subject
 from lowland.deep.view import SceneryConfig, View
@@ -131,7 +129,7 @@ class _Looking:
             model,
             a,
             b,
-            lambda images, labels: cross_entropy(self.first.outputs(images), labels).mean(),
+            lambda *batch: self._loss(*batch).mean(),
             list(self._batches()),
             steps=config.curve_steps,
             lr=config.curve_lr,
@@ -168,11 +166,12 @@ class _Looking:
         split = self.first.train.head(self.config.n_direction)
         params = dict(self.first.model.named_parameters())
 
-        def loss(images: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(self.first.outputs(images), labels)
-
-        direction = gradient_direction(loss, params, (split.images, split.labels))
+        direction = gradient_direction(self._loss, params, (*split.arguments, split.targets))
         return self._through(direction, -0.5, 0.5)
+
+    def _loss(self, *batch: Tensor) -> Tensor:
+        *inputs, targets = batch
+        return self.first.criterion.loss(self.first.outputs(*inputs), targets)
 
     def _through(
         self, direction: Mapping[str, Tensor], low: float, high: float
@@ -224,25 +223,26 @@ class _Looking:
         beyond = self.config.margin * (high - low)
         return [float(x) for x in np.linspace(low - beyond, high + beyond, self.config.points)]
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         split = self.first.train
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "curve"))
-        order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+        order = torch.randperm(len(split), generator=generator).to(split.targets.device)
         for rows in torch.split(order, 128):
-            yield split.images[rows], split.labels[rows]
+            yield (*(argument[rows] for argument in split.arguments), split.targets[rows])
 
     def _prepare(self, model: nn.Module) -> None:
         if has_batch_norm(model):
-            images = self.first.train.head(_STATISTICS).images
+            split = self.first.train.head(_STATISTICS)
             # Parts of one size, since each counts the same.
-            parts = torch.tensor_split(images, math.ceil(len(images) / _BATCH))
-            reestimate_batch_norm(model, map(self.first.inputs, parts))
+            count = math.ceil(len(split) / _BATCH)
+            inputs, *masks = (torch.tensor_split(argument, count) for argument in split.arguments)
+            parts = zip(map(self.first.inputs, inputs), *masks, strict=True)
+            reestimate_batch_norm(model, parts)
 
     def _evaluated(self, _: nn.Module) -> dict[str, float]:
         row: dict[str, float] = {}
         for name, split in self.splits.items():
-            loss, error = _loss_and_error(self.first, split)
-            row |= {f"{name}_loss": loss, f"{name}_error": error}
+            row |= {f"{name}_{what}": value for what, value in _loss_and_error(self.first, split).items()}
         return row
 
 
@@ -261,11 +261,15 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _loss_and_error(subject: Subject, split: Split) -> tuple[float, float]:
-    loss = error = 0.0
-    parts = zip(torch.split(split.images, _BATCH), torch.split(split.labels, _BATCH), strict=True)
-    for images, labels in parts:
-        outputs = subject.outputs(images)
-        loss += cross_entropy(outputs, labels).double().sum().item()
-        error += is_wrong(outputs, labels).sum().item()
-    return loss / len(split), error / len(split)
+def _loss_and_error(subject: Subject, split: Split) -> dict[str, float]:
+    """The mean loss, and the share of errors where there are any."""
+    sums = {"loss": 0.0} | ({"error": 0.0} if subject.criterion.has_errors else {})
+    columns = [torch.split(tensor, _BATCH) for tensor in (*split.arguments, split.targets)]
+    for *inputs, targets in zip(*columns, strict=True):
+        outputs = subject.outputs(*inputs)
+        found = {"loss": subject.criterion.losses(outputs, targets)} | subject.criterion.notes(
+            outputs, targets
+        )
+        for name, values in found.items():
+            sums[name] += values.double().sum().item()
+    return {name: value / len(split) for name, value in sums.items()}

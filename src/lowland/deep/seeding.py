@@ -1,6 +1,12 @@
 """Independent random streams from one seed."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -22,3 +28,22 @@ def derive_seed(seed: int, *names: str | int) -> int:
     """
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seeds the default generators of PyTorch, NumPy and Python, from which code of the user's may draw."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """After the block the default generators of PyTorch, NumPy and Python are what they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

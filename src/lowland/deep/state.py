@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,29 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowland.deep.averaging import WeightAverage
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import TrainingData, augmentation, to_float
-from lowland.deep.models import build_model
+from lowland.deep.data import TrainingData, to_float
+from lowland.deep.new_network import new_network
 from lowland.deep.objective import Objective
 from lowland.deep.optimizer import build_optimizer
 from lowland.deep.schedules import label_noise_factor, learning_rate_factor
-from lowland.deep.seeding import derive_seed
+from lowland.deep.seeding import derive_seed, seed_all
+from lowland.deep.trial import require_meaning, tried
 from lowland.deep.weights import load_weights
 from lowland.errors import InputError
 from lowland.sam import L2, SAM, Ascent, ClippedUnnormalized, Unnormalized, magnitude_only, perturbed
-
-
-def new_network(config: TrainConfig, data: TrainingData) -> nn.Module:
-    """The network that ``config`` names for such data, initialized from the default generator."""
-    return build_model(
-        config.model,
-        num_classes=data.num_classes,
-        model_width=config.model_width,
-        image_shape=data.image_shape,
-        activation=config.activation,
-        droprate=config.droprate,
-        n_layers=config.n_layers,
-        scale_init=config.scale_init,
-    )
 
 
 class TrainState:
@@ -53,6 +41,7 @@ class TrainState:
     Attributes:
         model: The network.
         average: The running average of its weights.
+        criterion: How its outputs are judged.
         train: The training examples, fewer after some were removed.
         kept: Rows of the original training examples that ``train`` consists of.
         epoch: Current epoch, from 1; the number of epochs plus 1 after the last.
@@ -82,10 +71,10 @@ class TrainState:
             test=data.test.to(device),
         )
         self.device = device
-        if config.loss == "ce_offset" and data.num_classes != 2:
-            raise InputError(f"loss ce_offset needs two classes, got {data.num_classes}.")
-        torch.manual_seed(derive_seed(config.seed, "initialization"))
+        require_meaning(config, data)
+        seed_all(derive_seed(config.seed, "initialization"))
         self.model = new_network(config, data).to(device)
+        self.criterion = tried(config, self.model, self.data)
         if config.model_path is not None and fresh:
             load_weights(self.model, _start(config.model_path, beside), kind=config.model_type)
         set_training_mode(self.model, freeze_batch_norm=config.freeze_bn_stats)
@@ -105,17 +94,17 @@ class TrainState:
             bn_stats=config.bn_stats,
             engine=config.engine,
         )
-        self.objective = Objective(config, self.model)
+        self.objective = Objective(config, self.model, self.criterion)
         self.epoch, self.iteration, self.steps = 1, 0, 0
         self.kept = torch.arange(len(self.data.train), device=device)
         self.train = self.data.train
-        self.previous: tuple[Tensor, Tensor] | None = None
+        self.previous: tuple[Tensor, ...] | None = None
         self.best: dict[str, tuple[float, dict[str, Tensor]]] = {}
         self.last_learning_rate, self.last_rho = 0.0, 0.0
         self.reset_sums()
         self._learning_rate = learning_rate_factor(config.lr_schedule, config.epochs)
         self._label_noise = label_noise_factor(config.ln_schedule)
-        self._augmentation = augmentation(config.dataset)
+        self._augmentation = config.augmentation
         self._order: tuple[int, Tensor] | None = None
         self._require_batches()
 
@@ -141,20 +130,22 @@ class TrainState:
     def step(self) -> None:
         """One step of the optimizer."""
         config = self.config
-        images, labels = self._next_batch()
+        *inputs, targets = self._next_batch()
         self.last_learning_rate, self.last_rho = self.learning_rate, self.rho
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
         self.sam.rho = self.last_rho
         climb_on_previous = config.sam_use_prev_batch and self.previous is not None and self.sam.rho > 0
-        if config.droprate > 0:
+        if config.has_own_model or config.has_own_loss:
+            seed_all(self._seed("dropout"))
+        elif config.droprate > 0:
             torch.manual_seed(self._seed("dropout"))
         self.optimizer.zero_grad()
         with self._weight_noise():
             value, aux = self.sam.backward(
                 self.objective,
-                images,
-                labels,
+                *inputs,
+                targets,
                 scale=self.scaler,
                 ascent_batch=self.previous if climb_on_previous else None,
             )
@@ -163,9 +154,10 @@ class TrainState:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update(self.model)
-        self.previous = (images, labels) if config.sam_use_prev_batch else None
-        self.sums += torch.stack([value * len(labels), aux["loss"].sum(), aux["wrong"].sum()])
-        self.seen += len(labels)
+        self.previous = (*inputs, targets) if config.sam_use_prev_batch else None
+        wrong = aux["error"].sum() if "error" in aux else value.new_zeros(())
+        self.sums += torch.stack([value * len(targets), aux["loss"].sum(), wrong])
+        self.seen += len(targets)
         self.iteration += 1
         self.steps += 1
 
@@ -188,7 +180,7 @@ class TrainState:
 
     def remember_best(self, kind: str, error: float, model: nn.Module) -> None:
         """Keeps a copy of ``model`` as ``kind`` if its validation ``error`` is the lowest so far."""
-        if kind not in self.best or error < self.best[kind][0]:
+        if kind not in self.best or error < self.best[kind][0] or math.isnan(self.best[kind][0]):
             self.best[kind] = (error, {k: v.detach().clone() for k, v in model.state_dict().items()})
 
     @property
@@ -196,15 +188,16 @@ class TrainState:
         """Share of the training done after the step that comes next."""
         return (self.epoch - 1 + (self.iteration + 1) / self.steps_per_epoch) / self.config.epochs
 
-    def _next_batch(self) -> tuple[Tensor, Tensor]:
+    def _next_batch(self) -> tuple[Tensor, ...]:
         config = self.config
         start = self.iteration * config.batch_size
         rows = self._epoch_order()[start : start + config.batch_size]
         # index_select copies whole images, several times as fast as indexing on the CPU.
-        images, labels = self.train.images.index_select(0, rows), self.train.labels.index_select(0, rows)
-        if config.augments:
-            images = self._augmentation(images, self._generator("augmentation"))
-        return to_float(images), self._redrawn(labels)
+        inputs, *mask = (argument.index_select(0, rows) for argument in self.train.arguments)
+        targets = self.train.targets.index_select(0, rows)
+        if self._augmentation is not None:
+            inputs = self._augmentation(inputs, self._generator("augmentation"))
+        return (to_float(inputs), *mask, self._redrawn(targets))
 
     def _require_batches(self) -> None:
         if self.steps_per_epoch == 0:

@@ -3,68 +3,76 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import re
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lowland.deep.checkpoint import require_config, saved_states
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import Split, TrainingData, load_training_data, require_folder_read, to_float
-from lowland.deep.fit import require_fit
-from lowland.deep.launch import IMAGE_SIZE, Place, load_data
-from lowland.deep.models import is_convolutional
-from lowland.deep.state import new_network
-from lowland.deep.tensors import read_tensors
+from lowland.deep.criterion import CROSS_ENTROPY, Criterion, are_logits
+from lowland.deep.data import (
+    Split,
+    TrainingData,
+    load_training_data,
+    read_own_data,
+    require_folder_read,
+    to_float,
+    undivided_own_data,
+)
+from lowland.deep.fit import Needed, require_fit
+from lowland.deep.functions import arguments_of, is_function
+from lowland.deep.launch import Place, load_data, padding_for
+from lowland.deep.network import outputs_of
+from lowland.deep.new_network import new_network, own_network
+from lowland.deep.options import OwnDataOptions
+from lowland.deep.origin import require_same_origin, warn_of_changes
+from lowland.deep.seeding import generators_kept
+from lowland.deep.trusted import require_trusted
 from lowland.deep.weights import load_weights, put_weights
-from lowland.errors import InputError
-from lowland.runs import Run, read_arrays
+from lowland.errors import InputError, one_of, require_default
+from lowland.runs import Run
 
 Kind = Literal["last", "best", "swa_last", "swa_best"]
 Precision = Literal["float32", "float64"]
-_OF_MODELS = ("model", "model_width", "n_layers", "activation")
-_OF_FILES = ("builder", *_OF_MODELS)
-
-
-_MOST_CLASSES = 65_536
-_PIXELS = {torch.uint8, torch.float64, torch.float32, torch.float16, torch.bfloat16}
-_CLASSES = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool}
+_OF_MODELS = ("model_width", "n_layers", "activation")
+_OF_FILES = ("model", "model_arg", *_OF_MODELS)
+_OF_OWN_DATA = ("input_column", "target_column", "image_size", "channels")
 
 
 @dataclass(frozen=True)
-class SubjectOptions:
+class SubjectOptions(OwnDataOptions):
     """What to measure, where a run does not say it itself.
 
     Attributes:
         kind: Which of a run's weights: at the end, chosen on validation, or their running averages.
-        builder: package.module:function that makes the network of a weights file.
         dataset: Data set to measure on, one of lowland train's; by default the run's own.
-        model: Network of a weights file, one of lowland train's.
+        model: Network of a weights file: one of lowland train's, or your own, package.module:function.
+        model_arg: Arguments of your own model's function as name=value.
         model_width: Its width.
         n_layers: Its number of layers.
         activation: Its activation, if it is not relu.
-        data: Your own data: a .safetensors or .npz file with x and y, and perhaps x_test and y_test.
+        loss: What is measured: ce, mse, or your own, package.module:function of outputs and targets; by
+            default a run's own, else ce of classes and mse of numbers.
         data_dir: Folder with data sets, DIR/cifar10/*.parquet and so on; else the run's, else $LOWLAND_DATA.
+        trust: Packages whose functions a run may name; your own modules need no word.
         device: cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one.
         dtype: Type of the weights while they are measured.
     """
 
     kind: Kind = "last"
-    builder: str | None = None
     dataset: str | None = None
     model: str | None = None
+    model_arg: tuple[str, ...] = ()
     model_width: int | None = None
     n_layers: int | None = None
     activation: str | None = None
-    data: Path | None = None
+    loss: str | None = None
     data_dir: Path | None = None
+    trust: tuple[str, ...] = ()
     device: str = "auto"
     dtype: Precision = "float32"
 
@@ -78,7 +86,9 @@ class Subject:
         model: The network; its parameters require gradients.
         train: Training examples, with the labels that were trained on.
         test: Test examples; empty if there are none.
-        data: The name of the data set, or the file.
+        data: The name of the data set, or where one's own are.
+        criterion: How its outputs are judged.
+        sha256: Hash of one's own data; empty for a data set of ours.
         kind: Which of its weights.
         run: The run that it came from.
         config: What was trained there.
@@ -89,6 +99,8 @@ class Subject:
     train: Split
     test: Split
     data: str
+    criterion: Criterion = CROSS_ENTROPY
+    sha256: str = ""
     kind: Kind = "last"
     run: Run | None = None
     config: TrainConfig | None = None
@@ -112,13 +124,15 @@ class Subject:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:10]
 
-    def inputs(self, images: Tensor) -> Tensor:
-        """Images as they are stored, as the network takes them."""
-        return to_float(images).to(next(self.model.parameters()).dtype)
+    def inputs(self, stored: Tensor) -> Tensor:
+        """Inputs as they are stored, as the network takes them."""
+        inputs = to_float(stored)
+        is_number = inputs.is_floating_point()
+        return inputs.to(next(self.model.parameters()).dtype) if is_number else inputs
 
-    def outputs(self, images: Tensor) -> Tensor:
-        """What the network makes of images as they are stored."""
-        outputs: Tensor = self.model(self.inputs(images))
+    def outputs(self, stored: Tensor, *mask: Tensor) -> Tensor:
+        """What the network makes of inputs as they are stored."""
+        outputs: Tensor = outputs_of(self.model, self.inputs(stored), *mask)
         return outputs
 
 
@@ -128,8 +142,8 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
     Args:
         source: A run directory of ``lowland train`` (of one that has not ended, the weights of its
             checkpoint), a file of weights (ours, or a ``.pth`` of the original
-            code, read without running anything in it), or ``package.module:function``, which is called
-            without arguments and returns a :class:`torch.nn.Module` with its weights.
+            code, read without running anything in it), or ``package.module:function``, which returns a
+            :class:`torch.nn.Module` with its weights; see :func:`~lowland.deep.new_network.own_network`.
         options: What the source does not say.
 
     Raises:
@@ -145,10 +159,12 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
         raise InputError(
             f"a run directory, a file of weights or package.module:function is needed, got {source!r}."
         )
-    _refuse(options, _OF_FILES, source)
+    _refuse(options, ("model", *_OF_MODELS), source)
     _refuse_kind(options, source)
     _require_folder_read(options, source)
-    return _placed(source, built_by(source), _data(options, None), options)
+    data = _data(options, None)
+    model = own_network(source, arguments_of("model_arg", options.model_arg), data)
+    return _placed(source, model, data, options)
 
 
 def pick_parameters(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
@@ -170,42 +186,6 @@ def pick_parameters(model: nn.Module, pattern: str | None) -> dict[str, nn.Param
     return found
 
 
-def built_by(builder: str) -> nn.Module:
-    """The network that ``package.module:function`` returns; the current folder is searched too.
-
-    Raises:
-        InputError: If there is no such function, or it returns something else.
-    """
-    module_name, _, function = builder.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{builder} must name a module that can be imported, got: {error}.") from None
-    make = getattr(module, function, None)
-    if not callable(make):
-        raise InputError(f"{builder} must name a function, but {module_name} has no {function!r}.")
-    _require_no_arguments(make, builder)
-    found = make()
-    if not isinstance(found, nn.Module):
-        raise InputError(f"{builder} must return a torch.nn.Module, got {type(found).__name__}.")
-    if next(found.parameters(), None) is None:
-        raise InputError(f"{builder} must return a network with parameters, got none.")
-    return found
-
-
-def _require_no_arguments(make: Callable[..., Any], builder: str) -> None:
-    try:
-        signature = inspect.signature(make)
-    except ValueError:  # some functions of C say nothing of theirs
-        return
-    try:
-        signature.bind()
-    except TypeError as error:
-        raise InputError(f"{builder} must be a function without arguments: {error}.") from None
-
-
 def _of_run(path: Path, options: SubjectOptions) -> Subject:
     run = Run.open(path)
     if "command" in run.config:
@@ -214,27 +194,36 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         raise InputError(f"{path} must have weights, but has neither model.safetensors nor a checkpoint.")
     _refuse(options, _OF_FILES, "a run")
     config = TrainConfig.from_dict(run.config)
-    _require_folder_read(options, path.name, config.dataset)
-    own = load_data(config, options.data_dir or Place.of(run).data_dir)
+    require_trusted(config, options.trust, path)
+    _require_folder_read(options, path.name, *([] if config.data else [config.dataset]))
+    place = Place.of(run)
+    own = load_data(config, replace(place, data_dir=options.data_dir or place.data_dir))
+    require_same_origin(run, own)
+    warn_of_changes(run, config)
     model = _built(config, own)
     if run.model_path.is_file():
         load_weights(model, path, kind=options.kind)
     else:
         require_config(run.checkpoint_path, config)
         put_weights(model, saved_states(run.checkpoint_path), run.checkpoint_path, kind=options.kind)
-    given = options.data is not None or options.dataset not in (None, config.dataset)
+    is_own_set = config.data is None and options.dataset == config.dataset
+    given = options.data is not None or (options.dataset is not None and not is_own_set)
     data = _data(options, config.model) if given else own
-    return _placed(path.name, model, data, options, run, config, own.image_shape)
+    if given and own.scaling is not None:
+        data = data.standardized(own.scaling)
+    return _placed(path.name, model, data, options, run, config, own.input_shape)
 
 
 def _of_file(path: Path, options: SubjectOptions) -> Subject:
     _require_folder_read(options, path.name)
-    if options.builder is not None:
-        _refuse(options, _OF_MODELS, "a builder")
-        model, data = built_by(options.builder), _data(options, None)
+    if options.model is None:
+        raise InputError(f"{path} is a file of weights, which needs --model, got none.")
+    if is_function(options.model):
+        _refuse(options, _OF_MODELS, "a network of your own")
+        data = _data(options, None)
+        model = own_network(options.model, arguments_of("model_arg", options.model_arg), data)
     else:
-        if options.model is None:
-            raise InputError(f"{path} is a file of weights, which needs --model or --builder, got neither.")
+        _refuse(options, ("model_arg",), "a network of ours")
         config = TrainConfig(
             dataset=options.dataset or "digits",
             model=options.model,
@@ -249,7 +238,7 @@ def _of_file(path: Path, options: SubjectOptions) -> Subject:
 
 
 def _built(config: TrainConfig, data: TrainingData) -> nn.Module:
-    with torch.random.fork_rng():
+    with generators_kept():
         return new_network(config, data)
 
 
@@ -259,63 +248,12 @@ def _data(options: SubjectOptions, model: str | None) -> TrainingData:
             raise InputError(
                 f"either data or dataset may be given, got {options.data} and {options.dataset}."
             )
-        return _own_data(options.data)
+        return undivided_own_data(read_own_data(options))
+    require_default(options, _OF_OWN_DATA, "without --data, whose reading it decides")
     if options.dataset is None:
         raise InputError("what is not a run needs --dataset or --data to be measured on, got neither.")
-    pad_to = IMAGE_SIZE if model is not None and is_convolutional(model) else None
+    pad_to = None if model is None else padding_for(model)
     return load_training_data(options.dataset, pad_to=pad_to, data_dir=options.data_dir)
-
-
-def _own_data(path: Path) -> TrainingData:
-    tensors = _tensors(path)
-    parts: list[Split] = []
-    for x, y in (("x", "y"), ("x_test", "y_test")):
-        if x not in tensors and x == "x_test":
-            parts.append(_empty(parts[0]))
-            continue
-        for name in (x, y):
-            if name not in tensors:
-                raise InputError(f"{path} must hold {name}, it holds {', '.join(sorted(tensors))}.")
-        parts.append(_checked(tensors[x], tensors[y], path, y))
-    if parts[1].images.shape[1:] != parts[0].images.shape[1:]:
-        shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in parts)
-        raise InputError(f"{path} must hold images x and x_test of one shape, got {shapes}.")
-    labels = torch.cat([part.labels for part in parts])
-    _, channels, height, width = parts[0].images.shape
-    classes = int(labels.max()) + 1
-    return TrainingData(parts[0], _empty(parts[0]), parts[1], classes, (channels, height, width))
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".npz":
-            return {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
-        if path.is_file():
-            return read_tensors(path)[0]
-    except FileNotFoundError:
-        pass
-    except TypeError as error:  # an array of text, say
-        raise InputError(f"{path} must hold numbers only: {str(error).rstrip('.')}.") from None
-    raise InputError(f"data must be a .safetensors or .npz file, but there is no {path}.")
-
-
-def _checked(x: Tensor, y: Tensor, path: Path, name: str) -> Split:
-    if x.dim() != 4 or x.dtype not in _PIXELS or y.dim() != 1 or y.dtype not in _CLASSES or len(x) != len(y):
-        raise InputError(
-            f"{path} must hold images (n, channels, height, width) and {name}, a class number from 0 each, "
-            f"got shapes {tuple(x.shape)} of {x.dtype} and {tuple(y.shape)} of {y.dtype}."
-        )
-    if x.numel() == 0 or int(y.min()) < 0 or int(y.max()) >= _MOST_CLASSES:
-        raise InputError(
-            f"{path} must hold at least one image, and class numbers {name} from 0 to {_MOST_CLASSES - 1}, "
-            f"got {tuple(x.shape)} and {y.tolist()[:3]}."
-        )
-    labels = y.long()
-    return Split(x if x.dtype == torch.uint8 else x.float(), labels, labels, torch.arange(len(labels)))
-
-
-def _empty(like: Split) -> Split:
-    return like.head(0)
 
 
 def _placed(
@@ -325,24 +263,49 @@ def _placed(
     options: SubjectOptions,
     run: Run | None = None,
     config: TrainConfig | None = None,
-    trained_on: tuple[int, int, int] | None = None,
+    trained_on: tuple[int, ...] | None = None,
 ) -> Subject:
     device = Place(options.device).torch_device()
     model = model.to(device, getattr(torch, options.dtype)).eval().requires_grad_()
-    train, test = data.train.to(device), data.test.to(device)
-    of_run = "" if config is None else config.dataset
+    of_run = "" if config is None else config.data or config.dataset
     named = str(options.data) if options.data is not None else options.dataset or of_run
-    subject = Subject(name, model, train, test, named, options.kind, run, config)
-    classes = max(int(split.labels.max()) for split in (train, test) if len(split) > 0) + 1
-    image = subject.inputs(train.images[:1])
-    require_fit(model, image, classes, network=name, data=named, trained_on=trained_on)
-    return subject
+    criterion = _criterion(options, config, data)
+    sha256 = "" if data.own is None else data.own.sha256
+    train, test = data.train.to(device), data.test.to(device)
+    subject = Subject(name, model, train, test, named, criterion, sha256, options.kind, run, config)
+    one = train.head(1)
+    arguments = (subject.inputs(one.inputs), *one.arguments[1:])
+    needed = None if is_function(criterion.name) else _needed(data)
+    outputs = require_fit(model, arguments, needed, network=name, data=named, trained_on=trained_on)
+    has_errors = data.has_classes and (needed is not None or are_logits(outputs, 1, data.num_classes))
+    return replace(subject, criterion=replace(criterion, has_errors=has_errors))
+
+
+def _needed(data: TrainingData) -> Needed:
+    """What outputs must be for the targets that are there."""
+    if not data.has_classes:
+        return Needed(values=data.num_classes)
+    there = [part for part in (data.train, data.test) if len(part)]
+    return Needed(classes=max(int(part.targets.max()) for part in there) + 1)
+
+
+def _criterion(options: SubjectOptions, config: TrainConfig | None, data: TrainingData) -> Criterion:
+    """What is measured: as was asked for, as in the run, or as is usual for such targets."""
+    name = options.loss or ("mse" if not data.has_classes else "ce")
+    if options.loss is None and config is not None:
+        return Criterion.of(config)
+    if not is_function(name):
+        one_of("loss", name, ("ce", "mse"), more="your own as package.module:function")
+        if (name == "ce") != data.has_classes:
+            kind = "classes" if data.has_classes else "numbers"
+            raise InputError(f"loss {name} must be left out for targets that are {kind}.")
+    return Criterion.named(name)
 
 
 def _refuse(options: SubjectOptions, names: tuple[str, ...], source: str) -> None:
     for name in names:
         value = getattr(options, name)
-        if value is not None:
+        if value is not None and value != ():
             raise InputError(f"{name} must be left out for {source}, which says it itself, got {value}.")
 
 

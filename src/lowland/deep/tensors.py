@@ -32,7 +32,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Raises:
         OSError: If it cannot be written; the file that was there is whole.
     """
-    contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
+    contiguous = _apart({name: t.detach().contiguous() for name, t in tensors.items()})
     unsealed = (metadata or {}) | {_KEY: _UNSEALED}
 
     def write(temporary: Path) -> None:
@@ -70,6 +70,17 @@ def read_metadata(path: Path) -> dict[str, str]:
 def is_sealed(metadata: Mapping[str, str]) -> bool:
     """Whether a file of such metadata has a checksum, right or damaged."""
     return _KEY in metadata or any(value.startswith(_HASH) for value in metadata.values())
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which none shares memory with another, as tied weights do: the format knows no such."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def _seal(path: Path) -> None:

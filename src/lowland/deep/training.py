@@ -15,7 +15,8 @@ from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData
 from lowland.deep.evaluation import ranking
 from lowland.deep.measuring import measure
-from lowland.deep.records import MetricsRow, ProgressRecord
+from lowland.deep.records import MetricsRow, ProgressRecord, chosen_by
+from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
 from lowland.deep.tensors import write_tensors
 from lowland.runs import Run, conform
@@ -46,11 +47,15 @@ class Control:
         observer: Is told of progress.
         checkpoint_every: Seconds between checkpoints; ``None`` writes one at the end of each epoch.
         should_stop: Asked after each step; if true, a checkpoint is written and training stops.
+        on_data: Called with the data once they are read, before anything is written.
+        on_start: Called once all that is wrong has been refused, before the first step.
     """
 
     observer: Observer | None = None
     checkpoint_every: float | None = None
     should_stop: Callable[[], bool] = lambda: False
+    on_data: Callable[[TrainingData], object] = lambda _: None
+    on_start: Callable[[], object] = lambda: None
 
 
 def train(
@@ -76,8 +81,9 @@ def train(
         InputError: If the config does not fit the data, or a checkpoint cannot be read.
         OSError: If a file cannot be written; the last checkpoint is whole.
     """
-    with torch.random.fork_rng():
+    with generators_kept():
         loop = _Loop(config, data, device, run, control)
+        control.on_start()
         loop.run()
         return loop.rows
 
@@ -154,7 +160,7 @@ class _Loop:
             return
         if len(state.kept) < len(state.data.train):
             return
-        order = ranking(config, state.model, state.train).sort(stable=True).indices
+        order = ranking(config, state.model, state.train, state.criterion).sort(stable=True).indices
         count = len(order) - round(config.n_rm_pts * len(order))
         state.keep(order[:count].sort().values)
 
@@ -189,13 +195,19 @@ class _Loop:
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last row, and the row with the lowest validation error among the full evaluations.
+    """The last row, and the row with the lowest validation error (or loss) among the full evaluations.
 
     The test set selects nothing.
     """
     full = [row for row in rows if row["full"]]
-    return {
-        "last": rows[-1],
-        "best": min(full, key=lambda row: row["validation_error"]),
-        "swa_best": min(full, key=lambda row: row["swa_validation_error"]),
-    }
+    name = chosen_by(rows[-1])
+
+    def lowest(name: str) -> dict[str, Any]:
+        return min(full, key=lambda row: _or_infinite(row[name]))
+
+    return {"last": rows[-1], "best": lowest(name), "swa_best": lowest(f"swa_{name}")}
+
+
+def _or_infinite(value: float | None) -> float:
+    """A number that is none is worse than any."""
+    return math.inf if value is None or math.isnan(value) else value

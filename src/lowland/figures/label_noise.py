@@ -1,43 +1,57 @@
-"""Errors over epochs under label noise, as in Figure 12 of Andriushchenko & Flammarion (2022)."""
+"""Test error while training on wrong labels, and at the end over m."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lowland.figures.style import in_our_style, panels
+from lowland.figures.paper.drawing import colors_of, level_with_spread, line_with_spread, methods_of
+from lowland.figures.style import in_our_style, panels, shared_legend
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = list[dict[str, Any]]
+_BESIDE = 0.14
 
 
 @in_our_style
-def plot_label_noise(runs: Mapping[str, Sequence[Rows]]) -> Figure:
-    """Test error, and training error on the flipped labels, by label of the method.
+def plot_label_noise(curves: Rows, ends: Rows, title: str) -> Figure:
+    """Means over seeds; bands and bars are one standard deviation to both sides, thin lines single seeds.
 
     Args:
-        runs: For each method the rows of its runs, one per seed; the line is their mean, the band goes
-            from the lowest to the highest.
+        curves: A row per run and epoch: ``method``, ``m``, ``seed``, ``epoch``, ``test_error`` in per cent.
+        ends: A row per run, its last.
+        title: What was trained on.
     """
-    figure, (test, noisy) = panels(["test error (%)", "training error on the wrong labels (%)"], height=3.6)
-    for label, seeds in runs.items():
-        _band(test, seeds, "test_error", label)
-        _band(noisy, seeds, "train_error_noisy", label)
-    for ax in (test, noisy):
-        ax.set_xlabel("epoch")
-        ax.set_ylim(0, 100)
-    test.legend()
-    count = max(len(seeds) for seeds in runs.values())
-    figure.suptitle(f"60 % label noise, {count} seed{'s' if count > 1 else ''}")
+    figure, (left, right) = panels(["while training", "at the end, over m; grey: single seeds"], height=3.9)
+    colors = colors_of(methods_of(ends))
+    for name, color in colors.items():
+        own = [row for row in curves if row["method"] == name]
+        line_with_spread(left, own, "epoch", "test_error", color=color, label=name)
+    _over_m(right, ends, colors)
+    left.set(xlabel="epoch", ylabel="test error (%)", ylim=(0, 60))
+    figure.suptitle(title)
+    shared_legend(figure, [left, right])
     return figure
 
 
-def _band(ax: Axes, seeds: Sequence[Rows], name: str, label: str) -> None:
-    epochs = [row["epoch"] for row in seeds[0] if name in row]
-    columns = list(zip(*([100 * row[name] for row in rows if name in row] for rows in seeds), strict=True))
-    (line,) = ax.plot(epochs, [sum(column) / len(column) for column in columns], label=label)
-    if len(seeds) > 1:
-        lowest, highest = [min(c) for c in columns], [max(c) for c in columns]
-        ax.fill_between(epochs, lowest, highest, color=line.get_color(), alpha=0.2, linewidth=0)
+def _over_m(ax: Axes, ends: Rows, colors: dict[str, str]) -> None:
+    """Each seed a line over m, the means beside it, and ERM as a level."""
+    erm = [row for row in ends if row["method"] == "ERM"]
+    climbed = [row for row in ends if row["method"] != "ERM"]
+    sizes = sorted({row["m"] for row in climbed}, reverse=True)
+    for seed in sorted({row["seed"] for row in climbed}):
+        own = {row["m"]: row["test_error"] for row in climbed if row["seed"] == seed}
+        ax.plot([sizes.index(m) for m in own], list(own.values()), ".-", color="0.6", linewidth=0.8, zorder=1)
+    for place, m in enumerate(sizes):
+        errors = [row["test_error"] for row in climbed if row["m"] == m]
+        spread = np.std(errors, ddof=1) if len(errors) > 1 else None
+        color = colors[f"{m}-SAM"]
+        ax.errorbar(place + _BESIDE, np.mean(errors), spread, fmt="o", color=color, capsize=3, markersize=6)
+    level_with_spread(ax, erm, "test_error", color=colors["ERM"], label="ERM")
+    level = np.mean([row["test_error"] for row in erm])
+    ax.annotate("ERM", (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    ax.set_xticks(range(len(sizes)), [str(m) for m in sizes])
+    ax.set(xlabel="m, examples that share a perturbation", xlim=(-0.4, len(sizes) - 0.6), ylim=(0, None))
+    ax.grid(visible=False, axis="x")

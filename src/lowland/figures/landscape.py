@@ -20,7 +20,7 @@ _SPLITS = ("train", "test")
 
 @in_our_style
 def plot_line(paths: Mapping[str, Rows], *, ends: Mapping[str, float], along: str, axis: str) -> Figure:
-    """Loss and error of both splits along one or several paths.
+    """Loss, and error if there are any, of both splits along one or several paths.
 
     Args:
         paths: Rows with ``along``, losses and errors (``train_loss``, ``test_error``, ...), by name.
@@ -28,8 +28,11 @@ def plot_line(paths: Mapping[str, Rows], *, ends: Mapping[str, float], along: st
         along: The name of the coordinate.
         axis: What it is called in the picture.
     """
-    figure, axes = panels(["loss", "error (%)"])
-    for ax, quantity, factor in zip(axes, ("loss", "error"), (1.0, 100.0), strict=True):
+    has_errors = any("train_error" in rows[0] for rows in paths.values())
+    quantities = ("loss", "error") if has_errors else ("loss",)
+    figure, axes = panels(["loss", "error (%)"][: len(quantities)])
+    for ax, quantity in zip(axes, quantities, strict=True):
+        factor = 100.0 if quantity == "error" else 1.0
         for color, (name, rows) in enumerate(paths.items()):
             for style, split in zip(("-", "--"), _SPLITS, strict=True):
                 if f"{split}_{quantity}" in rows[0]:

@@ -120,7 +120,7 @@ def _run_row(name: str, stored: Mapping[str, Any], last: Mapping[str, Any]) -> R
     config = TrainConfig.from_dict(stored)
     return {
         "run": name,
-        "data": config.dataset,
+        "data": config.data_name,
         "wrong labels": config.p_label_noise,
         "model": config.model,
         "method": method(config),

@@ -3,7 +3,7 @@
 from lowland.runs.arrays import read_arrays
 from lowland.runs.atomic import replace_atomically, write_json, write_text
 from lowland.runs.directory import Run, config_hash
-from lowland.runs.environment import describe_environment
+from lowland.runs.environment import describe_environment, installed_packages
 from lowland.runs.lines import append_line, read_lines
 from lowland.runs.records import SmallRow
 from lowland.runs.results import as_rows, read_table, table_of, write_results
@@ -22,6 +22,7 @@ __all__ = [
     "end_if_given_up",
     "in_pieces",
     "in_threads",
+    "installed_packages",
     "parse_json",
     "read_arrays",
     "read_json",

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("lowland", "torch", "numpy", "pyarrow", "pillow", "safetensors")
+_OTHERS = ("scipy", "numba", "matplotlib", "huggingface_hub", "rich")
+_EXTRAS = ("lightning", "transformers", "accelerate", "plotly", "ray", "tensorboard")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -19,6 +21,12 @@ def describe_environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),
     }
+
+
+def installed_packages() -> dict[str, str | None]:
+    """Versions of all that is used, ``None`` for what is missing; those of extras if they are there."""
+    used = {name: _version(name) for name in (*_PACKAGES, *_OTHERS)}
+    return used | {name: found for name in _EXTRAS if (found := _version(name)) is not None}
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ class PlaceRecord(TypedDict, total=False):
     device: str
     data_dir: str | None
     threads: int | None
+    directory: str | None
 
 
 class EnvironmentRecord(TypedDict, total=False):

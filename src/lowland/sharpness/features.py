@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +22,20 @@ from lowland.sharpness.kept import generators_kept
 _CHUNK = 1024
 
 
-def features_at(module: nn.Module, layer: str, batches: Iterable[Tensor]) -> Float[Tensor, "examples width"]:
+def features_at(
+    module: nn.Module,
+    layer: str,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    *,
+    run: Callable[..., object] | None = None,
+) -> Float[Tensor, "examples width"]:
     """The outputs of one layer, flattened, for all examples of the batches.
 
     Args:
         module: The network; run as it is, without gradients, and left as it was.
         layer: The layer's dotted name, as in ``named_modules``.
-        batches: Inputs.
+        batches: Inputs: a tensor each, or all arguments of the network.
+        run: Runs the network on a batch's arguments; by default it is called with them.
 
     Raises:
         InputError: If there is no such layer, or it does not run.
@@ -47,7 +54,7 @@ def features_at(module: nn.Module, layer: str, batches: Iterable[Tensor]) -> Flo
     draws = generators_kept(module.parameters())
     with finally_surely(handle.remove), draws, Buffers(module).kept(), torch.no_grad():
         for batch in batches:
-            module(batch)
+            (run or module)(*([batch] if isinstance(batch, Tensor) else batch))
     if not found:
         raise InputError(f"layer must be one that runs, got {layer!r}, which did not.")
     return torch.cat(found)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lowland.deep import TrainConfig
-from lowland.deep.needs import unmet
+from lowland.deep.needs import idle_groups, unmet
 from lowland.errors import InputError, one_of
 from lowland.runs import conform, parse_json
 
 Options = Mapping[str, Any]
 _NAMES = [field.name for field in fields(TrainConfig)]
+_SEVERAL = {field.name for field in fields(TrainConfig) if isinstance(field.default, tuple)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _read(options: Options) -> tuple[TrainConfig, dict[str, str]]:
     unread: dict[str, str] = {}
     while True:
         kept = {name: value for name, value in options.items() if name not in unread}
-        found = {n: needed for n, needed in unmet(TrainConfig.from_dict(_plain(kept))) if n in kept}
+        config = TrainConfig.from_dict(_plain(kept))
+        found = {n: needed for n, needed in (*unmet(config), *idle_groups(config)) if n in kept}
         if not found:
             return TrainConfig(**kept), unread
         unread |= found
@@ -135,10 +137,8 @@ def listed_in(path: Path) -> list[dict[str, Any]]:
     for given in found:
         for name in given:
             one_of(f"option in {path}", name, _NAMES)
-        if "optimizer_options" in given:
-            given["optimizer_options"] = tuple(
-                conform(given["optimizer_options"], list[str], "optimizer_options")
-            )
+        for name in _SEVERAL & given.keys():
+            given[name] = tuple(conform(given[name], list[str], name))
     return found
 
 

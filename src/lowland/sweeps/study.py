@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, get_args
 import numpy as np
 
 from lowland.deep import TrainConfig
-from lowland.deep.records import MetricsRow, TrainingSummary
+from lowland.deep.records import MetricsRow, TrainingSummary, chosen_by
 from lowland.errors import InputError, one_of
 from lowland.runs import Run, config_hash, read_json, write_json
 from lowland.sweeps.grid import Grid
@@ -28,7 +28,7 @@ FILE = "sweep.json"
 class SweepRecord(TypedDict):
     """``sweep.json``."""
 
-    metric: str
+    metric: str | None
     at: At
     runs: list[str]
     configs: list[dict[str, Any]]
@@ -41,7 +41,8 @@ class Point:
     Attributes:
         options: The swept options.
         values: The metric of each seed that is there.
-        validation: Its validation error.
+        validation: What it is chosen by: its validation error, or loss.
+        chosen_by: The name of that.
         is_chosen: Whether its radius is the best of its kind by validation.
         rivals: How many radii its kind has, beside this one.
     """
@@ -49,6 +50,7 @@ class Point:
     options: Mapping[str, Any]
     values: tuple[float, ...]
     validation: tuple[float, ...]
+    chosen_by: str = "validation_error"
     is_chosen: bool = False
     rivals: int = 0
 
@@ -100,7 +102,15 @@ class Study:
         """The runs as tasks."""
         return [Training(config) for config in self.grid.configs]
 
-    def keep(self, metric: str, at: At) -> None:
+    def usual_metric(self, at: At) -> str:
+        """The test error, or the test loss of runs that have no errors."""
+        for run in (Run(self.store.path / name) for name in self.names):
+            if run.is_finished:
+                summary = run.read("summary.json", TrainingSummary)[at]
+                return chosen_by(summary).replace("validation", "test")
+        return "test_error"
+
+    def keep(self, metric: str | None, at: At) -> None:
         """Writes what is swept, and what is to be shown."""
         self.path.mkdir(parents=True, exist_ok=True)
         configs = [config.to_dict() for config in self.grid.configs]
@@ -108,7 +118,7 @@ class Study:
         write_json(self.path / FILE, record)
 
     def rows(self, metric: str, at: At) -> list[dict[str, Any]]:
-        """A row per finished run: the swept options, the seed, the metric, the validation error.
+        """A row per finished run: the swept options, the seed, the metric, and what it is chosen by.
 
         Raises:
             InputError: If runs have no such metric.
@@ -122,7 +132,8 @@ class Study:
                 summary = run.read("summary.json", TrainingSummary)[at]
                 one_of(f"metric of {name}", metric, [key for key in METRICS if key in summary])
                 swept = {option: getattr(config, option) for option in self.grid.swept}
-                values = {"value": summary[metric], "validation_error": summary["validation_error"]}
+                by = chosen_by(summary)
+                values = {"value": summary[metric], by: summary[by]}
                 rows.append({**swept, "seed": config.seed, **values, "run": name})
         return rows
 
@@ -152,7 +163,8 @@ def _point(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> Point:
     def numbers(name: str) -> tuple[float, ...]:
         return tuple(float("nan") if row[name] is None else float(row[name]) for row in rows)
 
-    return Point({name: rows[0][name] for name in swept}, numbers("value"), numbers("validation_error"))
+    options, by = {name: rows[0][name] for name in swept}, chosen_by(rows[0])
+    return Point(options, numbers("value"), numbers(by), by)
 
 
 def _kind(point: Point) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowland.deep import Control, TrainConfig, TrainState, launch, run_name
+from lowland.deep.functions import on_path
 from lowland.sweeps.cost import seconds_of_training
 from lowland.sweeps.task import How, Store, Task
 
@@ -44,6 +45,8 @@ class Training:
 
     def carry_out(self, store: Store, how: How) -> None:
         """Trains. The run that it begins with is found by its name, beside its own."""
+        if how.place.directory is not None:  # a worker's own may be another
+            on_path(how.place.directory)
         control = Control(_Share(self.config.epochs, how), _CHECKPOINT_EVERY, how.should_stop)
         launch(self._named(), store.run(self).path, how.place, control)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 from lowland.errors import InputError
@@ -83,16 +83,16 @@ def augment(
     return crop_and_flip(images, draws[0], draws[1], flips, padding=padding)
 
 
-def to_float(images: UInt8[Tensor, "*shape"] | Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Pixels in [0, 1]: ``uint8`` becomes ``float32 / 255``; floating-point images are returned as they are.
+def to_float(inputs: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Pixels in [0, 1]: ``uint8`` becomes ``float32 / 255``; other numbers, and tokens, stay as they are.
 
     Example:
         >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
         tensor([0.0000, 0.2000, 1.0000])
     """
-    if images.is_floating_point():
-        return images
-    pixels: Float32[Tensor, "*shape"] = images.float()
+    if inputs.dtype != torch.uint8:
+        return inputs
+    pixels: Float32[Tensor, "*shape"] = inputs.float()
     return pixels.div_(255)
 
 

@@ -79,11 +79,12 @@ def _files_in(folder: Path, source: ParquetSource, part: Part) -> tuple[Path, ..
             f"got it in {' and '.join(map(str, folders))}."
         )
     for parent in folders:
-        _require_every_shard(parent, [path.name for path in found if path.parent == parent])
+        require_every_shard(parent, [path.name for path in found if path.parent == parent])
     return tuple(found)
 
 
-def _require_every_shard(folder: Path, names: list[str]) -> None:
+def require_every_shard(folder: Path, names: list[str]) -> None:
+    """Raises :class:`InputError` unless all the files that the names count are there."""
     shards = sorted((int(match[1]), int(match[2])) for name in names if (match := _SHARD.search(name)))
     totals = [total for _, total in shards]
     if shards != [(shard, max(totals)) for shard in range(max(totals, default=0))]:

@@ -2,7 +2,8 @@
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,58 @@ def _read_file(path: Path, source: ParquetSource) -> tuple[UInt8[Tensor, "n c h 
 
 
 def _columns(path: Path, source: ParquetSource) -> pa.Table:
-    wanted = [source.image_column, source.label_column]
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        _require_columns(schema, schema.names, path, source)
+        table = file.read(columns=[source.image_column, source.label_column])
+    return _with_rows(table, path)
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The columns of a Parquet file, and their types.
+
+    Raises:
+        InputError: If it is none.
+    """
+    with _opened(path) as file:
+        return file.schema_arrow
+
+
+def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    """Some columns of a Parquet file, which has rows.
+
+    Raises:
+        InputError: If it is none, is damaged, or has no such column.
+    """
+    with _opened(path) as file:
+        missing = [name for name in names if file.schema_arrow.names.count(name) != 1]
+        if missing:
+            raise InputError(
+                f"{path} must have the column {missing[0]!r} once, got {file.schema_arrow.names}."
+            )
+        table = file.read(columns=list(names))
+    return _with_rows(table, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    with damage_told(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield file
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """What of a Parquet file is found to be damaged inside the block is an error of one sentence."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema, names = file.schema_arrow, file.schema_arrow.names
-            _require_columns(schema, names, path, source)
-            table = file.read(columns=wanted)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"{path} must be a complete Parquet file, but reading it failed: {reason}."
         ) from error
+
+
+def _with_rows(table: pa.Table, path: Path) -> pa.Table:
     if not len(table):
         raise InputError(f"{path} must have at least one row, got none.")
     return table

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 Part = Literal["train", "test"]
 
 Images = UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
 Labels = Int64[Tensor, "n"]
+Inputs = Shaped[Tensor, "n ..."]
+Targets = Int64[Tensor, "n"] | Float32[Tensor, "n"] | Float32[Tensor, "n values"]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""One part of a data set, and how the training images are divided."""
+"""One part of a data set, and how the training examples are divided."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from lowland.deep.data.source import Images, Labels
+from lowland.deep.data.source import Inputs, Targets
 from lowland.deep.seeding import derive_seed
 from lowland.errors import InputError
 
@@ -18,26 +19,33 @@ class Split:
     """One part of a data set: for training, validation or testing.
 
     Attributes:
-        images: ``uint8`` of shape ``(n, c, h, w)``, or ``float32`` in the synthetic sets.
-        labels: What is trained on or measured against, shape ``(n,)``.
-        clean_labels: The labels before label noise; the same tensor as ``labels`` when there is none.
+        inputs: What the network is given: pixels (``uint8`` of shape ``(n, c, h, w)``), other numbers
+            (``float32`` of shape ``(n, ...)``) or tokens (``int64`` of shape ``(n, length)``).
+        targets: What is trained on or measured against: a class each, ``int64`` of shape ``(n,)``, or
+            numbers, ``float32`` of shape ``(n,)`` or ``(n, values)``.
+        clean_targets: The targets before label noise; the same tensor as ``targets`` when there is none.
         indices: Rows in the original set, shape ``(n,)``.
+        mask: Which tokens are no padding, ``bool`` of the tokens' shape; ``None`` for other inputs.
     """
 
-    images: Images
-    labels: Labels
-    clean_labels: Labels
+    inputs: Inputs
+    targets: Targets
+    clean_targets: Targets
     indices: Int64[Tensor, "n"]
+    mask: Bool[Tensor, "n length"] | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self.labels)
+        return len(self.targets)
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """What the network is given, as it is stored: the inputs, and the mask if there is one."""
+        return (self.inputs,) if self.mask is None else (self.inputs, self.mask)
 
     def to(self, device: torch.device | str) -> "Split":
         """The same examples on a device."""
-        labels = self.labels.to(device)
-        clean = labels if self.clean_labels is self.labels else self.clean_labels.to(device)
-        return Split(self.images.to(device), labels, clean, self.indices.to(device))
+        return self._mapped(lambda tensor: tensor.to(device))
 
     def head(self, n: int) -> "Split":
         """The first ``n`` examples, or all if there are fewer; a view.
@@ -47,24 +55,28 @@ class Split:
         """
         if n < 0:
             raise InputError(f"The number of examples must be non-negative, got {n}.")
-        labels = self.labels[:n]
-        clean = labels if self.clean_labels is self.labels else self.clean_labels[:n]
-        return Split(self.images[:n], labels, clean, self.indices[:n])
+        return self._mapped(lambda tensor: tensor[:n])
 
     def select(self, positions: Int64[Tensor, "k"]) -> "Split":
         """The examples at these positions, in this order; a copy."""
         # index_select copies whole images, eight times as fast as indexing on the CPU.
-        labels = self.labels.index_select(0, positions)
-        clean = labels if self.clean_labels is self.labels else self.clean_labels.index_select(0, positions)
-        images = self.images.index_select(0, positions)
-        return Split(images, labels, clean, self.indices.index_select(0, positions))
+        return self._mapped(lambda tensor: tensor.index_select(0, positions))
+
+    def _mapped(self, of: Callable[[Tensor], Tensor]) -> "Split":
+        targets = of(self.targets)
+        clean = targets if self.clean_targets is self.targets else of(self.clean_targets)
+        mask = None if self.mask is None else of(self.mask)
+        return Split(of(self.inputs), targets, clean, of(self.indices), mask)
 
 
-def divide(n: int, *, seed: int, frac_train: float) -> tuple[Int64[Tensor, "t"], Int64[Tensor, "v"]]:
+def divide(
+    n: int, *, seed: int, frac_train: float, share: float | None = None
+) -> tuple[Int64[Tensor, "t"], Int64[Tensor, "v"]]:
     """Positions of the training and of the validation examples among ``n``.
 
-    A tenth of a permutation, which depends on ``seed`` alone, is held out; of the rest the first
-    ``frac_train`` are kept. So a smaller share is a subset of a larger one, with the same validation set.
+    A tenth (or another ``share``) of a permutation, which depends on ``seed`` alone, is held out; of the rest
+    the first ``frac_train`` are kept. So a smaller share is a subset of a larger one, with the same
+    validation set.
 
     Raises:
         InputError: If ``frac_train`` is not in (0, 1], or so small that nothing is left.
@@ -74,10 +86,10 @@ def divide(n: int, *, seed: int, frac_train: float) -> tuple[Int64[Tensor, "t"],
     permutation = torch.randperm(
         n, generator=torch.Generator().manual_seed(derive_seed(seed, "validation split"))
     )
-    held_out = round(_VALIDATION_SHARE * n)
+    held_out = round((_VALIDATION_SHARE if share is None else share) * n)
     kept = round(frac_train * (n - held_out))
     if not kept:
         raise InputError(
-            f"frac_train must keep at least one of {n - held_out} training images, got {frac_train}."
+            f"frac_train must keep at least one of {n - held_out} training examples, got {frac_train}."
         )
     return permutation[held_out : held_out + kept], permutation[:held_out]

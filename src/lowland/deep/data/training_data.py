@@ -1,21 +1,28 @@
 """Everything a run trains on and is measured against."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from lowland.deep.data.cache import cached, sha256_of
 from lowland.deep.data.locate import locate
 from lowland.deep.data.noise import asymmetric_noise, symmetric_noise
+from lowland.deep.data.own import OwnData
 from lowland.deep.data.pad import zero_pad
 from lowland.deep.data.parquet import read_images
+from lowland.deep.data.scaling import Scaling
 from lowland.deep.data.sets import DATASETS, DataSet, dataset_named
 from lowland.deep.data.source import Images, Labels, ParquetSource, Part, SyntheticSource
 from lowland.deep.data.split import Split, divide
 from lowland.deep.seeding import derive_seed
 from lowland.errors import InputError
+
+Kind = Literal["images", "features", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -24,17 +31,49 @@ class TrainingData:
 
     Attributes:
         train: What is trained on.
-        validation: What models are selected on: a tenth of the set's training images, never trained on.
-        test: The set's test images, with their true labels.
-        num_classes: Labels lie in ``0 .. num_classes - 1``.
-        image_shape: ``(c, h, w)``.
+        validation: What models are selected on, never trained on.
+        test: What nothing is selected on, with the true labels.
+        num_classes: Labels lie in ``0 .. num_classes - 1``; of targets that are numbers, how many there are.
+        input_shape: Of one input: ``(c, h, w)`` of an image, ``(length,)`` of tokens.
+        kind: What the inputs are.
+        classes: Names of the classes, where they have any.
+        vocab_size: Tokens lie in ``0 .. vocab_size - 1``; 0 for other inputs.
+        scaling: What inputs were standardized by.
+        own: Where the user's own data came from; ``None`` for a set of ours.
     """
 
     train: Split
     validation: Split
     test: Split
     num_classes: int
-    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
+    kind: Kind = "images"
+    classes: tuple[str, ...] = ()
+    vocab_size: int = 0
+    scaling: Scaling | None = None
+    own: OwnData | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether targets are classes, and not numbers."""
+        return not self.train.targets.is_floating_point()
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def standardized(self, scaling: Scaling | None = None) -> TrainingData:
+        """With inputs of mean 0 and variance 1 over the training examples, or scaled as others were.
+
+        Raises:
+            InputError: If the inputs are tokens, or of another shape than those others.
+        """
+        if self.kind == "tokens":
+            raise InputError("normalize must be left out for tokens, which are no quantities.")
+        scaling = scaling or Scaling.of(self.train.inputs)
+        train, validation, test = (replace(s, inputs=scaling(s.inputs)) for s in self.parts.values())
+        return replace(self, train=train, validation=validation, test=test, scaling=scaling)
 
 
 def load_training_data(
@@ -72,9 +111,9 @@ def load_training_data(
 
     Example:
         >>> data = load_training_data("gaussians_binary", p_label_noise=0.2)
-        >>> len(data.train), len(data.validation), len(data.test), data.image_shape
+        >>> len(data.train), len(data.validation), len(data.test), data.input_shape
         (900, 100, 1000, (1, 1, 100))
-        >>> int((data.train.labels != data.train.clean_labels).sum())
+        >>> int((data.train.targets != data.train.clean_targets).sum())
         180
     """
     entry = dataset_named(dataset)
@@ -83,20 +122,18 @@ def load_training_data(
         _load(entry, part, pad_to=pad_to, data_dir=data_dir, cache_dir=cache_dir)
         for part in ("train", "test")
     )
-    if whole.images.shape[1:] != test.images.shape[1:]:
+    if whole.inputs.shape[1:] != test.inputs.shape[1:]:
         raise InputError(
             f"Training and test images of {dataset} must have one shape, "
-            f"got {tuple(whole.images.shape[1:])} and {tuple(test.images.shape[1:])}."
+            f"got {tuple(whole.inputs.shape[1:])} and {tuple(test.inputs.shape[1:])}."
         )
     training, held_out = divide(len(whole), seed=seed, frac_train=frac_train)
+    parts = {"train": whole.select(training), "validation": whole.select(held_out)}
     train, validation = (
-        _with_noise(
-            whole.select(positions), entry, p_label_noise, noise_type, derive_seed(seed, "label noise", name)
-        )
-        for name, positions in (("train", training), ("validation", held_out))
+        _with_noise(part, entry, p_label_noise, noise_type, derive_seed(seed, "label noise", name))
+        for name, part in parts.items()
     )
-    channels, height, width = test.images.shape[1:]
-    return TrainingData(train, validation, test, entry.num_classes, (channels, height, width))
+    return TrainingData(train, validation, test, entry.num_classes, tuple(test.inputs.shape[1:]))
 
 
 def _load(
@@ -115,7 +152,7 @@ def _load(
     split = Split(images, labels, labels, torch.arange(len(labels)))
     if entry.keep:
         split = _subset(split, entry.keep)
-    return split if pad_to is None else replace(split, images=zero_pad(split.images, pad_to))
+    return split if pad_to is None else replace(split, inputs=zero_pad(split.inputs, pad_to))
 
 
 def _decoded(
@@ -138,9 +175,9 @@ def _decoded(
 
 
 def _subset(split: Split, keep: Mapping[int, int]) -> Split:
-    chosen = split.select(torch.isin(split.labels, torch.tensor(list(keep))).nonzero().squeeze(1))
-    labels = torch.tensor([keep[label] for label in chosen.labels.tolist()], dtype=torch.int64)
-    return replace(chosen, labels=labels, clean_labels=labels)
+    chosen = split.select(torch.isin(split.targets, torch.tensor(list(keep))).nonzero().squeeze(1))
+    labels = torch.tensor([keep[label] for label in chosen.targets.tolist()], dtype=torch.int64)
+    return replace(chosen, targets=labels, clean_targets=labels)
 
 
 def _require_noise(entry: DataSet, p_label_noise: float, noise_type: str) -> None:
@@ -154,12 +191,20 @@ def _require_noise(entry: DataSet, p_label_noise: float, noise_type: str) -> Non
 
 
 def _with_noise(split: Split, entry: DataSet, share: float, noise_type: str, seed: int) -> Split:
+    if noise_type == "sym":
+        return with_symmetric_noise(split, share, num_classes=entry.num_classes, seed=seed)
+    if not share:
+        return split
+    assert entry.confusions is not None
+    generator = torch.Generator().manual_seed(seed)
+    noisy = asymmetric_noise(split.targets, share, confusions=entry.confusions, generator=generator)
+    return replace(split, targets=noisy)
+
+
+def with_symmetric_noise(split: Split, share: float, *, num_classes: int, seed: int) -> Split:
+    """The split with a share of its labels flipped to any other class; see :func:`symmetric_noise`."""
     if not share:
         return split
     generator = torch.Generator().manual_seed(seed)
-    if noise_type == "asym":
-        assert entry.confusions is not None
-        noisy = asymmetric_noise(split.labels, share, confusions=entry.confusions, generator=generator)
-    else:
-        noisy = symmetric_noise(split.labels, share, num_classes=entry.num_classes, generator=generator)
-    return replace(split, labels=noisy)
+    noisy = symmetric_noise(split.targets, share, num_classes=num_classes, generator=generator)
+    return replace(split, targets=noisy)

@@ -117,9 +117,10 @@ def is_convolutional(name: str) -> bool:
 def build_model(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
+    num_values: int | None = None,
     model_width: int | None = None,
-    image_shape: tuple[int, int, int] = (3, 32, 32),
+    image_shape: tuple[int, ...] = (3, 32, 32),
     activation: str = "relu",
     droprate: float = 0.0,
     n_layers: int = 1,
@@ -135,10 +136,11 @@ def build_model(
     Args:
         name: One of :data:`MODEL_NAMES`.
         num_classes: Number of classes, at least 2.
+        num_values: In its place: the number of values to predict, each of which is an output.
         model_width: Channels of the first stage (ResNets, VGG) or of every layer (``cnn``), units of a hidden
             layer (``fc``), widening factor (``wrn28``); ``None`` means that of :data:`DEFAULT_WIDTHS`. Even
             for the models with group normalization, which have ``model_width / 2`` groups in every norm.
-        image_shape: Channels, height and width of an image.
+        image_shape: Channels, height and width of an image; of ``fc`` and ``linear`` the shape of any input.
         activation: ``"relu"``, or ``"softplusA"`` with β = ``A``, such as ``"softplus10"``. The last one of
             the pre-activation ResNets is always ReLU; the original's ``resnet34`` and ``wrn28`` ignore it,
             and ``droprate`` too.
@@ -157,7 +159,8 @@ def build_model(
         11172170
     """
     model = _find(name)
-    _check_data(name, num_classes, image_shape)
+    num_outputs = _num_outputs(name, num_classes, num_values)
+    _check_shape(name, image_shape)
     options: dict[str, object] = {
         "model_width": model_width,
         "activation": activation,
@@ -171,7 +174,7 @@ def build_model(
     options |= {"model_width": width, "activation": parse_activation(activation)}
     built = model.construct(
         image_shape=image_shape,
-        num_outputs=model.outputs_of_two if num_classes == 2 else num_classes,
+        num_outputs=num_outputs,
         **{option: options[option] for option in model.reads},
     )
     initialize(built)
@@ -193,11 +196,33 @@ def _refuse_unread(name: str, options: Mapping[str, object]) -> None:
             )
 
 
-def _check_data(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+def _num_outputs(name: str, num_classes: int | None, num_values: int | None) -> int:
+    if (num_classes is None) == (num_values is None):
+        raise InputError(
+            f"either num_classes or num_values must be given, got num_classes={num_classes} "
+            f"and num_values={num_values}."
+        )
+    if num_classes is None:
+        assert num_values is not None
+        if num_values < 1:
+            raise InputError(f"num_values must be positive, got {num_values}.")
+        return num_values
     if num_classes < 2:
         raise InputError(f"num_classes must be at least 2, got {num_classes}.")
-    if min(image_shape) < 1:
-        raise InputError(f"image_shape must be three positive numbers, got {image_shape}.")
+    return _MODELS[name].outputs_of_two if num_classes == 2 else num_classes
+
+
+def _check_shape(name: str, image_shape: tuple[int, ...]) -> None:
+    if not image_shape or min(image_shape) < 1:
+        raise InputError(f"image_shape must be positive numbers, got {image_shape}.")
+    if not _MODELS[name].convolutional:
+        return
+    if len(image_shape) != 3:
+        shape = "x".join(map(str, image_shape))
+        raise InputError(
+            f"{name} needs images of channels, height and width, got inputs of shape {shape}; "
+            "fc and linear take any shape."
+        )
     _, height, width = image_shape
     least = _MODELS[name].min_size
     if min(height, width) < least:

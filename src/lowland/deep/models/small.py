@@ -11,15 +11,15 @@ from lowland.deep.models.layers import Activation, dropout
 
 
 class LinearModel(nn.Module):
-    """One linear layer without bias on the flattened image.
+    """One linear layer without bias on the flattened input.
 
     Args:
-        image_shape: Channels, height and width.
+        image_shape: Of one input: channels, height and width, or any other.
         num_outputs: Outputs per example.
         scale_init: The l2 norm of the initial weight; 0 leaves PyTorch's default.
     """
 
-    def __init__(self, *, image_shape: tuple[int, int, int], num_outputs: int, scale_init: float) -> None:
+    def __init__(self, *, image_shape: tuple[int, ...], num_outputs: int, scale_init: float) -> None:
         super().__init__()
         linear = nn.Linear(math.prod(image_shape), num_outputs, bias=False)
         if scale_init:
@@ -27,19 +27,17 @@ class LinearModel(nn.Module):
                 linear.weight.mul_(scale_init / linear.weight.norm())
         self._model = nn.Sequential(nn.Flatten(), linear)
 
-    def forward(
-        self, x: Float[Tensor, "examples channels height width"]
-    ) -> Float[Tensor, "examples outputs"]:
+    def forward(self, x: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples outputs"]:
         """The outputs (logits) of each example."""
         outputs: Tensor = self._model(x)
         return outputs
 
 
 class FullyConnected(nn.Module):
-    """Hidden linear layers on the flattened image, then a linear layer.
+    """Hidden linear layers on the flattened input, then a linear layer.
 
     Args:
-        image_shape: Channels, height and width.
+        image_shape: Of one input: channels, height and width, or any other.
         num_outputs: Outputs per example.
         model_width: Units of a hidden layer.
         activation: Makes the activations.
@@ -50,7 +48,7 @@ class FullyConnected(nn.Module):
     def __init__(
         self,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         num_outputs: int,
         model_width: int,
         activation: Activation,
@@ -64,9 +62,7 @@ class FullyConnected(nn.Module):
             layers += [nn.Linear(inputs, outputs), activation(), dropout(droprate)]
         self._model = nn.Sequential(*layers, nn.Linear(model_width, num_outputs))
 
-    def forward(
-        self, x: Float[Tensor, "examples channels height width"]
-    ) -> Float[Tensor, "examples outputs"]:
+    def forward(self, x: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples outputs"]:
         """The outputs (logits) of each example."""
         outputs: Tensor = self._model(x)
         return outputs
