@@ -56,6 +56,29 @@ class Deaf(nn.Module):
         return self.out(self.embed(tokens).mean(1) * (-1 if flip else 1))
 
 
+class Greedy(nn.Module):
+    """Changes what it is given, in place."""
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.out = nn.Linear(int(np.prod(input_shape)), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 1.0
+        return self.out(x.flatten(1))
+
+
+class Odd(nn.Module):
+    """Its ``forward`` calls itself something else, and it takes no mask."""
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.out = nn.Linear(int(np.prod(input_shape)), num_classes)
+
+    def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+        return this.out(x.flatten(1).float())
+
+
 def any_name(**arguments: object) -> nn.Module:
     """Takes arguments of any name, and keeps them."""
     layer = nn.Linear(3, int(arguments["num_classes"]))  # type: ignore[call-overload]
@@ -81,6 +104,21 @@ def unread(outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
 def wrong_shape(outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
     """One value per output."""
     return outputs.square()
+
+
+def summed(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The sum over a group."""
+    return nn.functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="sum")
+
+
+def broadcast(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs (n, 1) against targets (n,)."""
+    return nn.functional.mse_loss(outputs, targets)
+
+
+def drawing(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Asks the host for a number."""
+    return nn.functional.cross_entropy(outputs, targets) * (1.0 if outputs.sum().item() > 0 else 2.0)
 
 
 def failing(*_: object) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import own_code
-from lowland.deep.functions import arguments_of, called, function_named, is_function, source_of
+from lowland.deep.functions import arguments_of, called, function_named, is_function, sources_of
 from lowland.errors import InputError
 
 
@@ -43,7 +43,8 @@ def test_the_working_directory_is_searched(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert called("found_here:f", "data") == 7
-    assert source_of("found_here:f") == tmp_path / "found_here.py"
+    assert sources_of("found_here:f", "data") == {"found_here": (tmp_path / "found_here.py").read_text()}
+    assert sys.path[-1] == str(tmp_path)
     sys.modules.pop("found_here")
 
 
@@ -53,6 +54,7 @@ def test_the_working_directory_is_searched(tmp_path: Path, monkeypatch: pytest.M
         ("import nothing_of_that_name", r"importable, but it raised ModuleNotFoundError at broken\.py:1"),
         ("\n1 / 0", r"importable, but it raised ZeroDivisionError at broken\.py:2: division by zero\."),
         ("def f(:", r"importable, but it raised SyntaxError"),
+        ("import sys\nsys.exit(3)", r"importable, but it raised SystemExit at broken\.py:2: 3\."),
         ("x = 1", r"model must name a function, but broken has no function 'f', got broken:f\."),
         ("f = 3", r"model must name a function, but broken has no function 'f'"),
         (

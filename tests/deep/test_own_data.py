@@ -153,6 +153,32 @@ def test_a_photo_that_was_taken_sideways_is_upright(tmp_path: Path) -> None:
     assert np.array_equal(pixels.numpy(), np.asarray(upright).transpose(2, 0, 1))
 
 
+def test_what_is_hidden_is_not_read_and_links_are_followed_once(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "photos")
+    (folder / "cats" / ".checkpoints").mkdir()
+    (folder / "cats" / ".checkpoints" / "a.png").write_bytes((folder / "cats" / "00.png").read_bytes())
+    (folder / "cats" / "__MACOSX").mkdir()
+    (folder / "cats" / "__MACOSX" / "a.png").write_bytes(b"")
+    elsewhere = write_images(tmp_path / "elsewhere", 4)
+    (folder / "dogs" / "more").symlink_to(elsewhere / "dogs")
+    (elsewhere / "dogs" / "around").symlink_to(folder / "dogs")
+    assert read(folder).parts["train"].targets.bincount().tolist() == [10, 10, 14]
+
+
+@pytest.mark.parametrize(("channels", "value"), [(1, 255), (3, 255)])
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_what_is_transparent_is_white(mode: str, channels: int, value: int, tmp_path: Path) -> None:
+    see_through = {"P": 0, "L": 10, "RGB": (10, 10, 10)}[mode]
+    for name in ("a", "b"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        image = Image.new(mode, (4, 4), see_through)
+        if mode == "P":
+            image.putpalette([10, 10, 10] * 256)
+        image.save(tmp_path / "x" / name / "1.png", transparency=see_through)
+    assert read(tmp_path / "x", channels=channels).parts["train"].inputs.unique().tolist() == [value]
+    assert read(tmp_path / "x").parts["train"].inputs.shape[1] == 4
+
+
 def test_files_that_are_no_images_are_left_aside_and_said(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "photos")
     (folder / "cats" / "notes.txt").write_text("x")
@@ -220,6 +246,16 @@ def test_a_class_that_training_does_not_know_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "x", r"test must have the classes of .*train, birds, cats, dogs, got cows too")
 
 
+def test_parts_without_training_images_are_no_classes(tmp_path: Path) -> None:
+    for name in ("val", "test"):
+        write_images(tmp_path / "x" / name)
+    refused(tmp_path / "x", "must hold train beside test, val")
+    (tmp_path / "y" / "train").mkdir(parents=True)
+    (tmp_path / "y" / "test").mkdir()
+    picture(RNG, 3, 3, 5).save(tmp_path / "y" / "train" / "a.png")
+    refused(tmp_path / "y", "must hold a directory of images for each class, got")
+
+
 def test_folders_without_classes_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "must hold a directory of images for each class, got none")
     picture(RNG, 3, 3, 5).save(tmp_path / "a.png")
@@ -271,6 +307,14 @@ def test_columns_of_numbers_are_features_and_lists_of_whole_numbers_tokens(tmp_p
     assert mask is not None
     assert mask.tolist() == [[True, True, True], [True, False, False]]
     assert tokens.classes == ("no", "yes")
+
+
+def test_several_numbers_are_predicted_and_the_index_of_pandas_is_none(tmp_path: Path) -> None:
+    columns = {"a": [1.0, 2.0], "y": [[0.5, 1.5], [2.5, 3.5]], "__index_level_0__": [0, 1]}
+    data = read(write_table(tmp_path / "x.parquet", columns))
+    assert data.parts["train"].inputs.tolist() == [[1.0], [2.0]]
+    assert data.parts["train"].targets.tolist() == columns["y"]
+    assert data.notes == ("columns: a to y",)
 
 
 @pytest.mark.parametrize(
@@ -492,6 +536,15 @@ def test_what_a_data_set_draws_is_drawn_once_and_alike_every_time() -> None:
         ([(X[0], None)], "the target of example 0 .* must be a class, its name or numbers, got None"),
         ([(X[0], 0), (X[0, :2], 1)], "must be a sequence of tokens where lengths differ, got torch.float32"),
         ([(X, 0), (X[:2], 1)], "inputs .* must be of one shape, or sequences"),
+        ([("text", 0), ("more", 1)], "must be examples that can be read, but it raised TypeError"),
+        ([({"a": 1}, 0)], "must be numbers or pictures|must be examples that can be read"),
+        ([(None, 0)], "must be numbers or pictures|must be examples that can be read"),
+        ({"x": None, "y": [0]}, "must be numbers or pictures"),
+        ((np.zeros((2, 2), complex), [0, 1]), "must be real numbers, got torch.complex128"),
+        (
+            (torch.utils.data.TensorDataset(torch.zeros(2, 1)),) * 2,
+            "must be a mapping of train and test to data sets",
+        ),
         (([[1, 2], []], [0, 1]), "row 1 .* must have at least one token, got none"),
     ],
 )
@@ -621,6 +674,7 @@ def test_what_was_understood_is_said(tmp_path: Path) -> None:
         ("hf://datasets/o/n@main/p", "n"),
         ("m.n:f", "m.n.f"),
         ("/", "data"),
+        ("~nobody.at.all/x", "x"),
     ],
 )
 def test_names_of_data(data: str, name: str) -> None:

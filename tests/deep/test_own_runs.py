@@ -227,6 +227,15 @@ def test_two_runs_of_a_network_that_draws_from_all_generators_are_the_same(
             {"data": "photos", "model": "own_code:net", "model_arg": ("depth=2",)},
             "must take its arguments, .*depth",
         ),
+        (
+            {"model": "own_code:Greedy", "loss": "mse"},
+            "model own_code:Greedy must leave the inputs .* as they are",
+        ),
+        (
+            {"model": "fc", "loss": "own_code:summed"},
+            "loss own_code:summed must return the mean .*, got their sum",
+        ),
+        ({"model": "fc", "loss": "own_code:broadcast"}, "raised UserWarning.*: Using a target size"),
         ({"model": "own_code:net", "loss": "own_code:unread"}, "must depend on the outputs that it is given"),
         ({"model": "own_code:net", "loss": "own_code:wrong_shape"}, "must return the mean over the examples"),
         (
@@ -370,6 +379,79 @@ def test_the_sharpness_of_a_regression_is_that_of_its_quadratic(place: Place, tm
     rows = {row["measure"]: row["value"] for row in measures(subject, flatness).rows}
     assert rows["largest eigenvalue"] == pytest.approx(eigenvalues[-1], rel=1e-6)
     assert rows["trace"] == pytest.approx(eigenvalues.sum(), rel=1e-6)
+
+
+def test_the_mask_is_not_handed_to_what_calls_itself_something_else(place: Place, tmp_path: Path) -> None:
+    config = TrainConfig(**{**SMALL, "data": "own_code:drawn", "model": "own_code:Odd"})
+    launch(config, tmp_path / "x", place, Control())
+    even = torch.arange(48).reshape(24, 2)
+    np.savez(tmp_path / "even.npz", x=even.numpy(), y=np.arange(24) % 2)
+    launch(replace(config, data="even.npz"), tmp_path / "y", place, Control())
+
+
+def test_what_the_batched_engine_cannot_run_is_a_sentence(place: Place, tmp_path: Path) -> None:
+    options = {"data": "photos", "model": "fc", "loss": "own_code:drawing", "sam_rho": 0.1, "m": 2}
+    config = TrainConfig(**{**SMALL, **options}, engine="batched")
+    with pytest.raises(InputError, match="engine='batched' must be able to run every part"):
+        launch(config, tmp_path / "x", place, Control())
+
+
+def test_numbers_are_kept_apart_by_what_was_measured(place: Place, tmp_path: Path) -> None:
+    launch(TrainConfig(**{**SMALL, **KINDS["photos"]}), tmp_path / "x", place, Control())
+    photos = str(tmp_path / "photos")
+    options: tuple[dict[str, str], ...] = ({}, {"data": photos})
+    subjects = [load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", **each)) for each in options]
+    assert subjects[0].made_of["data_hash"] != subjects[1].made_of["data_hash"]
+    assert subjects[0].made_of["code_hash"] == subjects[1].made_of["code_hash"]
+
+
+def test_classes_of_other_data_keep_the_numbers_that_the_network_knows(place: Place, tmp_path: Path) -> None:
+    launch(TrainConfig(**{**SMALL, **KINDS["photos"]}), tmp_path / "x", place, Control())
+    write_images(tmp_path / "two", 4)
+    for path in (tmp_path / "two" / "birds").iterdir():
+        path.unlink()
+    (tmp_path / "two" / "birds").rmdir()
+    two = load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", data=str(tmp_path / "two")))
+    assert two.train.targets.tolist() == [1] * 4 + [2] * 4  # cats and dogs of birds, cats, dogs
+    (tmp_path / "two" / "cats").rename(tmp_path / "two" / "cows")
+    with pytest.raises(
+        InputError, match="must be among those that the network knows, birds, cats, dogs, got cows"
+    ):
+        load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", data=str(tmp_path / "two")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "own_code:text"}, "must hold images with classes, .* got tokens with classes"),
+        ({"data": "table.npz"}, "must hold images with classes, .* got features with numbers"),
+        ({"loss": "mse"}, "loss mse must be left out for targets that are classes"),
+        (
+            {"loss": "own_code:failing"},
+            "loss own_code:failing must take outputs and targets, .* raised ValueError",
+        ),
+        ({"image_size": 4}, "image_size must be left out without --data"),
+    ],
+)
+def test_what_a_run_cannot_be_measured_by_is_a_sentence(
+    options: dict[str, Any], message: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(TrainConfig(**{**SMALL, **KINDS["photos"]}), tmp_path / "x", place, Control())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", **options))
+
+
+def test_padding_is_not_measured_as_tokens(place: Place, tmp_path: Path) -> None:
+    np.savez(tmp_path / "even.npz", x=np.arange(60).reshape(30, 2) % 9, y=np.arange(30) % 2)
+    launch(
+        TrainConfig(**{**SMALL, "data": "even.npz", "model": "own_code:Deaf"}),
+        tmp_path / "x",
+        place,
+        Control(),
+    )
+    with pytest.raises(InputError, match="x must take a mask beside the tokens of own_code:text"):
+        load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", data="own_code:text"))
 
 
 def test_other_data_are_scaled_as_those_of_training_were(place: Place, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run directory runs nothing of a stranger's choice."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,44 @@ def test_functions_of_the_users_own_modules_need_none() -> None:
     )
 
 
+def write_package(folder: Path, *, marked: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if marked:
+        (folder / "__init__.py").write_text("")
+    (folder / "payload.py").write_text("raise RuntimeError('it runs')\n")
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize(
+    ("inside", "name", "where"),
+    [
+        ("stranger", "stranger.payload:net", "."),
+        ("stranger/more", "stranger.more.payload:net", "."),
+        ("stranger", "payload:net", "stranger"),
+    ],
+)
+def test_modules_that_lie_in_the_run_need_a_word(
+    inside: str, name: str, where: str, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path / inside, marked=marked)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path / where)
+    with pytest.raises(InputError, match="which is installed or lies in the run"):
+        require_trusted(TrainConfig(model=name), (), tmp_path / "stranger")
+
+
+def test_a_folder_of_modules_without_a_mark_is_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "nets.py").write_text("def net():\n    pass\n")
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    require_trusted(TrainConfig(model="models.nets:net"), (), RUN)
+    sys.modules.pop("models.nets")
+    sys.modules.pop("models")
+
+
 def test_names_of_ours_are_no_functions() -> None:
     require_trusted(TrainConfig(), (), RUN)
 
@@ -49,7 +88,8 @@ def test_a_function_that_a_strangers_run_names_is_not_called(tmp_path: Path) -> 
     text = stored.read_text().replace('"model": "fc"', f'"model": "os:mkdir", "model_arg": ["path={marker}"]')
     stored.write_text(text.replace('"model_width": 4', '"model_width": null'))
     with pytest.raises(
-        InputError, match="names os:mkdir, a function of the installed package os, as its model"
+        InputError,
+        match="names os:mkdir, a function of os, which is installed or lies in the run, as its model",
     ):
         load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu"))
     assert not marker.exists()

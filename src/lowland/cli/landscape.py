@@ -58,10 +58,11 @@ def run(argv: Sequence[str]) -> int:
     config.resolved(len(sources))
     subjects = {n: load_subject(s, command) for n, s in zip(names, sources, strict=True)}
     weights = [subject.fingerprint() for subject in subjects.values()]
-    asked = {"command": "landscape", "networks": sources, "weights": weights}
+    asked: dict[str, Any] = {"command": "landscape", "networks": sources, "weights": weights}
     asked |= dataclasses.asdict(config) | _plain(command)
-    hashes = [subject.sha256 for subject in subjects.values() if subject.sha256]
-    asked |= {"data_sha256": hashes} if hashes else {}
+    hashes = [dict(subject.made_of) for subject in subjects.values()]
+    if any(hashes):
+        asked["made_of"] = hashes
     path = command.out or Path("runs") / f"landscape-{config_hash(asked)}"
     stored = Run.create(path, asked, describe_environment())
     with stored.locked():

@@ -78,9 +78,7 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
     identity = {"network": subject.name, "kind": subject.kind, "data": subject.data}
-    identity |= {"weights": subject.fingerprint()} | (
-        {"data_sha256": subject.sha256} if subject.sha256 else {}
-    )
+    identity |= {"weights": subject.fingerprint(), **subject.made_of}
     known = [row for row in read_lines(path, MeasureRow) if identity.items() <= row.items()]
 
     def keep(row: Row) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -161,9 +162,12 @@ def _train(
         except Interrupted:
             if path is not None:
                 draw_curves(path)
-                packages = sorted({package for *_, package in strange_functions(config)})
+                packages = sorted({package for *_, package in strange_functions(config, path)})
                 trust = " ".join(["", "--trust", *packages] if packages else [])
-                print(f"stopped; continue with: lowland train --resume {path}{trust}", file=sys.stderr)
+                print(
+                    f"stopped; continue with: lowland train --resume {shlex.quote(str(path))}{trust}",
+                    file=sys.stderr,
+                )
             return 130
     if path is not None:
         draw_curves(path)

@@ -69,7 +69,8 @@ class Examined:
         inputs = batch[: len(self.split.arguments)]
         with autocast(self.config.half_prec, inputs[0].device):
             outputs = self.subject.outputs(*inputs)
-        return outputs.float() if outputs.dtype in AUTOCAST_TYPES.values() else outputs
+        is_half = isinstance(outputs, Tensor) and outputs.dtype in AUTOCAST_TYPES.values()
+        return outputs.float() if is_half else outputs
 
     def criterion(self, outputs: Tensor, *batch: Tensor) -> Tensor:
         """The loss of each output, or their mean."""

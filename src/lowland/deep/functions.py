@@ -8,7 +8,8 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,7 +68,7 @@ def called(name: str, option: str, arguments: Mapping[str, Any] = {}, offered: M
     _require_bound(function, given, name, option)
     try:
         return function(**given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{option} {name} must return what it makes, but it {failure(error)}.") from error
 
 
@@ -78,6 +79,24 @@ def failure(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = f": {lines[0].rstrip('.')}" if lines else ""
     return f"raised {type(error).__name__}{where}{text}"
+
+
+@contextmanager
+def errors_told(what: str, *, only: bool = True) -> Iterator[None]:
+    """What the user's code raises inside the block becomes one sentence, which begins with ``what``.
+
+    Args:
+        what: What it must do.
+        only: Whether the code is the user's; errors of others are left as they are.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not only:
+            raise
+        raise InputError(f"{what}, but it {failure(error)}.") from error
 
 
 def arguments_of(option: str, words: Sequence[str]) -> dict[str, Any]:
@@ -104,31 +123,54 @@ def arguments_of(option: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def source_of(name: str) -> Path | None:
-    """The file that a function's module was read from; ``None`` for what is not written in Python."""
-    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
-    return Path(file) if file and file.endswith(".py") else None
+def sources_of(name: str, option: str) -> dict[str, str]:
+    """The text of the modules that a function is named in and that it is written in, by their names.
+
+    Those that are installed, or not written in Python, are left out.
+    """
+    function = function_named(name, option)
+    modules = (name.partition(":")[0], getattr(function, "__module__", None) or "")
+    files = {module: getattr(sys.modules.get(module), "__file__", None) or "" for module in modules}
+    return {
+        module: Path(file).read_text(encoding="utf-8", errors="replace")
+        for module, file in files.items()
+        if file.endswith(".py") and not is_installed(Path(file))
+    }
 
 
-def on_path(directory: Path) -> str:
-    """Lets Python look for modules in a directory first."""
+@contextmanager
+def searched_first(directory: Path) -> Iterator[None]:
+    """Inside the block Python looks for modules in a directory first, and after it last.
+
+    So what the user's module imports later is found, and nothing there stands in place of what is installed.
+    """
     here = str(directory)
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    return here
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        on_path(directory)
+
+
+def on_path(directory: Path) -> None:
+    """Lets Python look for modules in a directory too."""
+    if str(directory) not in sys.path:
+        sys.path.append(str(directory))
 
 
 def _module_named(module_name: str, name: str, option: str) -> ModuleType:
-    here = on_path(Path.cwd())
+    here = Path.cwd()
     try:
-        return importlib.import_module(module_name)
+        with searched_first(here):
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise InputError(
                 f"{option} must name a module that can be imported from {here}, got {name}: {error}."
             ) from None
         raise InputError(f"{option} {name} must be importable, but it {failure(error)}.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{option} {name} must be importable, but it {failure(error)}.") from error
 
 

@@ -16,6 +16,7 @@ from lowland.deep.data import TrainingData, divided_own_data, load_training_data
 from lowland.deep.images import write_image_grid
 from lowland.deep.models import MODEL_NAMES, is_convolutional
 from lowland.deep.new_network import new_network
+from lowland.deep.options import OF_OWN_DATA
 from lowland.deep.origin import require_same_origin, warn_of_changes, write_origin
 from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
@@ -191,10 +192,13 @@ def require_startable(configs: Sequence[TrainConfig], data_dir: Path | None) -> 
         InputError: If it is so.
     """
     place = Place(data_dir=data_dir)
-    for dataset, own in {(config.dataset, config.data) for config in configs}:
-        of_data = [c for c in configs if (c.dataset, c.data) == (dataset, own)]
+    alike: dict[tuple[Any, ...], list[TrainConfig]] = {}
+    for config in configs:
+        how = tuple(getattr(config, name) for name in ("dataset", "data", "normalize", *OF_OWN_DATA))
+        alike.setdefault(how, []).append(config)
+    for of_data in alike.values():
         data = load_data(of_data[0], place)
-        own_code = {(c.model, c.model_arg, c.loss): c for c in of_data if c.is_own}
+        own_code = {(c.model, c.model_arg, c.loss, c.group_size): c for c in of_data if c.is_own}
         for config in own_code.values():
             with generators_kept():
                 require_meaning(config, data)

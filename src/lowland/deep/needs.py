@@ -55,7 +55,8 @@ def _cuts(config: TrainConfig, name: str) -> bool:
 
 
 _GROUPS = (
-    f"{_RADIUS}, or what sees the examples of a group together (batch normalization, loss smallest_k_ce, "
+    f"{_RADIUS}, or what sees the examples of a group together (batch normalization of lowland's models, "
+    "loss smallest_k_ce, "
     "weight_grad_reg_lambda, input_grad_reg_lambda, jac_reg_lambda)"
 )
 
@@ -76,7 +77,7 @@ _OF_OWN_DATA = ("input_column", "target_column", "image_size", "channels", "augm
 NEEDS = (
     Need(("dataset",), "data to be left out", lambda c: c.data is None),
     Need(_OF_OWN_DATA, "data of your own", lambda c: c.data is not None),
-    Need(("no_data_augm",), "data to be left out, which only augment varies", lambda c: c.data is None),
+    Need(("no_data_augm",), "data to be left out", lambda c: c.data is None),
     Need(
         ("noise_type",),
         "data to be left out, of whose classes nobody knows which look alike",

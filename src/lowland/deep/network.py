@@ -33,13 +33,13 @@ def outputs_of(model: nn.Module, inputs: Tensor, mask: Tensor | None = None) -> 
 
 def mask_argument(model: nn.Module) -> str | None:
     """The argument of ``forward`` that is the mask, if there is one."""
-    return _mask_argument(model.forward.__func__ if hasattr(model.forward, "__func__") else model.forward)
+    bound = getattr(model.forward, "__func__", None)
+    return _mask_argument(model.forward if bound is None else bound, bound is not None)
 
 
 @functools.lru_cache
-def _mask_argument(forward: Callable[..., Any]) -> str | None:
-    parameters = list(inspect.signature(forward).parameters.values())
-    parameters = [p for p in parameters if p.name != "self"]
+def _mask_argument(forward: Callable[..., Any], is_bound: bool) -> str | None:
+    parameters = list(inspect.signature(forward).parameters.values())[is_bound:]
     named = next((p.name for p in parameters if p.name in _MASKS), None)
     required = [p.name for p in parameters if p.default is p.empty and p.kind in (0, 1)]
     return named or (required[1] if len(required) > 1 else None)

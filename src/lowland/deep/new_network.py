@@ -94,6 +94,10 @@ def require_trainable(network: nn.Module, name: str) -> None:
     odd = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
         raise InputError(f"model {name} must have a state_dict of tensors, got something else as {odd[0]}.")
+    if isinstance(network, torch.jit.ScriptModule) or any(p.is_complex() for p in network.parameters()):
+        raise InputError(
+            f"model {name} must be a plain module of real weights, got {type(network).__name__}."
+        )
     try:
         copy.deepcopy(network)
     except Exception as error:

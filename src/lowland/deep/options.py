@@ -30,6 +30,10 @@ LOSSES = ("ce", "ce_offset", "gce", "smallest_k_ce", "mse")
 """The losses that have a name; :attr:`LossOptions.loss` says what they are."""
 
 
+OF_OWN_DATA = ("input_column", "target_column", "image_size", "channels")
+"""How data of one's own are read."""
+
+
 @dataclass(frozen=True)
 class OwnDataOptions:
     """Data of your own.

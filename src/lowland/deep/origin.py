@@ -9,7 +9,7 @@ from pathlib import Path
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData
 from lowland.deep.data.understood import understood
-from lowland.deep.functions import function_named, is_function, source_of
+from lowland.deep.functions import is_function, sources_of
 from lowland.deep.records import DataRecord
 from lowland.errors import InputError
 from lowland.runs import Run, write_json, write_text
@@ -17,7 +17,6 @@ from lowland.runs import Run, write_json, write_text
 FILE = "data.json"
 SOURCES = "sources"
 _log = logging.getLogger(__name__)
-_OPTIONS = ("model", "loss", "data")
 
 
 def write_origin(run: Run, config: TrainConfig, data: TrainingData) -> None:
@@ -58,11 +57,7 @@ def warn_of_changes(run: Run, config: TrainConfig) -> None:
 
 def _sources(config: TrainConfig) -> Iterator[tuple[str, str]]:
     """The modules that functions of the config are in, and their text."""
-    for option in _OPTIONS:
+    for option in ("model", "loss", "data"):
         name = getattr(config, option)
-        if name is None or not is_function(name) or (option == "data" and Path(name).exists()):
-            continue
-        function_named(name, option)
-        source = source_of(name)
-        if source is not None:
-            yield name.partition(":")[0], source.read_text(encoding="utf-8", errors="replace")
+        if name is not None and is_function(name) and not (option == "data" and Path(name).exists()):
+            yield from sources_of(name, option).items()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,14 +24,16 @@ from lowland.deep.data import (
     to_float,
     undivided_own_data,
 )
+from lowland.deep.data.cache import checksum
 from lowland.deep.fit import Needed, require_fit
-from lowland.deep.functions import arguments_of, is_function
+from lowland.deep.functions import arguments_of, errors_told, is_function, sources_of
 from lowland.deep.launch import Place, load_data, padding_for
 from lowland.deep.network import outputs_of
 from lowland.deep.new_network import new_network, own_network
-from lowland.deep.options import OwnDataOptions
+from lowland.deep.options import OF_OWN_DATA, OwnDataOptions
 from lowland.deep.origin import require_same_origin, warn_of_changes
 from lowland.deep.seeding import generators_kept
+from lowland.deep.trial import require_loss_runs, require_mask
 from lowland.deep.trusted import require_trusted
 from lowland.deep.weights import load_weights, put_weights
 from lowland.errors import InputError, one_of, require_default
@@ -40,7 +43,6 @@ Kind = Literal["last", "best", "swa_last", "swa_best"]
 Precision = Literal["float32", "float64"]
 _OF_MODELS = ("model_width", "n_layers", "activation")
 _OF_FILES = ("model", "model_arg", *_OF_MODELS)
-_OF_OWN_DATA = ("input_column", "target_column", "image_size", "channels")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Subject:
         test: Test examples; empty if there are none.
         data: The name of the data set, or where one's own are.
         criterion: How its outputs are judged.
-        sha256: Hash of one's own data; empty for a data set of ours.
+        made_of: Hashes of what is one's own: of the examples, and of the modules of network and loss.
         kind: Which of its weights.
         run: The run that it came from.
         config: What was trained there.
@@ -100,7 +102,7 @@ class Subject:
     test: Split
     data: str
     criterion: Criterion = CROSS_ENTROPY
-    sha256: str = ""
+    made_of: Mapping[str, str] = field(default_factory=dict)
     kind: Kind = "last"
     run: Run | None = None
     config: TrainConfig | None = None
@@ -164,7 +166,7 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
     _require_folder_read(options, source)
     data = _data(options, None)
     model = own_network(source, arguments_of("model_arg", options.model_arg), data)
-    return _placed(source, model, data, options)
+    return _placed(source, model, data, options, own_model=source)
 
 
 def pick_parameters(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
@@ -208,10 +210,40 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         put_weights(model, saved_states(run.checkpoint_path), run.checkpoint_path, kind=options.kind)
     is_own_set = config.data is None and options.dataset == config.dataset
     given = options.data is not None or (options.dataset is not None and not is_own_set)
-    data = _data(options, config.model) if given else own
-    if given and own.scaling is not None:
-        data = data.standardized(own.scaling)
-    return _placed(path.name, model, data, options, run, config, own.input_shape)
+    if given:
+        data = _like(own, _data(options, config.model), options)
+    else:
+        require_default(options, OF_OWN_DATA, "without --data, whose reading it decides")
+        data = own
+    return _placed(path.name, model, data, options, run, config, own, own_model=config.model)
+
+
+def _like(own: TrainingData, other: TrainingData, options: SubjectOptions) -> TrainingData:
+    """Other data as a network takes them that was trained on ``own``: scaled and numbered alike.
+
+    Raises:
+        InputError: If they are of another kind, or have a class or a token that it does not know.
+    """
+    name = options.data or options.dataset
+    if (other.kind, other.has_classes) != (own.kind, own.has_classes):
+        raise InputError(
+            f"{name} must hold {_said(own)}, as what the network was trained on, got {_said(other)}."
+        )
+    if other.vocab_size > own.vocab_size:
+        raise InputError(f"tokens of {name} must lie below {own.vocab_size}, got {other.vocab_size - 1}.")
+    if own.classes and other.classes:
+        unknown = sorted(set(other.classes) - set(own.classes))
+        if unknown:
+            raise InputError(
+                f"classes of {name} must be among those that the network knows, {', '.join(own.classes)}, "
+                f"got {unknown[0]}."
+            )
+        other = other.renumbered(own.classes)
+    return other if own.scaling is None else other.standardized(own.scaling)
+
+
+def _said(data: TrainingData) -> str:
+    return f"{data.kind} with {'classes' if data.has_classes else 'numbers'}"
 
 
 def _of_file(path: Path, options: SubjectOptions) -> Subject:
@@ -234,7 +266,7 @@ def _of_file(path: Path, options: SubjectOptions) -> Subject:
         data = _data(options, options.model)
         model = _built(config, data)
     load_weights(model, path, kind=options.kind)
-    return _placed(path.name, model, data, options)
+    return _placed(path.name, model, data, options, own_model=options.model)
 
 
 def _built(config: TrainConfig, data: TrainingData) -> nn.Module:
@@ -249,7 +281,7 @@ def _data(options: SubjectOptions, model: str | None) -> TrainingData:
                 f"either data or dataset may be given, got {options.data} and {options.dataset}."
             )
         return undivided_own_data(read_own_data(options))
-    require_default(options, _OF_OWN_DATA, "without --data, whose reading it decides")
+    require_default(options, OF_OWN_DATA, "without --data, whose reading it decides")
     if options.dataset is None:
         raise InputError("what is not a run needs --dataset or --data to be measured on, got neither.")
     pad_to = None if model is None else padding_for(model)
@@ -263,22 +295,62 @@ def _placed(
     options: SubjectOptions,
     run: Run | None = None,
     config: TrainConfig | None = None,
-    trained_on: tuple[int, ...] | None = None,
+    trained_on: TrainingData | None = None,
+    *,
+    own_model: str = "",
 ) -> Subject:
     device = Place(options.device).torch_device()
-    model = model.to(device, getattr(torch, options.dtype)).eval().requires_grad_()
+    model = model.to(device, getattr(torch, options.dtype)).eval()
+    if not any(p.requires_grad for p in model.parameters()):
+        model.requires_grad_()
     of_run = "" if config is None else config.data or config.dataset
     named = str(options.data) if options.data is not None else options.dataset or of_run
     criterion = _criterion(options, config, data)
-    sha256 = "" if data.own is None else data.own.sha256
+    made_of = _made_of(data, {"model": own_model, "loss": criterion.name})
     train, test = data.train.to(device), data.test.to(device)
-    subject = Subject(name, model, train, test, named, criterion, sha256, options.kind, run, config)
-    one = train.head(1)
-    arguments = (subject.inputs(one.inputs), *one.arguments[1:])
-    needed = None if is_function(criterion.name) else _needed(data)
-    outputs = require_fit(model, arguments, needed, network=name, data=named, trained_on=trained_on)
-    has_errors = data.has_classes and (needed is not None or are_logits(outputs, 1, data.num_classes))
+    subject = Subject(name, model, train, test, named, criterion, made_of, options.kind, run, config)
+    require_mask(model, data, network=name, named=named)
+    shape = None if trained_on is None else trained_on.input_shape
+    has_errors = _tried(subject, data, shape, is_own=is_function(own_model))
     return replace(subject, criterion=replace(criterion, has_errors=has_errors))
+
+
+def _tried(subject: Subject, data: TrainingData, shape: tuple[int, ...] | None, *, is_own: bool) -> bool:
+    """Whether the network's outputs can be wrong; it and the loss are run on an example or two.
+
+    Raises:
+        InputError: If network, data and loss do not go together.
+    """
+    name, criterion = subject.name, subject.criterion
+    needed = None if is_function(criterion.name) else _needed(data)
+    few = subject.train.head(2 if needed is None else 1)
+    arguments = [subject.inputs(few.inputs).clone(), *few.arguments[1:]]
+    with errors_told(f"{name} must take the inputs of {subject.data}", only=is_own):
+        outputs = require_fit(
+            subject.model, arguments, needed, network=name, data=subject.data, trained_on=shape
+        )
+    if arguments[0]._version:
+        raise InputError(f"{name} must leave the inputs that it is given as they are.")
+    if needed is None:
+        require_loss_runs(criterion, outputs, few.targets)
+    return data.has_classes and (needed is not None or are_logits(outputs, len(few), data.num_classes))
+
+
+def _made_of(data: TrainingData, functions: Mapping[str, str]) -> dict[str, str]:
+    """Hashes of the user's own examples, as they are measured, and of the modules of these functions."""
+    found = {}
+    if data.own is not None:
+        parts = {"train": data.train, "test": data.test}
+        tensors = {
+            f"{name} {i}": tensor
+            for name, part in parts.items()
+            for i, tensor in enumerate((*part.arguments, part.targets))
+        }
+        found["data_hash"] = checksum(tensors)
+    texts = [sources_of(name, option) for option, name in functions.items() if is_function(name)]
+    if any(texts):
+        found["code_hash"] = hashlib.sha256(repr(texts).encode()).hexdigest()
+    return found
 
 
 def _needed(data: TrainingData) -> Needed:
@@ -291,9 +363,8 @@ def _needed(data: TrainingData) -> Needed:
 
 def _criterion(options: SubjectOptions, config: TrainConfig | None, data: TrainingData) -> Criterion:
     """What is measured: as was asked for, as in the run, or as is usual for such targets."""
-    name = options.loss or ("mse" if not data.has_classes else "ce")
-    if options.loss is None and config is not None:
-        return Criterion.of(config)
+    of_run = None if config is None else Criterion.of(config).name
+    name = options.loss or of_run or ("ce" if data.has_classes else "mse")
     if not is_function(name):
         one_of("loss", name, ("ce", "mse"), more="your own as package.module:function")
         if (name == "ce") != data.has_classes:

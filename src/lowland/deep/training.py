@@ -19,7 +19,9 @@ from lowland.deep.records import MetricsRow, ProgressRecord, chosen_by
 from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
 from lowland.deep.tensors import write_tensors
+from lowland.errors import InputError
 from lowland.runs import Run, conform
+from lowland.sam.unbatchable import Unbatchable
 
 
 class Interrupted(Exception):
@@ -84,7 +86,10 @@ def train(
     with generators_kept():
         loop = _Loop(config, data, device, run, control)
         control.on_start()
-        loop.run()
+        try:
+            loop.run()
+        except Unbatchable as error:
+            raise InputError(str(error)) from None
         return loop.rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from lowland.deep.averaging import has_batch_norm, mode
 from lowland.deep.config import TrainConfig
 from lowland.deep.criterion import CROSS_ENTROPY, Criterion, are_logits
 from lowland.deep.data import Split, TrainingData, to_float
-from lowland.deep.functions import failure
-from lowland.deep.losses import build_loss
+from lowland.deep.functions import errors_told
 from lowland.deep.network import mask_argument, outputs_of
 from lowland.deep.new_network import require_trainable
 from lowland.deep.seeding import generators_kept
@@ -21,6 +21,7 @@ from lowland.sam.buffers import Buffers
 
 _OF_CLASSES = ("ce", "ce_offset", "gce", "smallest_k_ce")
 _OF_LABELS = ("p_label_noise", "sgd_p_label_noise", "attack", "jac_reg_lambda", "rm_criterion")
+_OF_LOGITS = ("attack", "jac_reg_lambda", "rm_criterion")
 _OF_IMAGES = ("augment", "attack", "export_images")
 _OF_QUANTITIES = ("input_grad_reg_lambda", "jac_reg_lambda")
 
@@ -39,6 +40,8 @@ def require_meaning(config: TrainConfig, data: TrainingData) -> None:
         raise InputError(
             f"loss must be one of classes for the targets of {name}, which are classes, got mse."
         )
+    if config.attack != "none" and not _are_pixels(data.train.inputs):
+        raise InputError(f"attack needs images with pixels in [0, 1], got others in {name}.")
     for is_so, names, because in (
         (not data.has_classes, _OF_LABELS, f"for {name}, whose targets are numbers"),
         (data.kind != "images", _OF_IMAGES, f"for {name}, which holds {data.kind} and no images"),
@@ -46,6 +49,10 @@ def require_meaning(config: TrainConfig, data: TrainingData) -> None:
     ):
         if is_so:
             require_default(config, names, because)
+
+
+def _are_pixels(inputs: Tensor) -> bool:
+    return inputs.dtype == torch.uint8 or bool(((inputs >= 0) & (inputs <= 1)).all())
 
 
 def tried(config: TrainConfig, model: nn.Module, data: TrainingData) -> Criterion:
@@ -63,7 +70,7 @@ def tried(config: TrainConfig, model: nn.Module, data: TrainingData) -> Criterio
     if not config.is_own:
         return CROSS_ENTROPY
     few = data.train.head(2)
-    _require_mask(config, model, data)
+    require_mask(model, data, network=f"model {config.model}", named=config.data_name)
     outputs = _outputs(config, model, few)
     _outputs(config, model, data.train.head(config.group_size), training=True)
     if config.has_own_model:
@@ -72,39 +79,47 @@ def tried(config: TrainConfig, model: nn.Module, data: TrainingData) -> Criterio
             names = ("bn_stats", "freeze_bn_stats")
             require_default(config, names, f"for {config.model}, which has no batch normalization")
     has_errors = data.has_classes and are_logits(outputs, len(few), data.num_classes)
-    if config.has_own_loss:
-        _require_loss_runs(config, outputs, few.targets)
-    else:
+    criterion = Criterion.of(config, has_errors=has_errors)
+    if not config.has_own_loss:
         _require_outputs(config, outputs, few, data)
-    return Criterion.of(config, has_errors=has_errors)
+        return criterion
+    value = require_loss_runs(criterion, outputs, few.targets)
+    if config.n_rm_pts > 0 and config.rm_criterion == "loss" and not value.dim():
+        raise InputError(
+            f"n_rm_pts needs a loss of one value for each example, {config.loss} returns their mean."
+        )
+    if not has_errors:
+        require_default(config, _OF_LOGITS, f"for {config.model}, whose outputs are no logits")
+    return criterion
 
 
-def _require_mask(config: TrainConfig, model: nn.Module, data: TrainingData) -> None:
+def require_mask(model: nn.Module, data: TrainingData, *, network: str, named: str) -> None:
+    """Raises :class:`InputError` for padded tokens and a network that would take padding for tokens."""
     is_padded = any(s.mask is not None and not bool(s.mask.all()) for s in data.parts.values())
     if is_padded and mask_argument(model) is None:
         raise InputError(
-            f"model {config.model} must take a mask beside the tokens of {config.data_name}, whose lengths "
-            "differ: forward(tokens, mask), true where there is a token."
+            f"{network} must take a mask beside the tokens of {named}, whose lengths differ: "
+            "forward(tokens, mask), true where there is a token."
         )
 
 
 @torch.no_grad()
 def _outputs(config: TrainConfig, model: nn.Module, few: Split, *, training: bool = False) -> Any:
-    inputs = [to_float(argument) for argument in few.arguments]
-    with mode(model, training=training), generators_kept(), Buffers(model).kept():
-        try:
-            return outputs_of(model, *inputs)
-        except Exception as error:
-            shape = "x".join(map(str, few.inputs.shape[1:]))
-            group = f" in groups of {len(few)} to train on" if training else ""
-            raise InputError(
-                f"model {config.model} must take the inputs of {config.data_name}{group}, {shape} of "
-                f"{str(inputs[0].dtype).removeprefix('torch.')} each, but it {failure(error)}."
-            ) from error
+    inputs = [to_float(argument).clone() for argument in few.arguments]
+    kind = str(inputs[0].dtype).removeprefix("torch.")
+    shape = "x".join(map(str, few.inputs.shape[1:]))
+    group = f" in groups of {len(few)} to train on" if training else ""
+    what = f"model {config.model} must take the inputs of {config.data_name}{group}, {shape} of {kind} each"
+    with mode(model, training=training), generators_kept(), Buffers(model).kept(), errors_told(what):
+        outputs = outputs_of(model, *inputs)
+    if any(argument._version for argument in inputs):
+        raise InputError(f"model {config.model} must leave the inputs that it is given as they are.")
+    return outputs
 
 
 def _require_outputs(config: TrainConfig, outputs: Any, few: Split, data: TrainingData) -> None:
-    what = f"{data.num_classes} {'logits' if data.has_classes else 'values'}"
+    count = data.num_classes
+    what = f"{count} {'logits' if data.has_classes else 'value' if count == 1 else 'values'}"
     fits = isinstance(outputs, Tensor) and (
         are_logits(outputs, len(few), data.num_classes)
         if data.has_classes
@@ -117,26 +132,42 @@ def _require_outputs(config: TrainConfig, outputs: Any, few: Split, data: Traini
         )
 
 
-def _require_loss_runs(config: TrainConfig, outputs: Any, targets: Tensor) -> None:
+def require_loss_runs(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
+    """What a loss of the user's own makes of outputs.
+
+    Raises:
+        InputError: If it fails, or returns neither their mean nor one value for each.
+    """
     leaf = outputs.detach().float().requires_grad_() if isinstance(outputs, Tensor) else outputs
-    try:
-        value = build_loss(config)(leaf, targets)
-    except Exception as error:
-        raise InputError(
-            f"loss {config.loss} must take outputs and targets, {_shown(outputs)} and {_shown(targets)}, "
-            f"but it {failure(error)}."
-        ) from error
+    name = criterion.name
+    what = f"loss {name} must take outputs and targets, {_shown(outputs)} and {_shown(targets)}"
+    with errors_told(what), warnings.catch_warnings(), generators_kept():
+        warnings.filterwarnings("error", message="Using a target size")  # broadcasting is no mean
+        value = criterion.loss(leaf, targets)
+        both = (
+            criterion.loss(torch.cat([leaf, leaf]), torch.cat([targets, targets])) if _is_one(leaf) else None
+        )
     if not isinstance(value, Tensor) or value.shape not in ((), targets.shape[:1]):
         raise InputError(
-            f"loss {config.loss} must return the mean over the examples that it is given, or one value for "
+            f"loss {name} must return the mean over the examples that it is given, or one value for "
             f"each, got {_shown(value)} for {len(targets)}."
         )
-    if isinstance(leaf, Tensor) and not value.requires_grad:
-        raise InputError(f"loss {config.loss} must depend on the outputs that it is given, it does not.")
-    if config.n_rm_pts > 0 and config.rm_criterion == "loss" and not value.dim():
+    if _is_one(leaf) and not value.requires_grad:
+        raise InputError(f"loss {name} must depend on the outputs that it is given, it does not.")
+    if both is not None and not value.dim() and _is_twice(both, value):
         raise InputError(
-            f"n_rm_pts needs a loss of one value for each example, {config.loss} returns their mean."
+            f"loss {name} must return the mean over the examples that it is given, got their sum."
         )
+    return value
+
+
+def _is_one(outputs: Any) -> bool:
+    return isinstance(outputs, Tensor)
+
+
+def _is_twice(both: Tensor, value: Tensor) -> bool:
+    """Whether the loss of the examples and their copies is twice the loss, which is not 0."""
+    return abs(both.item() - 2 * value.item()) < 1e-3 * abs(value.item())
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lowland.deep.config import TrainConfig
-from lowland.deep.functions import function_named, is_function, is_installed, on_path
+from lowland.deep.functions import function_named, is_function, is_installed, searched_first
 from lowland.errors import InputError
 
 
@@ -24,42 +24,49 @@ def require_trusted(config: TrainConfig, trust: Sequence[str], run: Path) -> Non
         trust: Packages that the user trusts.
         run: The directory.
     """
-    for option, name, package in strange_functions(config):
+    for option, name, package in strange_functions(config, run):
         if package not in trust:
             raise InputError(
-                f"{run} names {name}, a function of the installed package {package}, as its {option}, "
-                f"which is called only with --trust {package}, got no such."
+                f"{run} names {name}, a function of {package}, which is installed or lies in the run, as its "
+                f"{option}; it is called only with --trust {package}, got no such."
             )
 
 
-def strange_functions(config: TrainConfig) -> Iterator[tuple[str, str, str]]:
+def strange_functions(config: TrainConfig, run: Path) -> Iterator[tuple[str, str, str]]:
     """The option, the name and the package of each function that is not of a module of the user's own."""
     for option in ("model", "loss", "data"):
         name = getattr(config, option)
         if name is not None and is_function(name) and not (option == "data" and Path(name).exists()):
-            package = _strange_package(name, option)
+            package = _strange_package(name, option, run.resolve())
             if package is not None:
                 yield option, name, package
 
 
-def _strange_package(name: str, option: str) -> str | None:
+def _strange_package(name: str, option: str, run: Path) -> str | None:
     """The package of a function, if that is not the user's own."""
-    package = name.partition(":")[0].partition(".")[0]
-    if not _is_own(package):
-        return package
+    module = name.partition(":")[0]
+    if not _is_own(module, run):
+        return module.partition(".")[0]
     function = function_named(name, option)  # which the user's module may have from elsewhere
     owner = getattr(function, "__module__", None) or type(function).__module__
-    package = owner.partition(".")[0]
-    return None if _is_own(package) else package
+    return None if _is_own(owner, run) else owner.partition(".")[0]
 
 
-def _is_own(package: str) -> bool:
-    """Whether a module is no part of Python or of what is installed; one that is nowhere is refused later."""
-    on_path(Path.cwd())
+def _is_own(module: str, run: Path) -> bool:
+    """Whether a module is no part of Python, of what is installed, or of the run's directory.
+
+    One that is nowhere is refused later.
+    """
+    package, *below = module.split(".")
     if package in sys.stdlib_module_names:
         return False
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return package == "__main__"
-    return found is None or (found.origin is not None and not is_installed(Path(found.origin)))
+    with searched_first(Path.cwd()):
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            return package == "__main__"
+    if found is None:
+        return True
+    bases = found.submodule_search_locations
+    places = [Path(base).joinpath(*below) for base in bases] if bases else [Path(found.origin or "<none>")]
+    return not any(is_installed(place) or run in (place.resolve() / "x").parents for place in places)

@@ -1,5 +1,6 @@
 """A short name for data of somebody's own."""
 
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def name_of_data(data: str) -> str:
     elif is_function(data):
         name = data.replace(":", ".")
     else:
-        path = Path(data).expanduser().resolve()
+        path = Path(os.path.expanduser(data)).resolve()  # noqa: PTH111 -- of an unknown user pathlib raises
         is_part = path.suffix == ".parquet" and part_called(path.stem.partition("-")[0]) is not None
         name = path.parent.name if is_part else path.stem
     return re.sub(r"[^\w.]+", "-", name).strip("-.") or "data"

@@ -63,6 +63,16 @@ class TrainingData:
         """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def renumbered(self, classes: tuple[str, ...]) -> TrainingData:
+        """With the numbers that ``classes``, in which all of its own are, give to their names."""
+        number = torch.tensor([classes.index(name) for name in self.classes])
+        train, validation, test = (
+            replace(s, targets=number[s.targets], clean_targets=number[s.clean_targets])
+            for s in self.parts.values()
+        )
+        parts = replace(self, train=train, validation=validation, test=test)
+        return replace(parts, classes=classes, num_classes=len(classes))
+
     def standardized(self, scaling: Scaling | None = None) -> TrainingData:
         """With inputs of mean 0 and variance 1 over the training examples, or scaled as others were.
 

@@ -44,7 +44,7 @@ def _counted(data: TrainingData) -> str:
 def _targets(data: TrainingData) -> str:
     if not data.has_classes:
         values = torch.cat([part.targets.flatten() for part in data.parts.values()])
-        count = "a number" if data.train.targets.dim() == 1 else f"{data.num_classes} numbers"
+        count = "a number" if data.num_classes == 1 else f"{data.num_classes} numbers"
         return f"{count} each (regression), mean {values.mean():.4g}, standard deviation {values.std():.4g}"
     labels = torch.cat([part.clean_targets for part in data.parts.values()])
     counts = torch.bincount(labels, minlength=data.num_classes).tolist()

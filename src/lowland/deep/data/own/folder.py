@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,9 @@ def parts_of_folder(folder: Path) -> dict[str, ClassFolders]:
         InputError: If it is none, or a part has another class than the training images.
     """
     levels = {part_called(d.name): d for d in _directories(folder)}
-    if "train" not in levels or not any(_directories(levels["train"])):
+    if levels and None not in levels and "train" not in levels:
+        raise InputError(f"{folder} must hold train beside {', '.join(d.name for d in levels.values())}.")
+    if "train" not in levels or (None in levels and not any(_directories(levels["train"]))):
         return {"train": _classes_in(folder)}
     others = [d.name for d in _directories(folder) if part_called(d.name) is None]
     if others:
@@ -105,7 +108,15 @@ def _directories(folder: Path) -> Sequence[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (p for p in sorted(folder.rglob("*")) if p.is_file() and not _is_hidden(p))
+    """All files below a folder, through links too, but none that is hidden or twice there."""
+    seen: set[Path] = set()
+    for root, directories, names in os.walk(folder, followlinks=True):
+        here = Path(root).resolve()
+        kept = [] if here in seen else sorted(d for d in directories if not _is_hidden(Path(d)))
+        directories[:] = kept
+        if here not in seen:
+            yield from (Path(root) / name for name in sorted(names) if not _is_hidden(Path(name)))
+        seen.add(here)
 
 
 def _is_hidden(path: Path) -> bool:

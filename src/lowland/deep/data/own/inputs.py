@@ -35,6 +35,8 @@ def settled_inputs(raw: Raw, where: str) -> tuple[Tensor, Tensor | None]:
             raise InputError(f"the mask of {where} must be left out for sequences of several lengths.")
         return padded(raw.inputs, where)
     inputs = _tensor(raw.inputs, f"inputs of {where}")
+    if inputs.is_complex():
+        raise InputError(f"inputs of {where} must be real numbers, got {inputs.dtype}.")
     if inputs.dim() == 1 and inputs.is_floating_point():
         inputs = inputs[:, None]
     if inputs.dtype == torch.uint8 and inputs.dim() in (3, 4):
@@ -79,7 +81,7 @@ def padded(
 def _is_ragged(inputs: Any) -> bool:
     if isinstance(inputs, (Tensor, np.ndarray)):
         return False
-    return len({np.shape(one) for one in inputs}) > 1
+    return len({np.shape(one) for one in inputs}) > 1  # where one has none, NumPy says so
 
 
 def _tensor(values: Any, what: str) -> Tensor:

@@ -111,7 +111,7 @@ def _header(content: Path | bytes) -> _Header:
             raise ValueError(f"mode {image.mode}, which has not 8 bits a channel")
         width, height = image.size
         turned = image.getexif().get(0x0112) in _TURNED
-        mode = "RGBA" if image.mode == "P" and "transparency" in image.info else _NATIVE[image.mode]
+        mode = "RGBA" if "transparency" in image.info else _NATIVE[image.mode]
         return _Header(mode, (width, height) if turned else (height, width))
 
 
@@ -131,7 +131,7 @@ def _pixels(content: Path | bytes, mode: str, image_size: int | None) -> UInt8[n
     with _opened(content) as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
-        if image.mode == "P" and mode != "L":
+        if image.mode == "P" or "transparency" in image.info:
             image = image.convert("RGBA")
         if image.mode in ("RGBA", "LA", "PA") and mode in ("RGB", "L"):
             image = _on_white(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lowland.deep.functions import is_function
 from lowland.deep.options import OwnDataOptions
 from lowland.errors import InputError, require_default
 
-_SHOWN = 2
+_SHOWN, _NAMED = 2, 5
 _OF_TABLES = ("input_column", "target_column")
 _OF_PICTURES = ("image_size", "channels")
 
@@ -46,7 +47,7 @@ def read_own_data(
 def _found(name: str, options: OwnDataOptions, directory: Path, cache_dir: str | Path | None) -> Found:
     if name.startswith(HUB):
         return _in_table(download_own(name), options, cache_dir)
-    path = directory / Path(name).expanduser()
+    path = directory / os.path.expanduser(name)  # noqa: PTH111 -- of an unknown user pathlib raises
     if path.is_dir() and not any(path.rglob("*.parquet")):
         return _in_folder(path, options, cache_dir)
     if path.is_dir() or (path.is_file() and path.suffix == ".parquet"):
@@ -89,7 +90,8 @@ def _in_table(path: Path, options: OwnDataOptions, cache_dir: str | Path | None)
     if columns.kind != "pictures":
         require_default(options, _OF_PICTURES, "for a table without images")
     parts: dict[str, Raw] = {}
-    notes, hashes = [f"column of targets: {columns.target}"], list[str]()
+    said = ", ".join(columns.inputs[:_NAMED]) + (", ..." if len(columns.inputs) > _NAMED else "")
+    notes, hashes = [f"columns: {said} to {columns.target}"], list[str]()
     for part, paths in files.items():
         hashes.append(sha256_of(paths))
         decoding = Decoding(f"{path.stem}-{part}", hashes[-1], options, cache_dir)
@@ -107,7 +109,11 @@ def _settled(name: str, found: Found) -> OwnData:
     parts = {}
     for part, raw in found.parts.items():
         where = f"{name} ({part})"
-        inputs, mask = settled_inputs(raw, where)
+        try:
+            inputs, mask = settled_inputs(raw, where)
+        except (TypeError, RuntimeError, OverflowError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise InputError(f"inputs of {where} must be numbers or pictures: {reason}.") from None
         require_same_length(("inputs", "targets"), (inputs, targets[part]), where)
         parts[part] = Examples(inputs, targets[part], mask)
     sha256 = found.sha256 or _hash_of([_hash_of_tensors(examples) for examples in parts.values()])

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from lowland.deep.data.own.arrays import parts_of_arrays
 from lowland.deep.data.own.examples import Raw, part_called
-from lowland.deep.functions import called, failure
+from lowland.deep.functions import called, errors_told, failure
 from lowland.deep.seeding import generators_kept, seed_all
 from lowland.errors import InputError
 
@@ -30,7 +31,7 @@ def parts_returned_by(name: str) -> dict[str, Raw]:
     Raises:
         InputError: If there is no such function, it fails, or it returns something else.
     """
-    with generators_kept():
+    with generators_kept(), errors_told(f"data {name} must be examples that can be read"):
         seed_all(0)
         found = called(name, "data")
         if isinstance(found, Mapping) and found and all(part_called(str(key)) for key in found):
@@ -59,6 +60,8 @@ def _raw(part: Any, where: str) -> Raw:
         if set(found) != {"train"}:
             raise InputError(f"{where} must hold x and y of one part, got {', '.join(map(str, part))}.")
         return found["train"]
+    if isinstance(part, tuple) and any(isinstance(one, Dataset) for one in part):
+        raise InputError(f"{where} must be a mapping of train and test to data sets, got {_shown(part)}.")
     if isinstance(part, tuple) and len(part) == 2 and not _is_example(part):
         return Raw(*part)
     if isinstance(part, tuple) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):

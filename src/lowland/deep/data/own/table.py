@@ -91,7 +91,7 @@ def columns_of(path: Path, *, input_column: str | None, target_column: str | Non
         if name is not None and schema.names.count(name) != 1:
             raise InputError(f"{option} must be a column of {path}, {_listed(schema)}, got {name!r}.")
     target = target_column or _target(schema, path, input_column)
-    others = [name for name in schema.names if name != target]
+    others = [name for name in schema.names if name != target and not name.startswith("__index_level_")]
     kinds = {name: _kind(schema.field(name).type) for name in others}
     if input_column is not None:
         if input_column == target:
@@ -230,7 +230,8 @@ def _targets(column: pa.ChunkedArray, columns: Columns, where: str) -> Any:
                 f"got {numbers[odd[0]]} in row {odd[0]}."
             )
         return numbers
-    return column.to_pylist() if _is_text(column.type) else column.to_numpy()
+    is_plain = not (_is_text(column.type) or _kind(column.type) == "lists")
+    return column.to_numpy() if is_plain else column.to_pylist()
 
 
 def _encoded(column: pa.ChunkedArray, where: str) -> list[Picture]:
