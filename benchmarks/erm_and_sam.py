@@ -18,8 +18,9 @@ from scipy.stats import kendalltau
 
 from lowland.deep import Control, Place, TrainConfig, launch
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.loading import load_subject
 from lowland.deep.measures import measures
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.figures.sharpness import plot_densities, plot_sharpness
 from lowland.figures.style import save
 from lowland.runs import Run, append_line, read_lines

@@ -36,10 +36,11 @@ from lowland.deep.data.cache import cached
 from lowland.deep.data.locate import locate
 from lowland.deep.data.parquet import read_images
 from lowland.deep.data.sets import DATASETS
+from lowland.deep.loading import load_subject
 from lowland.deep.models import build_model
 from lowland.deep.options import OwnDataOptions
 from lowland.deep.records import MeasureRow, MetricsRow, TrainingSummary
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.diagonal.experiment import DiagonalConfig
 from lowland.errors import InputError
 from lowland.figures.curves import draw_curves

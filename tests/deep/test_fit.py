@@ -7,8 +7,9 @@ from torch import nn
 
 from deep.measured import trained
 from lowland.deep.fit import Needed, require_fit
+from lowland.deep.loading import load_subject
 from lowland.deep.models import build_model
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.errors import InputError
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from deep.measured import trained
 from lowland.deep.flatness import FlatnessConfig, Measure
+from lowland.deep.loading import load_subject
 from lowland.deep.measures import measures
-from lowland.deep.subject import Subject, SubjectOptions, load_subject
+from lowland.deep.subject import Subject, SubjectOptions
 from lowland.errors import InputError
 
 MEASURES = get_args(Measure)

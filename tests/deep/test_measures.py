@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from deep.measured import same, trained
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.loading import load_subject
 from lowland.deep.measures import measures
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.errors import InputError
 from lowland.sharpness import (
     AutoPGD,

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name
 from lowland.deep.data import divided_own_data, read_own_data
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.loading import load_subject
 from lowland.deep.measures import measures
 from lowland.deep.new_network import new_network
 from lowland.deep.scenery import scenery
 from lowland.deep.state import TrainState
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 from lowland.runs import Run

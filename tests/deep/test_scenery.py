@@ -11,9 +11,10 @@ import lowland.deep.scenery
 from deep.measured import same, trained
 from deep.room import make_split
 from lowland.deep.data import Split
+from lowland.deep.loading import load_subject
 from lowland.deep.models import build_model
 from lowland.deep.scenery import scenery
-from lowland.deep.subject import Subject, SubjectOptions, load_subject
+from lowland.deep.subject import Subject, SubjectOptions
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from deep.measured import SMALL, trained
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch
+from lowland.deep.loading import load_subject
 from lowland.deep.losses import cross_entropy
 from lowland.deep.models import build_model
-from lowland.deep.subject import SubjectOptions, load_subject, pick_parameters
+from lowland.deep.subject import SubjectOptions, pick_parameters
 from lowland.errors import InputError
 from lowland.runs import Run
 

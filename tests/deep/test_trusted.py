@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lowland.deep import Control, Place, TrainConfig, launch
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.loading import load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.deep.trusted import require_trusted
 from lowland.errors import InputError
 

@@ -15,9 +15,10 @@ from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output, counted
 from lowland.cli.small_models import missing_pictures
 from lowland.cli.sources import names_of, sources_and_options
+from lowland.deep.loading import load_subject
 from lowland.deep.records import PathRow
 from lowland.deep.scenery import Scenery, scenery
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 from lowland.figures.landscape import plot_contour, plot_line, surface_html

@@ -15,9 +15,10 @@ from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output, words
 from lowland.cli.sources import names_of, of_several, sources_and_options
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.loading import load_subject
 from lowland.deep.measures import Row, Taken, measures
 from lowland.deep.records import MeasureRow
-from lowland.deep.subject import Subject, SubjectOptions, load_subject
+from lowland.deep.subject import Subject, SubjectOptions
 from lowland.figures.sharpness import plot_densities, plot_sharpness
 from lowland.figures.style import save_all
 from lowland.runs import append_line, read_lines, require_threads

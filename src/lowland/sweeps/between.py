@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lowland.deep.loading import load_subject
 from lowland.deep.records import PointRow
 from lowland.deep.scenery import scenery
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.deep.view import SceneryConfig
 from lowland.runs import Run, config_hash, describe_environment
 from lowland.sweeps.cost import seconds_of_line

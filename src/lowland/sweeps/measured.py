@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowland.deep.flatness import FlatnessConfig
+from lowland.deep.loading import load_subject
 from lowland.deep.measures import measures
 from lowland.deep.records import MeasureRow
-from lowland.deep.subject import SubjectOptions, load_subject
+from lowland.deep.subject import SubjectOptions
 from lowland.runs import Run, config_hash, describe_environment
 from lowland.sweeps.cost import seconds_of_measures
 from lowland.sweeps.task import How, Store, Task
