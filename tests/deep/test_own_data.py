@@ -309,6 +309,18 @@ def test_columns_of_numbers_are_features_and_lists_of_whole_numbers_tokens(tmp_p
     assert tokens.classes == ("no", "yes")
 
 
+def test_what_a_tokenizer_left_is_read_with_its_mask(tmp_path: Path) -> None:
+    columns = {"input_ids": [[5, 6, 0], [7, 0, 0]], "attention_mask": [[1, 1, 0], [1, 0, 0]], "label": [0, 1]}
+    data = read(write_table(tmp_path / "x.parquet", columns)).parts["train"]
+    assert data.inputs.tolist() == columns["input_ids"]
+    assert data.mask is not None
+    assert data.mask.int().tolist() == columns["attention_mask"]
+    ragged = {"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "label": [0, 1]}
+    data = read(write_table(tmp_path / "y.parquet", ragged)).parts["train"]
+    assert data.mask is not None
+    assert data.mask.int().tolist() == [[1, 1], [1, 0]]
+
+
 def test_several_numbers_are_predicted_and_the_index_of_pandas_is_none(tmp_path: Path) -> None:
     columns = {"a": [1.0, 2.0], "y": [[0.5, 1.5], [2.5, 3.5]], "__index_level_0__": [0, 1]}
     data = read(write_table(tmp_path / "x.parquet", columns))

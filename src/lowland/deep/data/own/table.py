@@ -19,6 +19,7 @@ from lowland.deep.data.parquet import damage_told, read_columns, schema_of
 from lowland.errors import InputError
 from lowland.runs import parse_json
 
+_TOKENS, _MASK = "input_ids", "attention_mask"
 _TARGETS = ("label", "labels", "target", "targets", "y", "class")
 """What a column of targets is called where there are several that could be one."""
 
@@ -32,12 +33,14 @@ class Columns:
         inputs: One column, or of numbers all.
         target: The column of targets.
         names: Names of the classes, as the Hub's metadata has them.
+        mask: The column that tells tokens from padding, as tokenizers call it; ``None`` if there is none.
     """
 
     kind: str
     inputs: tuple[str, ...]
     target: str
     names: tuple[str, ...]
+    mask: str | None = None
 
 
 def parts_of_files(root: Path) -> tuple[dict[str, tuple[Path, ...]], list[Path]]:
@@ -105,7 +108,8 @@ def columns_of(path: Path, *, input_column: str | None, target_column: str | Non
             f"column {inputs[0]!r} of {path} must hold images, lists of numbers or numbers, "
             f"got {schema.field(inputs[0]).type}."
         )
-    return Columns(kind, inputs, target, _class_names(schema, target))
+    mask = _MASK if inputs == (_TOKENS,) and kinds.get(_MASK) == "lists" else None
+    return Columns(kind, inputs, target, _class_names(schema, target), mask)
 
 
 def raw_of_files(paths: Sequence[Path], columns: Columns, decoding: Decoding) -> Raw:
@@ -114,7 +118,8 @@ def raw_of_files(paths: Sequence[Path], columns: Columns, decoding: Decoding) ->
     Raises:
         InputError: If a file cannot be read, or a row lacks something.
     """
-    tables = [read_columns(path, [*columns.inputs, columns.target]) for path in paths]
+    read = [*columns.inputs, columns.target, *([columns.mask] if columns.mask else [])]
+    tables = [read_columns(path, read) for path in paths]
     where = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     for path, table in zip(paths, tables, strict=True):
         if table.schema.types != tables[0].schema.types:
@@ -124,9 +129,14 @@ def raw_of_files(paths: Sequence[Path], columns: Columns, decoding: Decoding) ->
     table = pa.concat_tables(tables)
     _require_no_null(table, where)
     with damage_told(Path(where)):
-        return Raw(
-            _inputs_of(table, columns, decoding, where), _targets(table[columns.target], columns, where)
-        )
+        inputs = _inputs_of(table, columns, decoding, where)
+        targets = _targets(table[columns.target], columns, where)
+        return Raw(inputs, targets, None if columns.mask is None else _mask(table[columns.mask], inputs))
+
+
+def _mask(column: pa.ChunkedArray, inputs: Any) -> Any:
+    """The mask of sequences that are padded already; those of several lengths say it by themselves."""
+    return np.asarray(column.to_pylist()) if len({len(row) for row in inputs}) == 1 else None
 
 
 def _inputs_of(table: pa.Table, columns: Columns, decoding: Decoding, where: str) -> Any:
@@ -161,8 +171,8 @@ def _inputs(kinds: Mapping[str, str | None], path: Path, schema: pa.Schema) -> t
     """The one column of pictures or lists; else all columns of numbers."""
     for kind in ("pictures", "lists"):
         found = [name for name, own in kinds.items() if own == kind]
-        if len(found) == 1:
-            return (found[0],)
+        if len(found) == 1 or _TOKENS in found:
+            return (_TOKENS if _TOKENS in found else found[0],)
         if found:
             raise InputError(
                 f"input_column must say which column of {path} has the inputs, {_listed(schema)}, got none."
