@@ -173,5 +173,6 @@ def test_a_run_of_an_installed_package_needs_a_word_to_go_on(home) -> None:
     code, _, err = home("train", "--resume", "y")
     assert code == 2
     assert "only with --trust torch, got no such" in err
+    assert home("train", "--resume", "y", "--trust", "torch", "timm")[0] == 2
     assert home("train", "--resume", "y", "--trust", "torch")[0] == 0
     sys.modules.pop("flat")

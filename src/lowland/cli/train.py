@@ -74,6 +74,13 @@ def run(argv: Sequence[str]) -> int:
         stored = Run.open(command.resume)
         config = TrainConfig.from_dict(stored.config)
         require_trusted(config, command.trust, command.resume)
+        strange = {package for *_, package in strange_functions(config, command.resume)}
+        unread = [package for package in command.trust if package not in strange]
+        if unread:
+            named = ", ".join(sorted(strange)) or "none"
+            raise InputError(
+                f"trust must name packages that the run's functions are of, {named}, got {unread[0]}."
+            )
     else:
         require_default(command, ("trust",), "without resume, where you name functions yourself")
     read = [] if config.data else [config.dataset]
