@@ -281,6 +281,13 @@ def test_a_table_of_pictures_is_read_with_the_names_of_its_classes(tmp_path: Pat
     assert data.parts["train"].targets.tolist() == labels.to_pylist()
 
 
+def test_names_of_class_numbers_are_not_given_to_text(tmp_path: Path) -> None:
+    names = {"info": {"features": {"label": {"names": ["red", "green"]}}}}
+    columns = {"img": image_column(2), "label": pa.array(["red", "green"])}
+    data = read(write_table(tmp_path / "x.parquet", columns, {"huggingface": json.dumps(names)}))
+    assert [data.classes[i] for i in data.parts["train"].targets.tolist()] == ["red", "green"]
+
+
 def test_parts_are_told_by_the_names_of_files_or_of_folders(tmp_path: Path) -> None:
     columns = {"a": pa.array(RNG.normal(size=6)), "y": pa.array([0, 1] * 3)}
     for i, name in enumerate(

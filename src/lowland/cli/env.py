@@ -167,6 +167,7 @@ def _accelerator(kind: str, index: int) -> dict[str, Any]:
 def _driver() -> str | None:
     from torch.utils.collect_env import get_nvidia_driver_version, run
 
+    # torch has no types there
     driver: str | None = get_nvidia_driver_version(run)  # type: ignore[no-untyped-call]
     return driver
 

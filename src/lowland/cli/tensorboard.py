@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,6 @@ def require_tensorboard() -> None:
     """Raises :class:`~lowland.errors.InputError` if TensorBoard is not installed."""
     try:
         with needs("tensorboard", "tensorboard"):
-            import torch.utils.tensorboard  # noqa: F401
+            importlib.import_module("torch.utils.tensorboard")
     except MissingExtra as error:
         raise InputError(str(error)) from None

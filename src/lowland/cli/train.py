@@ -18,7 +18,7 @@ from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_n
 from lowland.deep.data import TrainingData, require_folder_read
 from lowland.deep.data.understood import understood
 from lowland.deep.launch import require_same_run
-from lowland.deep.trusted import require_trusted, strange_functions
+from lowland.deep.trusted import require_trust_read, require_trusted, strange_functions
 from lowland.errors import InputError, require_default
 from lowland.figures.curves import CURVES, draw_curves
 from lowland.runs import Run
@@ -74,13 +74,7 @@ def run(argv: Sequence[str]) -> int:
         stored = Run.open(command.resume)
         config = TrainConfig.from_dict(stored.config)
         require_trusted(config, command.trust, command.resume)
-        strange = {package for *_, package in strange_functions(config, command.resume)}
-        unread = [package for package in command.trust if package not in strange]
-        if unread:
-            named = ", ".join(sorted(strange)) or "none"
-            raise InputError(
-                f"trust must name packages that the run's functions are of, {named}, got {unread[0]}."
-            )
+        require_trust_read(config, command.trust, command.resume)
     else:
         require_default(command, ("trust",), "without resume, where you name functions yourself")
     read = [] if config.data else [config.dataset]

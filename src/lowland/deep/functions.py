@@ -66,10 +66,8 @@ def called(name: str, option: str, arguments: Mapping[str, Any] = {}, offered: M
     function = function_named(name, option)
     given = {**_taken(function, offered), **arguments}
     _require_bound(function, given, name, option)
-    try:
+    with errors_told(f"{option} {name} must return what it makes"):
         return function(**given)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{option} {name} must return what it makes, but it {failure(error)}.") from error
 
 
 def failure(error: BaseException) -> str:
@@ -161,17 +159,15 @@ def on_path(directory: Path) -> None:
 
 def _module_named(module_name: str, name: str, option: str) -> ModuleType:
     here = Path.cwd()
-    try:
-        with searched_first(here):
+    with errors_told(f"{option} {name} must be importable"), searched_first(here):
+        try:
             return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name + ".").startswith(error.name + "."):
+                raise
             raise InputError(
                 f"{option} must name a module that can be imported from {here}, got {name}: {error}."
             ) from None
-        raise InputError(f"{option} {name} must be importable, but it {failure(error)}.") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{option} {name} must be importable, but it {failure(error)}.") from error
 
 
 def _taken(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,8 +194,8 @@ def require_startable(configs: Sequence[TrainConfig], data_dir: Path | None) -> 
     place = Place(data_dir=data_dir)
     alike: dict[tuple[Any, ...], list[TrainConfig]] = {}
     for config in configs:
-        how = tuple(getattr(config, name) for name in ("dataset", "data", "normalize", *OF_OWN_DATA))
-        alike.setdefault(how, []).append(config)
+        how = (getattr(config, name) for name in ("dataset", "data", "normalize", *OF_OWN_DATA))
+        alike.setdefault((*how, padding_for(config.model)), []).append(config)
     for of_data in alike.values():
         data = load_data(of_data[0], place)
         own_code = {(c.model, c.model_arg, c.loss, c.group_size): c for c in of_data if c.is_own}

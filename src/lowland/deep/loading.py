@@ -29,7 +29,7 @@ from lowland.deep.options import OF_OWN_DATA
 from lowland.deep.origin import require_same_origin, warn_of_changes
 from lowland.deep.seeding import generators_kept
 from lowland.deep.subject import Subject, SubjectOptions
-from lowland.deep.trial import require_loss_runs, require_mask
+from lowland.deep.trial import require_loss_runs, require_mask, require_untouched
 from lowland.deep.trusted import require_trusted
 from lowland.deep.weights import load_weights, put_weights
 from lowland.errors import InputError, one_of, require_default
@@ -211,8 +211,7 @@ def _tried(subject: Subject, data: TrainingData, shape: tuple[int, ...] | None, 
         outputs = require_fit(
             subject.model, arguments, needed, network=name, data=subject.data, trained_on=shape
         )
-    if arguments[0]._version:
-        raise InputError(f"{name} must leave the inputs that it is given as they are.")
+    require_untouched(arguments[:1], name)
     if needed is None:
         require_loss_runs(criterion, outputs, few.targets)
     return data.has_classes and (needed is not None or are_logits(outputs, len(few), data.num_classes))

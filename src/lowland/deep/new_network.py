@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from lowland.deep.averaging import mode
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData, to_float
-from lowland.deep.functions import called, failure
+from lowland.deep.functions import called, errors_told
 from lowland.deep.models import build_model
 from lowland.deep.network import outputs_of
 from lowland.errors import InputError
@@ -75,11 +75,8 @@ def own_network(name: str, arguments: Mapping[str, Any], data: TrainingData | No
 @torch.no_grad()
 def _make_late_layers(network: nn.Module, name: str, data: TrainingData) -> None:
     """Runs the network once, so that layers which wait for their first input have weights."""
-    with mode(network, training=False):
-        try:
-            outputs_of(network, *map(to_float, data.train.head(2).arguments))
-        except Exception as error:
-            raise InputError(f"model {name} must take the data's inputs, but it {failure(error)}.") from error
+    with mode(network, training=False), errors_told(f"model {name} must take the data's inputs"):
+        outputs_of(network, *map(to_float, data.train.head(2).arguments))
 
 
 def require_trainable(network: nn.Module, name: str) -> None:
@@ -98,8 +95,5 @@ def require_trainable(network: nn.Module, name: str) -> None:
         raise InputError(
             f"model {name} must be a plain module of real weights, got {type(network).__name__}."
         )
-    try:
+    with errors_told(f"model {name} must be one that copy.deepcopy copies"):
         copy.deepcopy(network)
-    except Exception as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"model {name} must be one that copy.deepcopy copies: {reason}.") from error

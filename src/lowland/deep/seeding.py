@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from lowland.sam.randomness import RandomState
+from lowland.sam.surely import finally_surely
+
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed that depends on ``seed`` and on each of ``names``.
@@ -33,17 +36,12 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def seed_all(seed: int) -> None:
     """Seeds the default generators of PyTorch, NumPy and Python, from which code of the user's may draw."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002 -- the generator that users' code draws from
     random.seed(seed)
 
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """After the block the default generators of PyTorch, NumPy and Python are what they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+    with torch.random.fork_rng(), finally_surely(RandomState.capture([]).restore):
+        yield

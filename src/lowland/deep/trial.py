@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,9 +113,14 @@ def _outputs(config: TrainConfig, model: nn.Module, few: Split, *, training: boo
     what = f"model {config.model} must take the inputs of {config.data_name}{group}, {shape} of {kind} each"
     with mode(model, training=training), generators_kept(), Buffers(model).kept(), errors_told(what):
         outputs = outputs_of(model, *inputs)
-    if any(argument._version for argument in inputs):
-        raise InputError(f"model {config.model} must leave the inputs that it is given as they are.")
+    require_untouched(inputs, f"model {config.model}")
     return outputs
+
+
+def require_untouched(inputs: Sequence[Tensor], network: str) -> None:
+    """Raises :class:`InputError` if a network wrote into copies of its inputs: it would into the data."""
+    if any(argument._version for argument in inputs):
+        raise InputError(f"{network} must leave the inputs that it is given as they are.")
 
 
 def _require_outputs(config: TrainConfig, outputs: Any, few: Split, data: TrainingData) -> None:
@@ -138,31 +144,27 @@ def require_loss_runs(criterion: Criterion, outputs: Any, targets: Tensor) -> Te
     Raises:
         InputError: If it fails, or returns neither their mean nor one value for each.
     """
-    leaf = outputs.detach().float().requires_grad_() if isinstance(outputs, Tensor) else outputs
+    is_tensor = isinstance(outputs, Tensor)
+    leaf = outputs.detach().float().requires_grad_() if is_tensor else outputs
     name = criterion.name
     what = f"loss {name} must take outputs and targets, {_shown(outputs)} and {_shown(targets)}"
     with errors_told(what), warnings.catch_warnings(), generators_kept():
         warnings.filterwarnings("error", message="Using a target size")  # broadcasting is no mean
         value = criterion.loss(leaf, targets)
-        both = (
-            criterion.loss(torch.cat([leaf, leaf]), torch.cat([targets, targets])) if _is_one(leaf) else None
-        )
+        twice = (torch.cat([leaf, leaf]), torch.cat([targets, targets])) if is_tensor else None
+        both = None if twice is None else criterion.loss(*twice)
     if not isinstance(value, Tensor) or value.shape not in ((), targets.shape[:1]):
         raise InputError(
             f"loss {name} must return the mean over the examples that it is given, or one value for "
             f"each, got {_shown(value)} for {len(targets)}."
         )
-    if _is_one(leaf) and not value.requires_grad:
+    if is_tensor and not value.requires_grad:
         raise InputError(f"loss {name} must depend on the outputs that it is given, it does not.")
     if both is not None and not value.dim() and _is_twice(both, value):
         raise InputError(
             f"loss {name} must return the mean over the examples that it is given, got their sum."
         )
     return value
-
-
-def _is_one(outputs: Any) -> bool:
-    return isinstance(outputs, Tensor)
 
 
 def _is_twice(both: Tensor, value: Tensor) -> bool:

@@ -32,6 +32,17 @@ def require_trusted(config: TrainConfig, trust: Sequence[str], run: Path) -> Non
             )
 
 
+def require_trust_read(config: TrainConfig, trust: Sequence[str], run: Path) -> None:
+    """Raises :class:`InputError` for a trusted package of which the run names no function."""
+    named = {package for *_, package in strange_functions(config, run)}
+    unread = [package for package in trust if package not in named]
+    if unread:
+        packages = ", ".join(sorted(named)) or "none"
+        raise InputError(
+            f"trust must name packages that the run's functions are of, {packages}, got {unread[0]}."
+        )
+
+
 def strange_functions(config: TrainConfig, run: Path) -> Iterator[tuple[str, str, str]]:
     """The option, the name and the package of each function that is not of a module of the user's own."""
     for option in ("model", "loss", "data"):

@@ -30,6 +30,7 @@ _ERRORS = (
 _LOSSES = (("train_objective", "objective"), ("train_loss", "train"), ("test_loss", "test"))
 _LOSSES_OF_NUMBERS = (*_LOSSES[:2], ("validation_loss", "validation"), _LOSSES[2])
 _SHARPNESS = (("sharpness_small", "small radius"), ("sharpness_rho", "training radius"))
+_PLAIN = {"marker": "o"}
 _MARKERS = "osD^vPX*"
 _STYLES = ("-", "--", ":", "-.")
 
@@ -73,7 +74,7 @@ def plot_overlay(runs: Mapping[str, Rows]) -> Figure:
     )
     for ax, (_, name, some, factor, spec) in zip(axes, shown, strict=True):
         for label, look in looks.items():
-            _line(ax, some.get(label, ()), name, label, factor=factor, **look)
+            _line(ax, some.get(label, ()), name, label, factor=factor, look=look)
         if name != "test_error":
             log_scale_if_wide(ax)
         show_ends(ax, spec)
@@ -107,8 +108,9 @@ def draw_curves(directory: Path) -> Path:
     return path
 
 
-def _line(ax: Any, rows: Rows, name: str, label: str, *, factor: float = 1.0, **look: Any) -> None:
+def _line(
+    ax: Any, rows: Rows, name: str, label: str, *, factor: float = 1.0, look: Mapping[str, Any] = _PLAIN
+) -> None:
     points = [(row["epoch"], factor * row[name]) for row in rows if row.get(name) is not None]
     if points:
-        look = {"marker": "o", **look, "markersize": 4, "markevery": [-1]}
-        ax.plot(*zip(*points, strict=True), label=label, **look)
+        ax.plot(*zip(*points, strict=True), label=label, **look, markersize=4, markevery=[-1])

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from lowland.deep.data.own.arrays import parts_of_arrays
 from lowland.deep.data.own.examples import Raw, part_called
-from lowland.deep.functions import called, errors_told, failure
+from lowland.deep.functions import called, errors_told
 from lowland.deep.seeding import generators_kept, seed_all
 from lowland.errors import InputError
 
@@ -73,10 +73,8 @@ def _of_dataset(dataset: Any, where: str) -> Raw:
     """All examples of a map-style data set, in its order."""
     inputs, targets = [], []
     for i in range(len(dataset)):
-        try:
+        with errors_told(f"example {i} of {where} must be there"):
             example = dataset[i]
-        except Exception as error:
-            raise InputError(f"example {i} of {where} must be there, but it {failure(error)}.") from error
         if not isinstance(example, (tuple, list)) or len(example) != 2:
             raise InputError(
                 f"example {i} of {where} must be an input and its target, got {_shown(example)}."

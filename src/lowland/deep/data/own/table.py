@@ -212,7 +212,9 @@ def _listed(schema: pa.Schema) -> str:
 
 
 def _class_names(schema: pa.Schema, target: str) -> tuple[str, ...]:
-    """What the Hub's metadata calls the classes; none if it says nothing."""
+    """What the Hub's metadata calls the classes; none if it says nothing, or targets are no numbers."""
+    if not pa.types.is_integer(schema.field(target).type):
+        return ()
     try:
         about = parse_json((schema.metadata or {})[b"huggingface"])
         names = about["info"]["features"][target]["names"]
@@ -231,7 +233,7 @@ def _require_no_null(table: pa.Table, where: str) -> None:
 
 
 def _targets(column: pa.ChunkedArray, columns: Columns, where: str) -> Any:
-    if columns.names and pa.types.is_integer(column.type):
+    if columns.names:
         numbers = column.to_numpy()
         odd = np.flatnonzero((numbers < 0) | (numbers >= len(columns.names)))
         if len(odd):
