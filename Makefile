@@ -1,10 +1,11 @@
-# The two commands of the README. Paths are relative, so that a checkout may stand in a folder with spaces.
+# The commands of the README. Paths are relative, so that a checkout may stand in a folder with spaces.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+SITE := docs/_build/html
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test quick format clean
+.PHONY: train test docs quick format clean
 
 train: $(VENV)/installed
 	$(RUN) -m lowland demo
@@ -12,8 +13,11 @@ train: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/installed-docs
+	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs $(SITE)
+	@echo "The site is $(SITE)/index.html"
 
 quick: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
@@ -23,7 +27,7 @@ format: $(VENV)/installed-dev
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/gallery docs/results/figures/*/figure.svg dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0])'
@@ -34,6 +38,10 @@ $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/python pyproject.toml constraints.txt
+	$(PIP) -e ".[docs]"
+	touch $@ $(VENV)/installed
+
 $(VENV)/installed-dev: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
-	touch $@ $(VENV)/installed
+	touch $@ $(VENV)/installed $(VENV)/installed-docs

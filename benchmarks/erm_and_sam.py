@@ -23,7 +23,8 @@ from lowland.deep.measures import measures
 from lowland.deep.subject import SubjectOptions
 from lowland.figures.sharpness import plot_densities, plot_sharpness
 from lowland.figures.style import save
-from lowland.runs import Run, append_line, read_lines
+from lowland.runs import Run, read_lines
+from lowland.runs.lines import append_line
 from lowland.sharpness import SpectralDensity
 
 METHODS = {

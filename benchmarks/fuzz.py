@@ -46,7 +46,8 @@ from lowland.errors import InputError
 from lowland.figures.curves import draw_curves
 from lowland.report.gathered import gathered
 from lowland.report.page import page
-from lowland.runs import Run, append_line, read_lines, read_table
+from lowland.runs import Run, read_lines, read_table
+from lowland.runs.lines import append_line
 from lowland.sweeps import Store
 
 CONFIG = TrainConfig(frac_train=0.1, model="fc", model_width=4, epochs=1, batch_size=32)

@@ -1,6 +1,6 @@
 """How the cost of m-SAM grows with m, with the width and with the batch, for both engines.
 
-    python benchmarks/m_sam_growth.py --rounds 9 --out docs/results/m_sam_growth.png
+    python benchmarks/m_sam_growth.py --rounds 9 --out growth.png
 
 Prints comma-separated values and draws the time of a step relative to ordinary SAM (m = B; see
 ``networks.ordinary_sam``) of the same width and batch: the median of the ratios within the rounds, and their
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--m", type=int, default=1, help="where the width or the batch varies")
     parser.add_argument("--batch", type=int, help="where m or the width varies; each network's own if absent")
     parser.add_argument("--points", type=int, help="of each axis, from the smallest; all if absent")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/m_sam_growth.png"))
+    parser.add_argument("--out", type=Path, required=True, help="the picture")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print("network,axis,m,width,batch,engine,relative_to_sam,low,high")

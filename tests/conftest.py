@@ -1,7 +1,13 @@
 """What the tests of every room share."""
 
+import gc
+import os
 import zlib
 from collections.abc import Iterator
+
+# Before torch is loaded, and for every process of a test: threads that wait, as those of tiny tensors mostly
+# do, would take the cores from the other workers, five times what the work takes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -10,6 +16,33 @@ from jaxtyping import config
 import numeric_tower
 
 torch.set_num_threads(1)  # on every machine; workers share the cores, and tensors of tests are tiny
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Nothing that is made meanwhile is garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_stays() -> None:
+    """What is there before a file's tests is not walked through when garbage is collected in them.
+
+    All modules and tests are a million objects, and the batched engine collects where a loss may keep a
+    tensor, transformers after each training: half a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker has one to itself when the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

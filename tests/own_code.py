@@ -16,6 +16,12 @@ def net(num_classes: int, input_shape: tuple[int, ...], width: int = 4) -> nn.Mo
     return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
+def for_photos(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """A linear network with the same weights at each call."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
+
+
 class Noisy(nn.Module):
     """Draws from all three generators while it trains, and has weights that two layers share."""
 

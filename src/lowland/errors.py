@@ -24,7 +24,11 @@ def one_of(name: str, value: object, valid: Iterable[str], *, more: str = "") ->
         valid: What may be given.
         more: What may be given beside these, and is not meant here.
 
+    Raises:
+        InputError: If it is none of them.
+
     Example:
+        >>> from lowland.errors import one_of
         >>> one_of("model", "resnet81", ["resnet18", "fc"])
         Traceback (most recent call last):
         ...
@@ -46,6 +50,20 @@ def require_default(config: Any, names: Iterable[str], because: str) -> None:
         config: The instance.
         names: Fields that nothing reads here.
         because: Why, as a whole phrase.
+
+    Raises:
+        InputError: If one has.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from lowland.errors import require_default
+        >>> @dataclass
+        ... class Options:
+        ...     width: int | None = None
+        >>> require_default(Options(width=8), ["width"], "for a model without layers")
+        Traceback (most recent call last):
+        ...
+        lowland.errors.InputError: width must be left out for a model without layers, got 8.
     """
     defaults = {field.name: field.default for field in fields(config)}
     for name in names:
@@ -55,7 +73,26 @@ def require_default(config: Any, names: Iterable[str], because: str) -> None:
 
 
 def require_at_most(config: Any, most: Mapping[str, int]) -> None:
-    """Raises :class:`InputError` for a field beyond what any machine holds, or what a loop ever ends at."""
+    """Raises :class:`InputError` for a field beyond what any machine holds, or what a loop ever ends at.
+
+    Args:
+        config: The instance of a dataclass.
+        most: The largest value of each field, by its name; of a tuple each number is held to it.
+
+    Raises:
+        InputError: If one is larger.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from lowland.errors import require_at_most
+        >>> @dataclass
+        ... class Options:
+        ...     width: int = 8
+        >>> require_at_most(Options(width=70_000), {"width": 65_536})
+        Traceback (most recent call last):
+        ...
+        lowland.errors.InputError: width must be at most 65536, got 70000.
+    """
     for name, limit in most.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -64,7 +101,25 @@ def require_at_most(config: Any, most: Mapping[str, int]) -> None:
 
 
 def require_finite(config: Any) -> None:
-    """Raises :class:`InputError` for a field with a number that is none, or is infinite."""
+    """Raises :class:`InputError` for a field with a number that is none, or is infinite.
+
+    Args:
+        config: The instance of a dataclass.
+
+    Raises:
+        InputError: If there is one.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from lowland.errors import require_finite
+        >>> @dataclass
+        ... class Options:
+        ...     lr: float = 0.1
+        >>> require_finite(Options(lr=float("nan")))
+        Traceback (most recent call last):
+        ...
+        lowland.errors.InputError: lr must be a finite number, got nan.
+    """
     for field in fields(config):
         value = getattr(config, field.name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -75,7 +130,11 @@ def require_finite(config: Any) -> None:
 def in_one_line(message: object) -> str:
     r"""A message as a terminal shows it: what would break the line, or is no character, is escaped.
 
+    Args:
+        message: The message, or an error whose text it is.
+
     Example:
+        >>> from lowland.errors import in_one_line
         >>> in_one_line("got 'a\nb'.")
         "got 'a\\nb'."
     """

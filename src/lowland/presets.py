@@ -36,12 +36,46 @@ Rho = float | Schedule
 
 
 def sam(params: Params, *, rho: Rho = 0.05, **options: Unpack[ButRho]) -> SAM:
-    r"""SAM, :math:`e = \rho\, g / \|g\|_2` (Foret et al., 2021, eq. 2)."""
+    r"""SAM, :math:`e = \rho\, g / \|g\|_2` (Foret et al., 2021, eq. 2).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> sam = presets.sam(w, rho=1.0)
+        >>> value = sam.backward(lambda: sum(t.square().sum() for t in w) / 2)  # the gradient is w, of norm 5
+        >>> [round(t.grad.item(), 4) for t in w]
+        [3.6, 4.8]
+    """
     return SAM(params, rho=rho, **options)
 
 
 def m_sam(params: Params, *, rho: Rho = 0.05, m: int = 1, **options: Unpack[ButM]) -> SAM:
-    """m-SAM: every m examples have their own perturbation (Andriushchenko & Flammarion, 2022, eq. 4)."""
+    r"""m-SAM: every m examples have their own perturbation (Andriushchenko & Flammarion, 2022, eq. 4).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        m: Examples that share one perturbation.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.m_sam(torch.nn.Linear(3, 2), m=4)
+        SAM(2 parameters, rho=0.05, m=4)
+    """
     return SAM(params, rho=rho, m=m, **options)
 
 
@@ -53,36 +87,136 @@ def n_sam(
     rho: Rho = 0.05,
     **options: Unpack[ButSource],
 ) -> SAM:
-    """n-SAM: :math:`g` of the training set or some batches (Andriushchenko & Flammarion, 2022, eq. 3)."""
+    r"""n-SAM: :math:`g` of the training set or some batches (Andriushchenko & Flammarion, 2022, eq. 3).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        loader: Batches of the training set, each the tuple or list of the loss's arguments.
+        num_batches: How many of them a climb sees; ``None`` for all.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.n_sam(torch.nn.Linear(3, 2), loader=[(torch.ones(8, 3),)])
+        SAM(2 parameters, rho=0.05, source=FromLoader(loader=list, num_batches=None))
+    """
     return SAM(params, rho=rho, source=FromLoader(loader, num_batches), **options)
 
 
 def max_sum(params: Params, *, rho: Rho = 0.05, **options: Unpack[ButSource]) -> SAM:
-    """MaxSum: :math:`g` of the previous batch (Andriushchenko & Flammarion, 2022)."""
+    r"""MaxSum: :math:`g` of the previous batch (Andriushchenko & Flammarion, 2022).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.max_sum(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, source=PreviousBatch())
+    """
     return SAM(params, rho=rho, source=PreviousBatch(), **options)
 
 
 def usam(params: Params, *, rho: Rho = 0.05, **options: Unpack[ButAscent]) -> SAM:
-    r"""USAM, :math:`e = \rho g` (Andriushchenko & Flammarion, 2022, eq. 5)."""
+    r"""USAM, :math:`e = \rho g` (Andriushchenko & Flammarion, 2022, eq. 4).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: What the gradient is multiplied with, :math:`\rho`, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.usam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, ascent=Unnormalized())
+    """
     return SAM(params, rho=rho, ascent=Unnormalized(), **options)
 
 
 def multi_step(
     params: Params, *, rho: Rho = 0.05, steps: int = 10, step_size: float = 0.25, **options: Unpack[ButSteps]
 ) -> SAM:
-    """Several projected ascent steps, of ``step_size * rho`` each (Foret et al., 2021, appendix C)."""
+    r"""Several projected ascent steps, of ``step_size * rho`` each (Foret et al., 2021, appendix C).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        steps: Number of steps.
+        step_size: Size of one in units of ``rho``.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.multi_step(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, steps=10, step_size=0.25)
+    """
     return SAM(params, rho=rho, steps=steps, step_size=step_size, **options)
 
 
 def asam(
     params: Params, *, rho: Rho = 0.5, eta: float = 0.01, by: Unit = "element", **options: Unpack[ButAscent]
 ) -> SAM:
-    r"""ASAM, :math:`e = \rho\, T^2 g / \|T g\|_2`, :math:`T = |w| + \eta` (Kwon et al., 2021, eq. 8)."""
+    r"""ASAM, :math:`e = \rho\, T^2 g / \|T g\|_2`, :math:`T = |w| + \eta` (Kwon et al., 2021, eq. 8).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius of the ascent in the norm of :math:`e / T`, or a schedule.
+        eta: :math:`\eta`, which lets weights at zero move.
+        by: ``"element"``: :math:`T` is each weight's size; ``"filter"``: the norm of its filter.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.asam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.5, ascent=Adaptive(eta=0.01, by='element', scaled='*weight*'))
+    """
     return SAM(params, rho=rho, ascent=Adaptive(eta=eta, by=by), **options)
 
 
 def sam_on(module: nn.Module, *, rho: Rho = 0.05, **options: Unpack[ButPerturb]) -> SAM:
-    """SAM-ON: only the normalization layers are perturbed (Müller et al., 2023)."""
+    r"""SAM-ON: only the normalization layers are perturbed (Müller et al., 2023).
+
+    Args:
+        module: The module, whose layers of normalization are found by :func:`~lowland.sam.norm_layers`.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Raises:
+        ValueError: If the module has no such layer.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+        >>> presets.sam_on(model)
+        SAM(4 parameters, rho=0.05, perturb=['1.weight', '1.bias'])
+    """
     layers = norm_layers(module)
     if not layers:
         raise ValueError("module must have normalization layers for sam_on, got none.")
@@ -97,36 +231,139 @@ def random(
     scaling: Scaling = "additive",
     **options: Unpack[ButAscent],
 ) -> SAM:
-    r"""Random perturbation, :math:`e = \rho\, z / \sqrt p` (Andriushchenko & Flammarion, 2022, figure 1)."""
+    r"""Random perturbation, :math:`e = \rho\, z / \sqrt p` (Andriushchenko & Flammarion, 2022, figure 1).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Root of the mean squared l2 norm of the perturbation of all :math:`p` weights, or a schedule.
+        distribution: Of :math:`z`, of mean 0 and variance 1: ``"gaussian"`` or ``"uniform"``.
+        scaling: ``"additive"``, or ``"multiplicative"``: :math:`e` is multiplied with :math:`|w|`.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.random(torch.nn.Linear(3, 2), distribution="uniform")
+        SAM(2 parameters, rho=0.05, ascent=Random(distribution='uniform', scaling='additive'))
+    """
     return SAM(params, rho=rho, ascent=Random(distribution, scaling), **options)
 
 
 def unified_sam(params: Params, *, rho: Rho = 0.05, lam: float = 0.5, **options: Unpack[ButAscent]) -> SAM:
-    r"""Unified SAM, :math:`e = \rho (1 - \lambda + \lambda / \|g\|_2)\, g` (Oikonomou & Loizou, 2025)."""
+    r"""Unified SAM, :math:`e = \rho (1 - \lambda + \lambda / \|g\|_2)\, g` (Oikonomou & Loizou, 2025).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        lam: :math:`\lambda`: 0 is USAM, 1 is SAM.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.unified_sam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, ascent=Unified(lam=0.5))
+    """
     return SAM(params, rho=rho, ascent=Unified(lam), **options)
 
 
 def friendly_sam(
     params: Params, *, rho: Rho = 0.05, sigma: float = 1.0, lam: float = 0.9, **options: Unpack[ButAscent]
 ) -> SAM:
-    r"""Friendly SAM: climbs along :math:`g - \sigma \mu`, μ a running mean of g (Li et al., 2024)."""
+    r"""Friendly SAM: climbs along :math:`g - \sigma \mu`, μ a running mean of g (Li et al., 2024).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        sigma: Weight :math:`\sigma` of the mean that is subtracted.
+        lam: Decay of the mean.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.friendly_sam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, ascent=Friendly(sigma=1.0, lam=0.9, ascent=L2()))
+    """
     return SAM(params, rho=rho, ascent=Friendly(sigma, lam), **options)
 
 
 def momentum_sam(
     params: Params, *, optimizer: torch.optim.Optimizer, rho: Rho = 0.3, **options: Unpack[ButAscent]
 ) -> SAM:
-    r"""MSAM, :math:`e = -\rho\, v / \|v\|_2` along the momentum; one pass a step (Becker et al., 2024)."""
+    r"""MSAM, :math:`e = -\rho\, v / \|v\|_2` along the momentum; one pass a step (Becker et al., 2024).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        optimizer: The optimizer, whose state holds the momentum :math:`v`.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> presets.momentum_sam(model, optimizer=optimizer)
+        SAM(2 parameters, rho=0.3, ascent=AlongMomentum)
+    """
     return SAM(params, rho=rho, ascent=AlongMomentum(optimizer), **options)
 
 
 def esam(params: Params, *, rho: Rho = 0.05, beta: float = 0.5, **options: Unpack[ButAscent]) -> SAM:
-    r"""ESAM's random subset of weights, :math:`e = \rho\, b \odot g / (\beta \|g\|_2)` (Du et al., 2022)."""
+    r"""ESAM's random subset of weights, :math:`e = \rho\, b \odot g / (\beta \|g\|_2)` (Du et al., 2022).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius of the ascent whose part it is, in the l2 norm, or a schedule.
+        beta: Share :math:`\beta` of the weights that move, drawn anew for every group by :math:`b`.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.esam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, ascent=RandomSubset(beta=0.5, ascent=L2()))
+    """
     return SAM(params, rho=rho, ascent=RandomSubset(beta), **options)
 
 
 def bsam(params: Params, *, optimizer: BSAM, rho: Rho = 0.01, **options: Unpack[ButAscent]) -> SAM:
-    r"""Bayesian SAM, :math:`e = \rho\, g(\theta) / s`, for the optimizer BSAM (Möllenhoff & Khan, 2023)."""
+    r"""Bayesian SAM, :math:`e = \rho\, g(\theta) / s`, for the optimizer BSAM (Möllenhoff & Khan, 2023).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        optimizer: The optimizer :class:`~lowland.sam.BSAM`, which learns :math:`s`.
+        rho: What the gradient over :math:`s` is multiplied with, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> from lowland.sam import BSAM
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = BSAM(model.parameters(), lr=0.1, num_examples=100)
+        >>> presets.bsam(model, optimizer=optimizer)
+        SAM(2 parameters, rho=0.01, ascent=BayesianAscent(optimizer=BSAM))
+    """
     return SAM(params, rho=rho, ascent=BayesianAscent(optimizer), **options)
 
 
@@ -141,13 +378,51 @@ def gsam(
     alpha: float = 0.4,
     **options: Unpack[ButCombine],
 ) -> SAM:
-    r"""GSAM, :math:`\nabla L(w+e) - \alpha g_\perp`, ρ follows the learning rate (Zhuang et al., 2022)."""
+    r"""GSAM, :math:`\nabla L(w+e) - \alpha g_\perp`, ρ follows the learning rate (Zhuang et al., 2022).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        optimizer: The optimizer, whose learning rate the radius follows.
+        max_rho: Radius at ``max_lr``.
+        max_lr: The largest learning rate.
+        min_rho: Radius at ``min_lr``.
+        min_lr: The smallest learning rate.
+        alpha: Weight :math:`\alpha` of the part of :math:`g` that is orthogonal to :math:`\nabla L(w+e)`.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> presets.gsam(model, optimizer=optimizer, max_rho=0.2, max_lr=0.1)
+        SAM(2 parameters, rho=ProportionalToLR, combine=SurrogateGap(alpha=0.4))
+    """
     rho = ProportionalToLR(optimizer, max_rho, max_lr, min_rho, min_lr)
     return SAM(params, rho=rho, combine=SurrogateGap(alpha), **options)
 
 
 def wsam(params: Params, *, rho: Rho = 0.05, gamma: float = 0.9, **options: Unpack[ButCombine]) -> SAM:
-    r"""WSAM, coupled: :math:`g + \frac{\gamma}{1-\gamma} (\nabla L(w+e) - g)` (Yue et al., 2023)."""
+    r"""WSAM, coupled: :math:`g + \frac{\gamma}{1-\gamma} (\nabla L(w+e) - g)` (Yue et al., 2023).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        gamma: :math:`\gamma`, at least 0 and below 1: 0 is ERM, 1/2 is SAM.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.wsam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, combine=Weighted(gamma=0.9))
+    """
     return SAM(params, rho=rho, combine=Weighted(gamma), **options)
 
 
@@ -159,24 +434,90 @@ def wsam_decoupled(
     gamma: float = 0.9,
     **options: Unpack[ButCombine],
 ) -> SAM:
-    """WSAM, decoupled: the optimizer is given g, its step the sharpness (Yue et al., 2023, alg. 1)."""
+    r"""WSAM, decoupled: the optimizer is given g, its step the sharpness (Yue et al., 2023, alg. 1).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        optimizer: The optimizer; a hook on its steps is registered.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        gamma: :math:`\gamma`, at least 0 and below 1: 0 is ERM, 1/2 is SAM.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> presets.wsam_decoupled(model, optimizer=optimizer)
+        SAM(2 parameters, rho=0.05, combine=DecoupledWeighted(gamma=0.9))
+    """
     return SAM(params, rho=rho, combine=DecoupledWeighted(gamma, optimizer), **options)
 
 
 def look_sam(
     params: Params, *, rho: Rho = 0.05, k: int = 5, alpha: float = 0.7, **options: Unpack[ButCombine]
 ) -> SAM:
-    r"""LookSAM: climbs every k-th step, else :math:`g + \alpha \|g\| g_v / \|g_v\|` (Liu et al., 2022)."""
+    r"""LookSAM: climbs every k-th step, else :math:`g + \alpha \|g\| g_v / \|g_v\|` (Liu et al., 2022).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        k: A step in k climbs, the first one among them.
+        alpha: Weight :math:`\alpha` of the direction :math:`g_v` that is kept from the last climb.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.look_sam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, combine=Look(k=5, alpha=0.7))
+    """
     return SAM(params, rho=rho, combine=Look(k, alpha), **options)
 
 
 def stable_sam(params: Params, *, rho: Rho = 0.05, **options: Unpack[ButCombine]) -> SAM:
-    r"""SSAM: :math:`\nabla L(w+e)` at the length of :math:`g` (Tan et al., 2025)."""
+    r"""SSAM: :math:`\nabla L(w+e)` at the length of :math:`g` (Tan et al., 2025).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.stable_sam(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, combine=stable)
+    """
     return SAM(params, rho=rho, combine=stable, **options)
 
 
 def step_size_only(params: Params, *, rho: Rho = 0.05, **options: Unpack[ButCombine]) -> SAM:
-    r""":math:`g` at the length of :math:`\nabla L(w+e)` (``only_sam_step_size`` of the original's code)."""
+    r""":math:`g` at the length of :math:`\nabla L(w+e)` (``only_sam_step_size`` of the original's code).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> presets.step_size_only(torch.nn.Linear(3, 2))
+        SAM(2 parameters, rho=0.05, combine=magnitude_only)
+    """
     return SAM(params, rho=rho, combine=magnitude_only, **options)
 
 

@@ -49,7 +49,7 @@ def test_a_figure_is_made_and_made_again_from_what_is_there(run) -> None:
     assert "1/2" not in out
     code, out, _ = run("report", "out", "--out", "page")
     assert code == 0
-    assert out == "2 figures, 0 runs, 0 measures: page/index.html\n"
+    assert out == "2 figures, 0 sweeps, 0 own runs: page/index.html\n"
     assert "largest relative deviation" in Path("page/index.html").read_text()
 
 

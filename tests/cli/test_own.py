@@ -115,7 +115,28 @@ def test_numbers_are_predicted_by_ones_own_loss_and_swept(home) -> None:
     assert (code, err) == (0, "")
     assert "test_loss, last epoch" in out
     assert "validation loss" in out
-    assert [line.split()[:2] for line in out.splitlines() if line.startswith("0 ")] == [["0", "-"]]
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("0 ")] == [["0", "(ERM)"]]
+    lines = out.splitlines()
+    assert lines[0].startswith("data: table, ")
+    assert sum(line.startswith("data: ") for line in lines) == 1, "once for all runs"
+    assert "  split: 43 train" in out
+    assert "data: " not in home(*swept, "--engine", "here")[1], "nothing is read where nothing runs"
+
+
+def test_a_sweep_of_parts_of_the_data_says_that_the_split_is_of_one_run(home) -> None:
+    swept = ("sweep", *TABLE[1:], "--loss", "mse", "--frac_train", "0.5", "1", "--engine", "here")
+    assert "  this is of one run: they differ in frac_train\n" in home(*swept)[1]
+
+
+def test_numbers_have_a_loss_and_no_errors_beside_their_sharpness(home) -> None:
+    assert home(*TABLE, "--loss", "mine:loss", "--out", "numbers")[0] == 0
+    code, out, err = home("sharpness", "numbers", "--rho", "0.1", "--m", "4", "--steps", "2")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if line.strip()]
+    assert rows[1][0] == "loss"
+    last = json.loads(Path("numbers/summary.json").read_text())["last"]
+    assert float(rows[1][1]) == pytest.approx(last["train_loss"], rel=1e-3)
+    assert "error" not in out
 
 
 def test_a_sweep_of_what_does_not_go_together_is_told_before_anything_runs(home) -> None:

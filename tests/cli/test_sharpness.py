@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lowland.deep import Control, Place, TrainConfig, launch
+from lowland.deep.loading import load_subject
+from lowland.deep.subject import SubjectOptions
 
 FEW = ("--n_eval", "32", "--steps", "2", "--device", "cpu", "--threads", "1")
 
@@ -139,6 +142,36 @@ def test_weights_without_a_run_are_measured_where_out_says(two) -> None:
     assert row["network"] == "w.safetensors"
     two("sharpness", "a", *FEW, "--rho", "0.1", "--m", "8")
     assert lines("a/sharpness.jsonl")[0]["error_rise"] == row["error_rise"]
+
+
+@pytest.mark.parametrize("command", ["sharpness", "landscape"])
+def test_a_run_stands_beside_a_file_of_weights_whose_network_is_named(two, command) -> None:
+    Path("w.safetensors").write_bytes(Path("a/model.safetensors").read_bytes())
+    of_file = ("--model", "fc", "--model_width", "8", "--dataset", "digits")
+    few = FEW if command == "sharpness" else ("--n_eval", "32", "--points", "3", "--device", "cpu")
+    for sources in (("b", "w.safetensors"), ("w.safetensors", "b")):
+        code, out, err = two(command, *sources, *few, *of_file)
+        assert (code, err) == (0, "")
+        assert "w.safetensors" in out
+    code, _, err = two(command, "a", "b", *few, "--model", "fc")
+    assert (code, err) == (2, "lowland: model must be left out for a run, which says it itself, got fc.\n")
+
+
+def test_what_is_measured_comes_with_its_loss_and_its_errors(two) -> None:
+    words = ("sharpness", "a", "b", *FEW, "--rho", "0.1", "--m", "16")
+    _, out, _ = two(*words)
+    table = [line.split() for line in out.splitlines() if line.strip()]
+    assert table[1][0] == "loss"
+    assert table[2][:2] == ["error", "(%)"]
+    for name, loss, error in zip("ab", table[1][1:], table[2][2:], strict=True):
+        subject = load_subject(name, SubjectOptions(device="cpu"))
+        few = subject.train.head(32)
+        with torch.no_grad():
+            outputs = subject.outputs(few.inputs)
+        wanted = torch.nn.functional.cross_entropy(outputs, few.targets).item()
+        assert loss == f"{wanted:.4g}"
+        assert error == f"{100 * (outputs.argmax(1) != few.targets).double().mean().item():.1f}"
+    assert {row["measure"] for row in lines("a/sharpness.jsonl")} == {"worst case"}
 
 
 def test_a_line_between_two_networks_is_drawn_and_kept(two) -> None:

@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from lowland.cli import main
+from lowland.cli.against_erm import against_erm
 from lowland.runs import Run
+from lowland.sweeps import Point
 
 TINY = "--model fc --model_width 8 --frac_train 0.2 --batch_size 32"
 GRID = f"{TINY} --epochs 2 --sam_rho 0.1 0.3 --m 4 32 --seeds 2"
@@ -93,7 +96,7 @@ def test_a_larger_sweep_makes_only_what_is_new(made, capsys) -> None:
 def test_the_report_has_the_sweep(made, capsys, tmp_path) -> None:
     folder, _ = made
     assert main(["report", str(folder), "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("1 figures, 8 runs")
+    assert capsys.readouterr().out.startswith("0 figures, 1 sweeps, 8 own runs")
     page = (tmp_path / "index.html").read_text()
     assert "test error by sam_rho, m" in page
     assert "scale" not in page.partition("<figure")[0].partition("</head>")[2]
@@ -114,7 +117,7 @@ def test_stopped_and_killed_sweeps_go_on_to_the_same_bytes(made, tmp_path, jobs)
             process.send_signal(number)
         if number == signal.SIGINT:
             assert process.returncode == 130
-    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert main([*sweep("--engine", "here", "--threads", "1", "--out", str(tmp_path))]) == 0
     found, expected = weights(tmp_path), weights(folder)
     assert found.keys() == expected.keys()
     assert found == expected
@@ -204,3 +207,60 @@ def test_a_run_that_fails_is_told_and_the_others_are_shown(run, tmp_path) -> Non
     about = json.loads((path / "figure.json").read_text())
     assert len(about["missing"]) == 1
     assert "batch" in next(iter(about["missing"].values()))
+
+
+def beside(sam, erm, validation=(0.1, 0.2), metric="test_error"):
+    """What is said of SAM's and ERM's values, seed by seed."""
+    of_sam, of_erm = validation
+    seeds = tuple(range(len(erm)))
+    plain = Point({"sam_rho": 0.0, "m": None}, erm, (of_erm,), seeds=seeds, is_erm=True)
+    point = Point(
+        {"sam_rho": 0.1, "m": 4}, sam, (of_sam,), is_chosen=True, seeds=seeds[: len(sam)], erm=plain
+    )
+    (said,) = against_erm([plain, point], metric)
+    return said
+
+
+def test_the_difference_to_erm_is_that_of_pairs_with_students_interval() -> None:
+    sam, erm = (0.10, 0.13, 0.11), (0.12, 0.14, 0.135)
+    interval = stats.ttest_rel(sam, erm).confidence_interval(0.95)
+    mean, half = 50 * (interval.high + interval.low), 50 * (interval.high - interval.low)
+    expected = f"test_error {mean:+.2f} ± {half:.2f} percentage points (95 % interval, 3 paired seeds)"
+    assert beside(sam, erm) == f"sam_rho 0.1, m 4 minus ERM: {expected}: cannot be told."
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_so_two_seeds() -> None:
+    assert beside((0.10, 0.11), (0.15, 0.161)).endswith("2 paired seeds): lower than ERM.")
+    assert beside((0.15, 0.161), (0.10, 0.11)).endswith("2 paired seeds): higher than ERM.")
+    assert beside((0.1, 0.2), (0.2, 0.1)).endswith("2 paired seeds): cannot be told.")
+    one = beside((0.1,), (0.15,))
+    assert one.endswith("test_error -5.00 percentage points (one seed: no interval, no verdict).")
+    assert beside((0.1,), (0.15, 0.3)) == one, "of seeds that both have"
+    assert beside((float("nan"), 0.1), (0.1, 0.1)).endswith("as a run diverged: cannot be told.")
+    assert "test_loss -0.05 (one seed" in beside((0.1,), (0.15,), metric="test_loss")
+
+
+def test_it_is_said_when_validation_chooses_erm() -> None:
+    assert beside((0.1,), (0.15,), validation=(0.2, 0.1)).endswith("; validation chooses ERM.")
+    assert "validation chooses" not in beside((0.1,), (0.15,), validation=(0.1, 0.2))
+
+
+def test_radius_0_is_called_erm_and_every_m_is_compared_with_it(run, tmp_path) -> None:
+    words = f"{TINY} --epochs 1 --sam_rho 0 0.1 0.3 --m 4 16 --seeds 2 --engine here --out out"
+    code, out, _ = run("sweep", *shlex.split(words))
+    assert code == 0
+    lines = out.splitlines()
+    (erm,) = {line.split("  ")[0] for line in lines if line.startswith("0 (ERM)")}
+    assert erm == "0 (ERM)"
+    said = " ".join(line.strip() for line in lines if not line.startswith("picture:"))
+    for m in (4, 16):
+        assert f"m {m} minus ERM: test_error " in said
+    assert said.count("(95 % interval, 2 paired seeds): ") == 2
+    (path,) = (tmp_path / "out").glob("sweep-*")
+    assert "0 (ERM)" in (path / "figure.svg").read_text()
+    code, again, _ = run("sweep", "show", str(path), "--metric", "train_loss")
+    assert again.count("minus ERM: train_loss ") == 2
+
+
+def test_without_erm_nothing_is_said_of_it(made) -> None:
+    assert "ERM" not in made[1]

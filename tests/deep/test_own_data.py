@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from lowland.deep.data import OwnData, divided_own_data, name_of_data, read_own_data, undivided_own_data
+from lowland.deep.data import OwnData, divided_own_data, read_own_data, undivided_own_data
+from lowland.deep.data.name import name_of_data
 from lowland.deep.data.scaling import Scaling
 from lowland.deep.data.understood import understood
 from lowland.deep.options import OwnDataOptions

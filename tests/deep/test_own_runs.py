@@ -399,6 +399,58 @@ def test_numbers_are_kept_apart_by_what_was_measured(place: Place, tmp_path: Pat
     assert subjects[0].made_of["code_hash"] == subjects[1].made_of["code_hash"]
 
 
+def sorted_photos(folder: Path, n: int = 60) -> dict[str, np.ndarray]:
+    """Images as they lie in folders, one class after the other, in two parts."""
+    rng = np.random.default_rng(0)
+    parts = {"x": "y", "x_test": "y_test"}
+    images = {x: rng.integers(0, 256, (n, 3, 6, 5)).astype(np.uint8) for x in parts}
+    arrays = images | {y: np.arange(n) // (n // 3) for y in parts.values()}
+    np.savez(folder / "sorted.npz", **arrays)  # type: ignore[arg-type]
+    return arrays
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("form", ["folder", "npz", "function"])
+def test_the_first_examples_that_are_measured_are_a_sample_of_all_classes(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = sorted_photos(tmp_path)
+    monkeypatch.setattr("own_code.in_order", lambda: arrays, raising=False)
+    data = {"folder": "photos", "npz": "sorted.npz", "function": "own_code:in_order"}[form]
+    monkeypatch.chdir(tmp_path)
+    options = SubjectOptions(device="cpu", data=data)
+    subject, again = (load_subject("own_code:for_photos", options) for _ in range(2))
+    for name in ("train",) if form == "folder" else ("train", "test"):
+        part = subject.split(name)
+        assert set(part.head(16).targets.tolist()) == {0, 1, 2}
+        assert torch.equal(part.indices, again.split(name).indices)
+        assert sorted(part.indices.tolist()) == list(range(60))
+        if form != "folder":
+            stored = torch.from_numpy(arrays["x" if name == "train" else "x_test"])
+            assert torch.equal(part.inputs, stored[part.indices])
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("data", ["photos", "sorted.npz"])
+def test_every_part_of_a_run_on_sorted_data_is_mixed(data: str, tmp_path: Path) -> None:
+    sorted_photos(tmp_path)
+    parts = divided_own_data(read_own_data(TrainConfig(data=data), directory=tmp_path)).parts
+    assert all((part.targets.diff() < 0).sum() >= 1 for part in parts.values())
+
+
+@pytest.mark.usefixtures("place")
+def test_numbers_of_examples_in_another_order_are_not_taken_for_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = SubjectOptions(device="cpu", data="photos")
+    mixed = load_subject("own_code:for_photos", options)
+    monkeypatch.setattr("lowland.deep.data.divided._mixed", lambda part, _: part)
+    sorted_ = load_subject("own_code:for_photos", options)
+    assert mixed.made_of["code_hash"] == sorted_.made_of["code_hash"]
+    assert mixed.made_of["data_hash"] != sorted_.made_of["data_hash"]
+
+
 def test_classes_of_other_data_keep_the_numbers_that_the_network_knows(place: Place, tmp_path: Path) -> None:
     launch(TrainConfig(**{**SMALL, **KINDS["photos"]}), tmp_path / "x", place, Control())
     write_images(tmp_path / "two", 4)
@@ -406,7 +458,7 @@ def test_classes_of_other_data_keep_the_numbers_that_the_network_knows(place: Pl
         path.unlink()
     (tmp_path / "two" / "birds").rmdir()
     two = load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", data=str(tmp_path / "two")))
-    assert two.train.targets.tolist() == [1] * 4 + [2] * 4  # cats and dogs of birds, cats, dogs
+    assert sorted(two.train.targets.tolist()) == [1] * 4 + [2] * 4  # cats and dogs of birds, cats, dogs
     (tmp_path / "two" / "cats").rename(tmp_path / "two" / "cows")
     with pytest.raises(
         InputError, match="must be among those that the network knows, birds, cats, dogs, got cows"
@@ -468,7 +520,7 @@ def test_other_data_are_scaled_as_those_of_training_were(place: Place, tmp_path:
     launch(config, tmp_path / "x", place, Control())
     own = load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu"))
     other = load_subject(str(tmp_path / "x"), SubjectOptions(device="cpu", data=str(tmp_path / "table.npz")))
-    rows = own.test.indices
+    rows = other.train.indices.argsort()[own.test.indices]
     torch.testing.assert_close(other.train.inputs[rows], own.test.inputs)
     assert (len(other.train), len(other.test)) == (60, 0)
 

@@ -13,6 +13,7 @@ from lowland.deep import Control, Interrupted, Place, TrainConfig, launch
 from lowland.deep.loading import load_subject
 from lowland.deep.losses import cross_entropy
 from lowland.deep.models import build_model
+from lowland.deep.several import load_subjects
 from lowland.deep.subject import SubjectOptions, pick_parameters
 from lowland.errors import InputError
 from lowland.runs import Run
@@ -145,7 +146,7 @@ def test_a_function_builds_the_network_for_ones_own_data(builder, tmp_path) -> N
     tensors = {"x": subject.train.inputs, "y": subject.train.targets}
     save_file(tensors, tmp_path / "d.safetensors")
     again = load_subject(builder, SubjectOptions(data=str(tmp_path / "d.safetensors"), **CPU))
-    assert torch.equal(again.train.inputs, subject.train.inputs)
+    assert torch.equal(again.train.inputs, subject.train.inputs[again.train.indices])
     with pytest.raises(InputError, match="must have test examples, got none"):
         again.split("test")
     save_file({n: t + 1 for n, t in subject.model.state_dict().items()}, tmp_path / "w.safetensors")
@@ -214,6 +215,52 @@ def test_wrong_sources_are_refused_in_a_sentence(run_path, tmp_path, source, opt
     with pytest.raises(InputError, match=message) as error:
         load_subject(source, SubjectOptions(**{**CPU, **options}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("builder")
+def test_options_go_to_the_networks_that_read_them(run_path, tmp_path) -> None:
+    state = load_subject(str(run_path), SubjectOptions(**CPU)).model.state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    sources = [str(run_path), str(tmp_path / "weights.safetensors")]
+    of_file = {"model": "fc", "model_width": 8, "dataset": "digits", **CPU}
+    for order in (sources, sources[::-1]):
+        found = {s.name: s for s in load_subjects(order, SubjectOptions(kind="last", **of_file))}
+        for name, tensor in found["weights.safetensors"].model.state_dict().items():
+            assert torch.equal(tensor, found["one"].model.state_dict()[name])
+    no_test = {"x_test": None, "y_test": None}
+    data = own_data(tmp_path / "d.npz", x=np.zeros((4, 1, 8, 8), np.uint8), y=np.arange(4), **no_test)
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\n"
+        "def wide(num_classes, width=3):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 4))\n"
+    )
+    options = SubjectOptions(data=str(data), model_arg=("width=5",), kind="swa_last", **CPU)
+    run, built = load_subjects([str(run_path), "mynets:wide"], options)
+    assert built.model[1].out_features == 5
+    assert (run.kind, built.kind) == ("swa_last", "last")
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        (("RUN", "RUN"), {"model": "fc"}, "model must be left out for a run, which says it itself, got fc"),
+        (("RUN", "mynets:net"), {"model_width": 3}, "model_width must be left out for"),
+        (("RUN", "FILE"), {"model": "fc", "model_arg": ("a=1",)}, "model_arg must be left out for a "),
+        (("RUN", "FILE"), {"model": "mynets:net", "n_layers": 2}, "n_layers must be left out for a "),
+        (("RUN", "FILE"), {}, "which needs --model, got none"),
+        (("mynets:net", "mynets:net"), {"kind": "best"}, "kind must be left out for mynets:net"),
+    ],
+)
+@pytest.mark.usefixtures("builder")
+def test_an_option_that_none_of_several_networks_reads_is_refused(
+    run_path, tmp_path, sources, options, message
+) -> None:
+    save_file(
+        load_subject(str(run_path), SubjectOptions(**CPU)).model.state_dict(), tmp_path / "w.safetensors"
+    )
+    paths = {"RUN": str(run_path), "FILE": str(tmp_path / "w.safetensors")}
+    with pytest.raises(InputError, match=message):
+        load_subjects([paths.get(s, s) for s in sources], SubjectOptions(dataset="digits", **CPU, **options))
 
 
 def test_unfinished_runs_and_those_of_other_commands_are_refused(run_path, tmp_path) -> None:

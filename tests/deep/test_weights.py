@@ -1,5 +1,7 @@
 """Weights from files: which are loaded, which are refused, and that nothing in them is run."""
 
+import argparse
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -109,9 +111,74 @@ def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(
     assert trace.exists()  # the file is indeed malicious
 
 
-def test_a_whole_module_is_refused(tmp_path: Path) -> None:
-    torch.save(network(), tmp_path / "x.pth")
-    assert_refused(tmp_path / "x.pth", "must be a checkpoint of tensors only")
+class Net(nn.Linear):
+    """A network of a user's."""
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (network(), r"torch\.nn\.modules\.container\.Sequential"),
+        (Net(2, 2), r"[\w.]*test_weights\.Net"),
+        ({"args": argparse.Namespace(lr=0.1), "model": STATES["last"]}, r"argparse\.Namespace"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_module_is_refused_in_a_sentence_of_ours(
+    tmp_path: Path, content: Any, name: str, new_format: bool
+) -> None:
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new_format)
+    message = "x.pth must be a checkpoint of tensors only: save model.state_dict(), got a pickled object of "
+    assert_refused(tmp_path / "x.pth", re.escape(message) + rf"{name}\.$")
+
+
+WITH_OTHERS: dict[str, Any] = {
+    "epoch": 3,
+    "optimizer": {"state": {0: {"step": torch.zeros(())}}, "param_groups": [{"lr": 0.1}]},
+    "scheduler": {"last_epoch": 3},
+}
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net"])
+@pytest.mark.parametrize("others", [{}, WITH_OTHERS])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_beside_other_things_and_from_wrapped_networks_are_found(
+    tmp_path: Path, key: str, others: dict[str, Any], prefix: str
+) -> None:
+    state = {prefix + name: tensor for name, tensor in STATES["best"].items()}
+    torch.save({key: state, **others}, tmp_path / "x.pt")
+    assert_loads(tmp_path / "x.pt", "last", STATES["best"])
+    torch.save(state, tmp_path / "y.pt")
+    save_file(state, tmp_path / "y.safetensors")
+    for name in ("y.pt", "y.safetensors"):
+        assert_loads(tmp_path / name, "last", STATES["best"])
+
+
+def test_a_network_whose_own_names_begin_so_keeps_them(tmp_path: Path) -> None:
+    wrapped = nn.ModuleDict({"module": network()})
+    torch.save(wrapped.state_dict(), tmp_path / "x.pt")
+    load_weights(wrapped, tmp_path / "x.pt")
+    torch.save(nn.ModuleDict({"module": wrapped}).state_dict(), tmp_path / "y.pt")
+    assert_refused(tmp_path / "y.pt", "differs in", model=wrapped)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"model": STATES["last"], "ema": STATES["best"]},
+            "got one in each of 'model', 'ema'.",
+        ),
+        (WITH_OTHERS, "got 'epoch', 'optimizer', 'scheduler', of which none is one."),
+    ],
+)
+def test_weights_that_may_be_anywhere_are_refused_with_the_keys(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    message = "x.pt must hold one state_dict: save model.state_dict() alone, " + message
+    assert_refused(tmp_path / "x.pt", re.escape(message) + "$")
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), 5, None, "weights"])

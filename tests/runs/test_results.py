@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lowland.errors import InputError
-from lowland.runs import in_threads, read_table
+from lowland.runs import read_table
+from lowland.runs.threads import in_threads
 
 
 def test_outcomes_come_in_the_order_of_the_jobs_and_are_told_as_they_end() -> None:

@@ -19,7 +19,8 @@ import torch
 import lowland
 from full_disk import files_of_at_most
 from lowland.errors import InputError, one_of
-from lowland.runs import Run, config_hash, describe_environment, replace_atomically, write_json
+from lowland.runs import Run, config_hash, describe_environment
+from lowland.runs.atomic import replace_atomically, write_json
 
 
 def names(folder: Path) -> list[str]:

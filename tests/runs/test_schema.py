@@ -6,9 +6,11 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from lowland.errors import InputError
-from lowland.runs import conform, parse_json, read_json, require_threads
+from lowland.runs import conform, read_json
 from lowland.runs.lines import read_lines
 from lowland.runs.records import EnvironmentRecord
+from lowland.runs.schema import parse_json
+from lowland.runs.threads import require_threads
 
 
 class _Needed(TypedDict):

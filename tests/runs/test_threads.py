@@ -7,7 +7,8 @@ import pytest
 
 from lowland.diagonal import Phase, Plan, sparse_regression
 from lowland.relu import Training, on_the_line, teacher_student, train
-from lowland.runs import in_pieces, in_threads, threads
+from lowland.runs import threads
+from lowland.runs.threads import in_pieces, in_threads
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """What tools and people see of the public surface: signatures, types, reprs, a sentence for each mistake."""
 
 import inspect
-import subprocess
-import sys
 from dataclasses import fields
 from types import UnionType
 from typing import Literal, get_origin, get_type_hints, is_typeddict
@@ -112,32 +110,6 @@ def test_trainer_shows_its_own_options_and_the_trainers():
 def test_nothing_internal_is_an_argument_of_the_function():
     assert not {"workspace", "measure"} & set(inspect.signature(lowland.sam_gradient).parameters)
     assert not {"Weights", "ReusingCombine", "presets"} & set(lowland.sam.__all__)
-
-
-SNIPPET = """
-import torch
-from lowland import SAM, L2, presets
-from lowland.sharpness import worst_case
-model = torch.nn.Linear(2, 1)
-presets.asam(model, rho=0.5, m=4, engine="loop")
-presets.asam(model, rho=0.5, enginee="loop")
-presets.asam(model, rho=0.5, ascent=L2())
-presets.m_sam(model, l2="0.1")
-SAM(model, rho=0.1, mm=3)
-SAM(model, 0.1)
-worst_case(lambda x: x, [], (), rho=0.1, norms="l2")
-worst_case(lambda x: x, [], (), rho=0.1, norm="linf")
-"""
-
-
-@pytest.mark.slow
-def test_mypy_checks_the_options_of_presets_and_searches(tmp_path):
-    file = tmp_path / "snippet.py"
-    file.write_text(SNIPPET)
-    command = [sys.executable, "-m", "mypy", "--no-incremental", "--config-file=", str(file)]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    lines = sorted({int(line.split(":")[1]) for line in found.stdout.splitlines() if "snippet.py:" in line})
-    assert lines == [7, 8, 9, 10, 11, 12], found.stdout
 
 
 # Options

@@ -36,19 +36,31 @@ def test_levels_hold_each_task_once_and_after_what_it_needs() -> None:
     assert in_levels([]) == []
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_everything_is_done_once_and_kept_with_its_time(engine, store) -> None:
-    a = Counted("a")
-    tasks = [Counted("b", after=(a,)), a, Counted("c")]
+@pytest.mark.parametrize(("engine", "processes"), [(Here(), 1), (Processes(2), 2)])
+def test_everything_is_done_once_by_so_many_processes_and_kept(engine, processes, store) -> None:
+    a = Counted("a", pause=0.1)
+    first = [a, *(Counted(f"c{i}", pause=0.1) for i in range(3))]
+    tasks = [Counted("b", after=(a,)), *first]
     failures, heard = carry(tasks, store, engine)
     assert failures == {}
     assert sorted(heard.started) == sorted(task.name for task in tasks)
     assert all(store.has(task) for task in tasks)
-    assert [len(store.run(task).rows()) for task in tasks] == [3, 3, 3]
+    assert [len(store.run(task).rows()) for task in tasks] == [3] * len(tasks)
+    rows = [row for task in first for row in store.run(task).rows()]
+    assert len({row["process"] for row in rows}) == processes
+    assert {row["threads"] for row in rows} == {1}
     assert set(store.times()) == {task.name for task in tasks}
     assert all(share[-1] <= 1.0 for share in heard.shares.values())
     again, heard = carry(tasks, store, engine)
     assert (again, heard.started) == ({}, [])
+
+
+def test_nobody_needs_to_watch(store) -> None:
+    good, wrong = Counted("good"), Counted("wrong", ends="wrong")
+    needing = Counted("needing", after=(wrong,))
+    failures = carried_out([good, wrong, needing], store, Here(), place=Place("cpu"))
+    assert set(failures) == {wrong.name, needing.name}
+    assert store.has(good)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -76,14 +88,6 @@ def test_a_killed_process_is_a_failure_and_another_takes_its_place(store) -> Non
     assert all(store.has(task) for task in good)
 
 
-def test_processes_are_several_and_have_the_threads_they_were_given(store) -> None:
-    tasks = [Counted(f"t{i}", pause=0.3) for i in range(4)]
-    carry(tasks, store, Processes(2))
-    rows = [row for task in tasks for row in store.run(task).rows()]
-    assert len({row["process"] for row in rows}) == 2
-    assert {row["threads"] for row in rows} == {1}
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_was_stopped_goes_on_where_it_was(engine, store) -> None:
     task, never = Counted("long", steps=300, pause=0.05), Counted("never")
@@ -94,7 +98,7 @@ def test_what_was_stopped_goes_on_where_it_was(engine, store) -> None:
     with pytest.raises(Interrupted):
         carry([never], store, engine, should_stop=lambda: True)
     assert not store.has(never)
-    failures, _ = carry([Counted("long", steps=300), never], store, engine)
+    failures, _ = carry([Counted("long", steps=300), never], store, Here())
     rows = store.run(task).rows()
     assert failures == {}
     assert rows[: len(before)] == before

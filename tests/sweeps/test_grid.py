@@ -6,7 +6,8 @@ import pytest
 
 from lowland.deep import TrainConfig
 from lowland.errors import InputError
-from lowland.sweeps import grid, listed_in
+from lowland.sweeps import grid
+from lowland.sweeps.grid import listed_in
 
 
 def described(found, *names):

@@ -34,6 +34,7 @@ def carry(tasks, store, engine, **options):
     return failures, heard
 
 
+@pytest.mark.slow
 def test_tasks_run_in_workers_in_order_and_those_that_are_killed_go_on(store, caplog) -> None:
     a = Counted("a")
     wrong, killed = Counted("wrong", ends="wrong"), Counted("killed", ends="killed")
@@ -61,6 +62,7 @@ def test_tasks_run_in_workers_in_order_and_those_that_are_killed_go_on(store, ca
     assert not [path for path in store.path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_elsewhere_and_what_had_not_begun_does_not(store) -> None:
     long, never = Counted("long", steps=300, pause=0.05), Counted("never", steps=300, pause=0.05)
     heard, started = Heard(), time.monotonic()

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from lowland.errors import InputError
-from lowland.runs import Run, write_json
+from lowland.runs import Run
+from lowland.runs.atomic import write_json
 from lowland.sweeps import Study, grid, mean_and_deviation, points
 
 RADII = (0.1, 0.2, 0.4)
@@ -110,3 +111,40 @@ def test_what_is_no_sweep_or_no_metric_is_refused(study, tmp_path, untyped) -> N
     write_json(study.path / "sweep.json", {**record, "runs": record["runs"][1:]})
     with pytest.raises(InputError, match="must have a config for each run, got 6 of 5"):
         Study.kept(study.path)
+
+
+def swept_with_erm(tmp_path, validation):
+    """ERM, of which m is left out, and SAM of two m, with the validation error of each."""
+    found = Study.of(grid({"sam_rho": [0.0, 0.1, 0.2], "m": [4, 16], "seed": [0, 1]}), tmp_path)
+    for task in found.tasks:
+        finish(found, task, 0.3, validation[task.config.m, task.config.sam_rho])
+    return points(found.rows("test_error", "last"), found.grid.swept)
+
+
+def test_erm_is_a_rival_of_every_m_although_it_has_none(tmp_path) -> None:
+    validation = {(None, 0.0): 0.3, (4, 0.1): 0.2, (4, 0.2): 0.4, (16, 0.1): 0.5, (16, 0.2): 0.4}
+    found = swept_with_erm(tmp_path, validation)
+    (erm,) = [point for point in found if point.is_erm]
+    assert erm.options == {"sam_rho": 0.0, "m": None}
+    assert [tuple(p.options.values()) for p in found if p.is_chosen] == [(0.0, None), (0.1, 4)]
+    assert {point.rivals for point in found} == {2}
+    assert all(point.erm == erm for point in found if point is not erm)
+    assert [point.seeds for point in found] == [(0, 1)] * 5
+
+
+def test_erm_that_is_never_the_best_is_not_chosen(tmp_path) -> None:
+    validation = {(None, 0.0): 0.9, (4, 0.1): 0.2, (4, 0.2): 0.4, (16, 0.1): 0.5, (16, 0.2): 0.4}
+    found = swept_with_erm(tmp_path, validation)
+    assert [tuple(p.options.values()) for p in found if p.is_chosen] == [(0.1, 4), (0.2, 16)]
+
+
+def test_erm_beside_a_run_has_the_same_other_options(tmp_path) -> None:
+    swept = grid({"sam_rho": [0.0, 0.1], "lr_max": [0.1, 0.2], "sam_iters": [1, 2]})
+    found = Study.of(swept, tmp_path)
+    for task in found.tasks:
+        finish(found, task, 0.3, 0.3)
+    joined = points(found.rows("test_error", "last"), found.grid.swept)
+    pairs = [(p.options["lr_max"], p.erm.options["lr_max"]) for p in joined if p.erm is not None]
+    assert len(pairs) == 4
+    assert all(rate == of_erm for rate, of_erm in pairs)
+    assert sum(point.is_erm for point in joined) == 2

@@ -12,17 +12,8 @@ from lowland.diagonal.experiment import DiagonalConfig
 from lowland.diagonal.theorem2 import Theorem2Config
 from lowland.relu.experiment import ReluConfig
 from lowland.runs import config_hash, read_table
-from lowland.sweeps import (
-    Between,
-    Here,
-    How,
-    Measured,
-    Simulation,
-    Store,
-    Training,
-    carried_out,
-    weights_of,
-)
+from lowland.sweeps import Between, Here, How, Measured, Simulation, Store, Training, carried_out
+from lowland.sweeps.cost import weights_of
 from sweeps.counted import Heard
 
 TINY = TrainConfig(model="fc", model_width=8, epochs=2, batch_size=64, lr_max=0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.output import Output, words
 from lowland.cli.small_models import require_positive
 from lowland.deep import Place, TrainConfig
+from lowland.deep.data import TrainingData
 from lowland.deep.launch import require_startable
 from lowland.errors import InputError, require_default
 from lowland.extras import MissingExtra
@@ -92,7 +93,17 @@ def check_carrying(options: CarryingOptions) -> None:
         )
 
 
-def engine_for(tasks: Sequence[Task], store: Store, options: CarryingOptions, jobs: int) -> Engine:
+OnData = Callable[[TrainConfig, TrainingData], object]
+"""Is told of each data set, and of the first run that has it."""
+
+
+def engine_for(
+    tasks: Sequence[Task],
+    store: Store,
+    options: CarryingOptions,
+    jobs: int,
+    on_data: OnData = lambda *_: None,
+) -> Engine:
     """What carries the tasks out; refused before anything is written if it or their data cannot be had.
 
     Args:
@@ -100,6 +111,7 @@ def engine_for(tasks: Sequence[Task], store: Store, options: CarryingOptions, jo
         store: Where results are, and will be.
         options: Where runs happen.
         jobs: How many at once, where the options do not say.
+        on_data: Is told of each data set that is still needed.
 
     Raises:
         InputError: If there is no such device or data set, or the engine is not installed.
@@ -107,7 +119,7 @@ def engine_for(tasks: Sequence[Task], store: Store, options: CarryingOptions, jo
     engine = _engine(options, options.jobs or jobs)
     if options.address is None:  # a cluster's machines have devices of their own
         Place(options.device).torch_device()
-    require_startable(_configs(tasks, store), options.data_dir)
+    require_startable(_configs(tasks, store), options.data_dir, on_data)
     return engine
 
 

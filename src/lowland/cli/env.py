@@ -87,7 +87,7 @@ def _told(what: str, ask: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    from lowland.runs import installed_packages
+    from lowland.runs.environment import installed_packages
 
     return installed_packages()
 

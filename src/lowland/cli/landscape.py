@@ -15,15 +15,17 @@ from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output, counted
 from lowland.cli.small_models import missing_pictures
 from lowland.cli.sources import names_of, sources_and_options
-from lowland.deep.loading import load_subject
 from lowland.deep.records import PathRow
 from lowland.deep.scenery import Scenery, scenery
+from lowland.deep.several import load_subjects
 from lowland.deep.subject import SubjectOptions
 from lowland.deep.view import SceneryConfig
 from lowland.errors import InputError
 from lowland.figures.landscape import plot_contour, plot_line, surface_html
 from lowland.figures.style import save_all
-from lowland.runs import Run, config_hash, describe_environment, require_threads, write_text
+from lowland.runs import Run, config_hash, describe_environment
+from lowland.runs.atomic import write_text
+from lowland.runs.threads import require_threads
 from lowland.sharpness import barrier
 
 
@@ -57,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     config.resolved(len(sources))
-    subjects = {n: load_subject(s, command) for n, s in zip(names, sources, strict=True)}
+    subjects = dict(zip(names, load_subjects(sources, command), strict=True))
     weights = [subject.fingerprint() for subject in subjects.values()]
     asked: dict[str, Any] = {"command": "landscape", "networks": sources, "weights": weights}
     asked |= dataclasses.asdict(config) | _plain(command)

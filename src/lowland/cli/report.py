@@ -10,9 +10,8 @@ from lowland.cli.arguments import parse
 from lowland.cli.output import Output
 from lowland.cli.sources import sources_and_options
 from lowland.errors import InputError
-from lowland.figures.paper import FIGURES
 from lowland.report import gathered, page
-from lowland.runs import write_text
+from lowland.runs.atomic import write_text
 
 _USAGE = "lowland report DIR ..."
 
@@ -37,11 +36,11 @@ def run(argv: Sequence[str]) -> int:
     command, console = parse(ReportCommand, options, prog=_USAGE), Output()
     if command.out.exists() and not command.out.is_dir():
         raise InputError(f"out must be a directory, but {command.out} is a file.")
-    found = gathered([Path(name) for name in names], order=list(FIGURES))
+    found = gathered([Path(name) for name in names])
     text = page(found)
     command.out.mkdir(parents=True, exist_ok=True)
     path = command.out / "index.html"
     write_text(path, text)
-    counts = f"{len(found.figures)} figures, {len(found.runs)} runs, {len(found.sharpness)} measures"
+    counts = f"{len(found.figures)} figures, {len(found.sweeps)} sweeps, {len(found.runs)} own runs"
     console.say(f"{counts}: {path}")
     return 0

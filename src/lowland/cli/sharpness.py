@@ -14,18 +14,23 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from lowland.cli.arguments import parse, part_of
 from lowland.cli.output import Output, words
 from lowland.cli.sources import names_of, of_several, sources_and_options
+from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig
-from lowland.deep.loading import load_subject
 from lowland.deep.measures import Row, Taken, measures
 from lowland.deep.records import MeasureRow
+from lowland.deep.several import load_subjects
 from lowland.deep.subject import Subject, SubjectOptions
 from lowland.figures.sharpness import plot_densities, plot_sharpness
 from lowland.figures.style import save_all
-from lowland.runs import append_line, read_lines, require_threads
+from lowland.runs import read_lines
+from lowland.runs.lines import append_line
+from lowland.runs.threads import require_threads
 from lowland.sharpness import SpectralDensity
 
 FILE = "sharpness.jsonl"
 _COLUMNS = 4
+_Asked = tuple[str, str, str]
+"""Measure, m and radius, as they are printed."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,13 @@ def run(argv: Sequence[str]) -> int:
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     names = names_of(sources)
-    subjects = [load_subject(source, command) for source in sources]
+    subjects = load_subjects(sources, command)
     taken = {}
     for name, subject in zip(names, subjects, strict=True):
         with _progress(name, console, quiet=command.quiet) as on_progress:
             taken[name] = _measured(subject, config, command.out, on_progress)
-    _print(taken, console)
+    levels = {name: Examined.of(one.subject, config).level() for name, one in taken.items()}
+    _print(taken, levels, console)
     _draw(taken, _directory(command.out, sources, subjects), console)
     return 0
 
@@ -88,21 +94,31 @@ def _measured(subject: Subject, config: FlatnessConfig, out: Path | None, on_pro
     return measures(subject, config, known=known, on_row=keep, on_progress=on_progress)
 
 
-def _print(taken: dict[str, Taken], console: Output) -> None:
+def _print(taken: dict[str, Taken], levels: dict[str, dict[str, float]], console: Output) -> None:
     """A column per network, or a line for each where they are many or wide."""
-    keys = list(dict.fromkeys(_key(row) for one in taken.values() for row in one.rows))
-    wide, long = [], []
-    for key in keys:
+    lines = _level_lines(levels)
+    for key in dict.fromkeys(_key(row) for one in taken.values() for row in one.rows):
         measure, m, rho = key
         asked = (measure, "" if m is None else str(m), "" if rho is None else f"{rho:g}")
-        cells = {name: _of_key(one, key) for name, one in taken.items()}
-        wide.append([*asked, *cells.values()])
-        long += [[*asked, name, cell] for name, cell in cells.items()]
+        lines[asked] = {name: _of_key(one, key) for name, one in taken.items()}
+    wide = [[*asked, *cells.values()] for asked, cells in lines.items()]
+    long = [[*asked, name, cell] for asked, cells in lines.items() for name, cell in cells.items()]
     heads = ["measure", "m", "ρ"]
     if len(taken) > _COLUMNS or not console.fits([*heads, *taken], wide):
         console.table([*heads, "network", ""], long)
     else:
         console.table([*heads, *taken], wide)
+
+
+def _level_lines(levels: dict[str, dict[str, float]]) -> dict[_Asked, dict[str, str]]:
+    """The loss and the errors that rises are from, which show whether the right weights were loaded."""
+    lines = {("loss", "", ""): {name: f"{level['loss']:.4g}" for name, level in levels.items()}}
+    if any("error" in level for level in levels.values()):
+        errors = {
+            n: f"{100 * level['error']:.1f}" if "error" in level else "-" for n, level in levels.items()
+        }
+        lines["error (%)", "", ""] = errors
+    return lines
 
 
 def _of_key(one: Taken, key: tuple[str, Any, Any]) -> str:

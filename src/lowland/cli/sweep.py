@@ -11,29 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from lowland.cli.against_erm import against_erm
 from lowland.cli.arguments import options_of, parse, several
 from lowland.cli.carrying import OF_CARRYING, CarryingOptions, carry_out, check_carrying, engine_for
 from lowland.cli.output import Output
 from lowland.cli.small_models import require_positive
 from lowland.cli.sources import sources_and_options
 from lowland.deep import Interrupted, TrainConfig
+from lowland.deep.data import TrainingData
+from lowland.deep.data.understood import understood
 from lowland.errors import InputError, one_of, require_at_most, require_default
 from lowland.figures.files import write_figure
 from lowland.figures.sweep import is_share, plot_sweep
 from lowland.sweeps import (
     METRICS,
+    RADII,
     At,
     Failures,
     Grid,
     Point,
     Study,
     grid,
-    listed_in,
     mean_and_deviation,
     points,
-    text_of,
     unfinished,
 )
+from lowland.sweeps.grid import listed_in
+from lowland.sweeps.study import text_of
 
 _USAGE = "lowland sweep"
 
@@ -101,7 +105,12 @@ def run(argv: Sequence[str]) -> int:
         return _announced(study, console)
     _require_own_weights(command, study)
     tasks, store, jobs = study.tasks[_part(command.part)], study.store, os.cpu_count() or 1
-    engine = engine_for(tasks, store, command, jobs)
+    said: list[str] = []
+    engine = engine_for(
+        tasks, store, command, jobs, lambda config, data: said.extend(_understood(config, data, study))
+    )
+    for line in said:  # once nothing is refused any more
+        console.paragraph(line)
     for name, needed in study.grid.left_out.items():
         console.say(f"{name} is left out where it would do nothing: it needs {needed}.")
     done = len(tasks) - len(unfinished(tasks, store))
@@ -187,6 +196,15 @@ def _require_own_weights(command: SweepCommand, study: Study) -> None:
         )
 
 
+def _understood(config: TrainConfig, data: TrainingData, study: Study) -> list[str]:
+    """What is understood of data of the user's, which the runs share but for some options."""
+    if config.data is None:
+        return []
+    differing = [name for name in ("frac_train", "p_label_noise") if name in study.grid.swept]
+    told = [f"  this is of one run: they differ in {' and '.join(differing)}"] if differing else []
+    return understood(data, config.data_name, config.augmentation) + told
+
+
 def _announced(study: Study, console: Output) -> int:
     todo = unfinished(study.tasks, study.store)
     console.say(f"runs: {len(study.names)}, of which done: {len(study.names) - len(todo)}")
@@ -213,7 +231,7 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _print(study: Study, found: Sequence[Point], metric: str, at: At, console: Output) -> None:
-    """The table, and one of the radii that validation chose."""
+    """The table, one of the radii that validation chose, and what they are worth beside ERM."""
     missing = len(study.names) - sum(len(point.values) for point in found)
     if missing:
         console.say(f"{missing} of {len(study.names)} runs are not there.")
@@ -227,6 +245,8 @@ def _print(study: Study, found: Sequence[Point], metric: str, at: At, console: O
     if len(found) > sum(point.is_chosen for point in found) > 1:
         chosen = [_line(point, metric) for point in found if point.is_chosen]
         console.table(heads, chosen, title="radius chosen on validation")
+    for sentence in against_erm(found, metric):
+        console.paragraph(sentence)
 
 
 def _draw(study: Study, metric: str, at: At, failures: Failures, words: Sequence[str]) -> list[Point]:
@@ -261,7 +281,12 @@ def _line(point: Point, metric: str) -> list[str]:
         _numbers(point.validation, is_share(point.chosen_by)),
     ]
     mark = "best radius" if point.is_chosen and point.rivals else ""
-    return [*map(text_of, point.options.values()), *numbers, str(len(point.values)), mark]
+    options = [_shown(point, name) for name in point.options]
+    return [*options, *numbers, str(len(point.values)), mark]
+
+
+def _shown(point: Point, name: str) -> str:
+    return "0 (ERM)" if point.is_erm and name in RADII else text_of(point.options[name])
 
 
 def _numbers(values: Sequence[float], per_cent: bool) -> str:

@@ -15,7 +15,8 @@ from lowland.cli.output import Output
 from lowland.cli.progress import Several, describe, shown
 from lowland.cli.tensorboard import FOLDER, EventLog
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
-from lowland.deep.data import TrainingData, require_folder_read
+from lowland.deep.data import TrainingData
+from lowland.deep.data.sets import require_folder_read
 from lowland.deep.data.understood import understood
 from lowland.deep.launch import require_same_run
 from lowland.deep.trusted import require_trust_read, require_trusted, strange_functions

@@ -16,7 +16,8 @@ from lowland.deep.state import TrainState
 from lowland.deep.tensors import is_sealed, read_metadata, read_tensors, write_tensors
 from lowland.deep.weights import require_fits
 from lowland.errors import InputError
-from lowland.runs import conform, parse_json
+from lowland.runs import conform
+from lowland.runs.schema import parse_json
 
 FORMAT = 2
 """1 had neither a checksum nor the config."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lowland.deep.data import DATASETS, Augmentation, augmentation, name_of_data
+from lowland.deep.data import DATASETS, Augmentation, augmentation
+from lowland.deep.data.name import name_of_data
 from lowland.deep.functions import arguments_of, is_function
 from lowland.deep.models import MODEL_NAMES
 from lowland.deep.needs import climbs_ever, unmet
@@ -34,6 +35,19 @@ class TrainConfig(
     """One training run. Names and defaults follow the original code of the paper where it has the option.
 
     The options and what they mean are in :mod:`lowland.deep.options`.
+
+    Raises:
+        InputError: If a value is out of range, or nothing would read it.
+
+    Example:
+        >>> from lowland.deep import TrainConfig
+        >>> config = TrainConfig(model="fc", model_width=64, sam_rho=0.1, m=16)
+        >>> config.is_sam, config.group_size, config.data_name
+        (True, 16, 'digits')
+        >>> TrainConfig(epochs=0)
+        Traceback (most recent call last):
+        ...
+        lowland.errors.InputError: epochs must be positive, got 0.
     """
 
     def __post_init__(self) -> None:
@@ -94,7 +108,7 @@ class TrainConfig(
         return arguments_of("model_arg", self.model_arg)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values.
+        """The options as plain JSON values.
 
         Options that came after the first version are there only where they are given, so that a run keeps
         its name, and what it is compared with.
@@ -105,9 +119,12 @@ class TrainConfig(
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """From the plain JSON values of a run that is there.
+        """The config that plain JSON values of a run that is there stand for.
 
         What nothing reads is let be: it did nothing in that run, which stays what it is.
+
+        Args:
+            values: The options, by name; what is missing is the default.
 
         Raises:
             InputError: If a name is unknown or a value out of range.

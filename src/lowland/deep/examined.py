@@ -13,7 +13,7 @@ from lowland.deep.data import Split
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.losses import as_logits
 from lowland.deep.objective import AUTOCAST_TYPES, autocast
-from lowland.deep.seeding import derive_seed
+from lowland.deep.seeding import derive_seed, generators_kept
 from lowland.deep.subject import Subject
 from lowland.errors import InputError, require_default
 from lowland.sam import MicroBatches
@@ -63,6 +63,18 @@ class Examined:
     def mean_loss(self, *batch: Tensor) -> Tensor:
         """The loss of each example, or their mean."""
         return self.loss(*batch)[0]
+
+    @torch.no_grad()
+    def level(self) -> dict[str, float]:
+        """The mean loss of all examples, and the share of errors if there can be any, from one pass."""
+        sums: dict[str, float] = {}
+        with generators_kept():
+            for part in self.parts():
+                loss, notes = self.loss(*part)
+                count = len(self._targets(part))
+                for name, values in ({"loss": loss} | notes).items():
+                    sums[name] = sums.get(name, 0.0) + count * values.double().mean().item()
+        return {name: total / len(self.split) for name, total in sums.items()}
 
     def outputs(self, *batch: Tensor) -> Tensor:
         """The network's outputs, in float32 or better."""

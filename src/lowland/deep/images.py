@@ -9,7 +9,7 @@ from torch import Tensor
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData, to_float
 from lowland.deep.seeding import derive_seed
-from lowland.runs import replace_atomically
+from lowland.runs.atomic import replace_atomically
 
 _COLUMNS = 8
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from lowland.deep.tensors import write_tensors
 from lowland.deep.training import Control, train
 from lowland.deep.trial import require_meaning, tried
 from lowland.errors import InputError
-from lowland.runs import Run, config_hash, describe_environment, require_threads
+from lowland.runs import Run, config_hash, describe_environment
+from lowland.runs.threads import require_threads
 
 IMAGE_SIZE = 32
 """Height and width that images are padded to for the convolutional models."""
@@ -39,6 +40,16 @@ class Place:
         data_dir: Folder of data sets; see :func:`lowland.deep.data.load_training_data`.
         threads: Number of CPU threads; the default of torch if ``None``.
         directory: What relative paths in the config begin at; the working directory if ``None``.
+
+    Raises:
+        InputError: If no machine has so many threads.
+
+    Example:
+        >>> from lowland.deep import Place
+        >>> Place(device="cpu").torch_device()
+        device(type='cpu')
+        >>> Place(device="cpu", threads=2).to_dict()["threads"]
+        2
     """
 
     device: str = "auto"
@@ -51,7 +62,7 @@ class Place:
         require_threads(self.threads)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, resolved to what is used here."""
+        """The place as plain JSON values, resolved to what is used here."""
         return {
             "device": str(self.torch_device()),
             "data_dir": None if self.data_dir is None else str(self.data_dir.absolute()),
@@ -61,7 +72,11 @@ class Place:
 
     @classmethod
     def of(cls, run: Run) -> Place:
-        """Where ``run`` was started."""
+        """Where ``run`` was started.
+
+        Raises:
+            InputError: If the run does not say it in a way that can be read.
+        """
         place = run.environment.get("place", {})
         data_dir, directory = (Path(p) if p else None for p in map(place.get, ("data_dir", "directory")))
         return cls(place.get("device", "auto"), data_dir, place.get("threads"), directory)
@@ -92,7 +107,11 @@ _HERE = Place()
 def run_name(config: TrainConfig) -> str:
     """A readable name for a run of ``config``, which ends in the config's hash.
 
+    Args:
+        config: The run.
+
     Example:
+        >>> from lowland.deep import TrainConfig, run_name
         >>> run_name(TrainConfig(model="fc", sam_rho=0.1, m=16)).rpartition("-")[0]
         'digits-fc-sam0.1-m16-seed0'
     """
@@ -118,6 +137,12 @@ def load_data(config: TrainConfig, place: Place = _HERE) -> TrainingData:
 
     Raises:
         InputError: If they cannot be had, or are not such data.
+
+    Example:
+        >>> from lowland.deep import TrainConfig, load_data
+        >>> data = load_data(TrainConfig(dataset="gaussians_binary", model="linear"))
+        >>> len(data.train), data.num_classes, data.input_shape
+        (900, 2, (1, 1, 100))
     """
     if config.data is not None:
         before = place.directory
@@ -159,6 +184,18 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
     Raises:
         InputError: If the data cannot be had, or ``path`` holds something else.
         Interrupted: If ``control.should_stop`` said so.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.deep import Control, Place, TrainConfig, launch
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", epochs=2, batch_size=300)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = launch(config, Path(folder) / "run", Place(device="cpu"), Control())
+        ...     print(sorted(file.name for file in Path(folder, "run").glob("*.json")))
+        ['config.json', 'env.json', 'summary.json']
+        >>> rows[-1]["test_error"] < 0.1
+        True
     """
     device = place.torch_device()
     if path is not None:
@@ -183,10 +220,19 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
             return train(config, data, device, run, control)
 
 
-def require_startable(configs: Sequence[TrainConfig], data_dir: Path | None) -> None:
+def require_startable(
+    configs: Sequence[TrainConfig],
+    data_dir: Path | None,
+    on_data: Callable[[TrainConfig, TrainingData], object] = lambda *_: None,
+) -> None:
     """Reads each data set that is needed once, and tries each network and loss of the user's.
 
     So what cannot be had, or does not go together, is told before anything runs.
+
+    Args:
+        configs: What is to run.
+        data_dir: Folder of data sets.
+        on_data: Called with the data of each set, and the first run that has them, once they are tried.
 
     Raises:
         InputError: If it is so.
@@ -203,6 +249,7 @@ def require_startable(configs: Sequence[TrainConfig], data_dir: Path | None) -> 
             with generators_kept():
                 require_meaning(config, data)
                 tried(config, new_network(config, data), data)
+        on_data(of_data[0], data)
 
 
 def require_same_run(path: Path, config: TrainConfig) -> None:

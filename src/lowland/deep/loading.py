@@ -13,14 +13,9 @@ from torch import nn
 from lowland.deep.checkpoint import require_config, saved_states
 from lowland.deep.config import TrainConfig
 from lowland.deep.criterion import Criterion, are_logits
-from lowland.deep.data import (
-    TrainingData,
-    load_training_data,
-    read_own_data,
-    require_folder_read,
-    undivided_own_data,
-)
+from lowland.deep.data import TrainingData, load_training_data, read_own_data, undivided_own_data
 from lowland.deep.data.cache import checksum
+from lowland.deep.data.sets import require_folder_read
 from lowland.deep.fit import Needed, require_fit
 from lowland.deep.functions import arguments_of, errors_told, is_function, sources_of
 from lowland.deep.launch import Place, load_data, padding_for
@@ -35,8 +30,10 @@ from lowland.deep.weights import load_weights, put_weights
 from lowland.errors import InputError, one_of, require_default
 from lowland.runs import Run
 
-_OF_MODELS = ("model_width", "n_layers", "activation")
-_OF_FILES = ("model", "model_arg", *_OF_MODELS)
+OF_MODELS = ("model_width", "n_layers", "activation")
+"""Options of a network of ours."""
+OF_FILES = ("model", "model_arg", *OF_MODELS)
+"""Options of the network that a file's weights are of."""
 
 
 def load_subject(source: str, options: SubjectOptions) -> Subject:
@@ -62,7 +59,7 @@ def load_subject(source: str, options: SubjectOptions) -> Subject:
         raise InputError(
             f"a run directory, a file of weights or package.module:function is needed, got {source!r}."
         )
-    _refuse(options, ("model", *_OF_MODELS), source)
+    _refuse(options, ("model", *OF_MODELS), source)
     _refuse_kind(options, source)
     _require_folder_read(options, source)
     data = _data(options, None)
@@ -76,7 +73,7 @@ def _of_run(path: Path, options: SubjectOptions) -> Subject:
         raise InputError(f"{path} must be a run of lowland train, got one of {run.config['command']!r}.")
     if not run.model_path.is_file() and not run.checkpoint_path.is_file():
         raise InputError(f"{path} must have weights, but has neither model.safetensors nor a checkpoint.")
-    _refuse(options, _OF_FILES, "a run")
+    _refuse(options, OF_FILES, "a run")
     config = TrainConfig.from_dict(run.config)
     require_trusted(config, options.trust, path)
     _require_folder_read(options, path.name, *([] if config.data else [config.dataset]))
@@ -133,7 +130,7 @@ def _of_file(path: Path, options: SubjectOptions) -> Subject:
     if options.model is None:
         raise InputError(f"{path} is a file of weights, which needs --model, got none.")
     if is_function(options.model):
-        _refuse(options, _OF_MODELS, "a network of your own")
+        _refuse(options, OF_MODELS, "a network of your own")
         data = _data(options, None)
         model = own_network(options.model, arguments_of("model_arg", options.model_arg), data)
     else:

@@ -12,7 +12,8 @@ from lowland.deep.data.understood import understood
 from lowland.deep.functions import is_function, sources_of
 from lowland.deep.records import DataRecord
 from lowland.errors import InputError
-from lowland.runs import Run, write_json, write_text
+from lowland.runs import Run
+from lowland.runs.atomic import write_json, write_text
 
 FILE = "data.json"
 SOURCES = "sources"

@@ -52,6 +52,18 @@ class TrainState:
         last_learning_rate: Of the last step.
         last_rho: Radius of the last step.
         best: Error on the validation examples, and weights, of the best evaluation so far, by kind.
+
+    Raises:
+        InputError: If data, network and loss do not go together, or the data are too few for a step.
+
+    Example:
+        >>> import torch
+        >>> from lowland.deep import TrainConfig, TrainState, load_data
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", batch_size=300, sam_rho=0.1)
+        >>> state = TrainState(config, load_data(config), torch.device("cpu"))
+        >>> state.step()
+        >>> state.steps, state.seen, state.last_rho
+        (1, 300, 0.1)
     """
 
     def __init__(
@@ -173,7 +185,11 @@ class TrainState:
         self.seen = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Trains on these rows of the original training examples from now on."""
+        """Trains on these rows of the original training examples from now on.
+
+        Args:
+            rows: Positions among them, rising.
+        """
         self.kept = rows
         self.train = self.data.train.select(rows)
         self._order = None

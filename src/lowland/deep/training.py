@@ -33,11 +33,19 @@ class Observer(Protocol):
     """Is told of progress; the loop prints nothing itself."""
 
     def on_step(self, state: TrainState) -> None:
-        """After each step."""
+        """After each step.
+
+        Args:
+            state: The network in training.
+        """
         ...
 
     def on_row(self, row: dict[str, Any]) -> None:
-        """After each evaluation."""
+        """After each evaluation.
+
+        Args:
+            row: What was measured, as it is in ``metrics.jsonl``.
+        """
         ...
 
 
@@ -51,6 +59,15 @@ class Control:
         should_stop: Asked after each step; if true, a checkpoint is written and training stops.
         on_data: Called with the data once they are read, before anything is written.
         on_start: Called once all that is wrong has been refused, before the first step.
+
+    Example:
+        >>> from lowland.deep import Control, Interrupted, Place, TrainConfig, launch
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", epochs=2, batch_size=300)
+        >>> try:
+        ...     launch(config, None, Place(device="cpu"), Control(should_stop=lambda: True))
+        ... except Interrupted:
+        ...     print("stopped after its first step")
+        stopped after its first step
     """
 
     observer: Observer | None = None
@@ -82,6 +99,14 @@ def train(
         Interrupted: If ``control.should_stop`` said so.
         InputError: If the config does not fit the data, or a checkpoint cannot be read.
         OSError: If a file cannot be written; the last checkpoint is whole.
+
+    Example:
+        >>> import torch
+        >>> from lowland.deep import Control, TrainConfig, load_data, train
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", epochs=2, batch_size=300)
+        >>> rows = train(config, load_data(config), torch.device("cpu"), None, Control())
+        >>> [row["epoch"] for row in rows], rows[-1]["test_error"] < 0.1
+        ([0.0, 1.0, 2.0], True)
     """
     with generators_kept():
         loop = _Loop(config, data, device, run, control)
@@ -203,6 +228,19 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last row, and the row with the lowest validation error (or loss) among the full evaluations.
 
     The test set selects nothing.
+
+    Args:
+        rows: The rows of the metrics, at least one of them of a full evaluation.
+
+    Returns:
+        These two rows, ``last`` and ``best``, and ``swa_best``, that of averaged weights.
+
+    Example:
+        >>> from lowland.deep import Control, Place, TrainConfig, launch, summarize
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", epochs=2, batch_size=300)
+        >>> found = summarize(launch(config, None, Place(device="cpu"), Control()))
+        >>> sorted(found), found["best"]["validation_error"] <= found["last"]["validation_error"]
+        (['best', 'last', 'swa_best'], True)
     """
     full = [row for row in rows if row["full"]]
     name = chosen_by(rows[-1])

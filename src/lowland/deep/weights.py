@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ _NUMBERS = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 """Types of entries that weights can be copied from."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What wrappers of a network put before all names of its ``state_dict``."""
 
 
 def load_weights(model: nn.Module, path: Path, *, kind: str = "last") -> None:
@@ -27,12 +29,27 @@ def load_weights(model: nn.Module, path: Path, *, kind: str = "last") -> None:
     Args:
         model: The network; unchanged on error.
         path: A run directory, a safetensors file (with the four kinds of a run, or one plain
-            ``state_dict``), or a ``.pth`` of the original code, read without running anything in it.
+            ``state_dict``), or a ``.pth``, of the original code, of a plain ``state_dict`` or of one beside
+            other things, read without running anything in it. Names may have the prefix of a wrapper,
+            ``module.`` or ``_orig_mod.``.
         kind: ``last``, ``best`` (by validation), ``swa_last`` or ``swa_best``, where the file has several.
 
     Raises:
         InputError: If there is no such file, it cannot be read, or its names or shapes are not the
             model's; the first differing names are listed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> from lowland.deep import load_weights
+        >>> trained, model = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(trained.state_dict(), Path(folder) / "weights.safetensors")
+        ...     load_weights(model, Path(folder) / "weights.safetensors")
+        >>> torch.equal(model.weight, trained.weight)
+        True
     """
     one_of("model_type", kind, KINDS)
     if path.is_dir():
@@ -57,16 +74,45 @@ def put_weights(
         )
     if kind not in states and set(states) != {""}:
         raise InputError(f"{path} must hold the weights {kind!r}, it holds {', '.join(map(repr, states))}.")
-    state = states.get(kind, states.get("", {}))
+    state = _unwrapped(states.get(kind, states.get("", {})), model)
     require_fits(model, state, path)
     model.load_state_dict(state)
+
+
+def _unwrapped(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The entries under the names that they have without ``DistributedDataParallel`` or ``torch.compile``."""
+    names = model.state_dict()
+    for prefix in _WRAPPERS:
+        if state and _all_begin(state, prefix) and not _all_begin(names, prefix):
+            return _unwrapped({str(name)[len(prefix) :]: entry for name, entry in state.items()}, model)
+    return state
+
+
+def _all_begin(names: Iterable[Any], prefix: str) -> bool:
+    return all(str(name).startswith(prefix) for name in names)
 
 
 def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
     """The ``state_dict`` of each kind in a safetensors file; of a plain one under the empty name.
 
+    Args:
+        path: The file.
+
     Raises:
         InputError: If the file is not a whole safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> from lowland.deep import read_states
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.safetensors"
+        ...     save_file({"last.bias": torch.ones(2), "best.bias": torch.zeros(2)}, path)
+        ...     found = read_states(path)
+        >>> sorted(found), found["last"]["bias"]
+        (['best', 'last'], tensor([1., 1.]))
     """
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in read_tensors(path)[0].items():

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from lowland.diagonal.dynamics import logged_iterations
 from lowland.diagonal.problem import Array, Problem
 from lowland.errors import InputError
-from lowland.runs import end_if_given_up
+from lowland.runs.threads import end_if_given_up
 
 _ZERO = 1e-9
 """Eigenvalues below this share of the largest are zero."""
@@ -39,6 +39,15 @@ class Quadratics:
         H: Hessians, symmetric without negative eigenvalues.
         b: Minus the gradients at zero.
         c: Losses at zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from lowland.diagonal import Quadratics
+        >>> problem = Quadratics(np.diag([1.0, 4.0])[None], np.array([[1.0, 0.0]]), np.array([0.5]))
+        >>> problem.beta, problem.mu, problem.minimum  # the minimum is at (1, 0)
+        (4.0, 1.0, 0.0)
+        >>> problem.gradient(np.array([[1.0, 1.0]]))
+        array([[0., 4.]])
     """
 
     H: Float[Array, "n d d"]
@@ -61,6 +70,12 @@ class Quadratics:
             n: Number of losses.
             noise: Standard deviation of the minimizers, per coordinate.
             seed: Of the minimizers and of the directions of the eigenvalues.
+
+        Returns:
+            The losses.
+
+        Raises:
+            InputError: If a number is out of its range.
         """
         values = np.asarray(eigenvalues, dtype=np.float64)
         if values.ndim != 1 or len(values) == 0 or not (values >= 0).all() or not values.max() > 0:
@@ -76,7 +91,14 @@ class Quadratics:
 
     @classmethod
     def least_squares(cls, problem: Problem) -> Quadratics:
-        r"""Linear regression, :math:`\ell_i(w) = \frac12(\langle x_i, w\rangle - y_i)^2`."""
+        r"""Linear regression, :math:`\ell_i(w) = \frac12(\langle x_i, w\rangle - y_i)^2`.
+
+        Args:
+            problem: The data.
+
+        Returns:
+            A loss for each training example.
+        """
         X, y = problem.X, problem.y
         return cls(X[:, :, None] * X[:, None, :], y[:, None] * X, 0.5 * y * y)
 
@@ -103,27 +125,27 @@ class Quadratics:
         return c - 0.5 * float(b @ np.linalg.lstsq(hessian, b, rcond=_ZERO)[0])
 
     def loss(self, w: Float[Array, "*runs d"]) -> Float[Array, "*runs"]:
-        """Mean loss at each ``w``."""
+        """The mean loss at each ``w``."""
         hessian, b, c = self.mean
         value: Array = 0.5 * np.sum((w @ hessian) * w, axis=-1) - w @ b + c
         return value
 
     def gradient(self, w: Float[Array, "*runs d"]) -> Float[Array, "*runs d"]:
-        """Gradient of the mean loss at each ``w``."""
+        """The gradient of the mean loss at each ``w``."""
         slope: Array = w @ self.mean[0] - self.mean[1]
         return slope
 
     def group_gradient(
         self, w: Float[Array, "runs d"], group: Int[Array, "runs m"]
     ) -> Float[Array, "runs d"]:
-        """Each run's gradient of the mean over its own ``group``."""
+        """The gradient of each run, at its own ``w``, of the mean over its own ``group``."""
         slope: Array = np.einsum("rmij,rj->ri", self.H[group], w) / group.shape[1] - self.b[group].mean(
             axis=1
         )
         return slope
 
     def variance(self, w: Float[Array, "runs d"]) -> Float[Array, " runs"]:
-        r""":math:`\frac1n \sum_i \|\nabla\ell_i(w) - \nabla L(w)\|^2` at each ``w``."""
+        r"""The variance :math:`\frac1n \sum_i \|\nabla\ell_i(w) - \nabla L(w)\|^2` at each ``w``."""
         slopes = np.einsum("nij,rj->rni", self.H, w) - self.b
         spread: Array = np.square(slopes - slopes.mean(axis=1, keepdims=True)).sum(axis=2).mean(axis=1)
         return spread
@@ -157,12 +179,26 @@ def loss_gap(
     :math:`\rho_t = \sqrt{\gamma_t/\beta}`, and the bound is
     :math:`3\beta^2(L(w_0)-L_*)/(\mu^2T^2) + 22\beta\sigma^2/(\mu^2 m T)`.
 
+    The theorem is the second part of Theorem 2 of Andriushchenko & Flammarion (2022).
+
     Args:
         problem: What is minimized, from a random start on the unit sphere around zero.
         steps: Largest T.
         m: Examples in a group, drawn with replacement.
         runs: Independent runs whose mean stands for the expectation.
         seed: Of starts and groups.
+
+    Returns:
+        The gap beside its bound, for each T that is logged.
+
+    Raises:
+        InputError: If a number is not positive.
+
+    Example:
+        >>> from lowland.diagonal import Quadratics, loss_gap
+        >>> found = loss_gap(Quadratics.noisy([1.0, 2.0, 0.0]), steps=200, m=4)
+        >>> int(found.steps[-1]), bool((found.measured <= found.bound).all())
+        (200, True)
     """
     beta, mu = problem.beta, problem.mu
 
@@ -199,12 +235,26 @@ def mean_square_gradient(
     Each T has its own runs, of step sizes :math:`\gamma = 1/(\sqrt T\beta)` and
     :math:`\rho = 1/(T^{1/4}\beta)`; the bound is :math:`4\beta(L(w_0)-L_*)/\sqrt T + 8\sigma^2/(m\sqrt T)`.
 
+    It is the first part of Theorem 2 of Andriushchenko & Flammarion (2022).
+
     Args:
         problem: What is minimized.
         steps: The T.
         m: Examples in a group, drawn with replacement.
         runs: Independent runs whose mean stands for the expectation.
         seed: Of starts and groups.
+
+    Returns:
+        The mean beside its bound, for each T.
+
+    Raises:
+        InputError: If a number is not positive.
+
+    Example:
+        >>> from lowland.diagonal import Quadratics, mean_square_gradient
+        >>> found = mean_square_gradient(Quadratics.noisy([1.0, 2.0, 0.0]), steps=(10, 100))
+        >>> found.steps, bool((found.measured <= found.bound).all())
+        (array([ 10, 100]), True)
     """
     _require_counts(steps=min(steps, default=0), m=m, runs=runs)
     beta = problem.beta

@@ -15,7 +15,7 @@ from lowland.diagonal.algebraic import Padded, algebraic
 from lowland.diagonal.kernels import Data, Place, Record, Rule, in_order
 from lowland.diagonal.problem import Array, Problem
 from lowland.errors import InputError, one_of
-from lowland.runs import in_pieces, in_threads
+from lowland.runs.threads import in_pieces, in_threads
 
 Method = Literal["gd", "sgd", "n-sam", "1-sam", "m-sam"]
 Convention = Literal["consistent", "original"]
@@ -47,6 +47,14 @@ class Phase:
         weight_decay: Factor on the weights that is added to the gradient.
         balance: Factor on the gradient of :math:`\frac14\|u^2 - v^2\|^2`, which is added.
         thresholds: Training losses below which the step size is halved, each once, falling.
+
+    Raises:
+        InputError: If a number is out of its range, or an option is of another method.
+
+    Example:
+        >>> from lowland.diagonal import Phase
+        >>> Phase("m-sam", gamma=0.1, rho=0.05, m=4).label, Phase("n-sam", gamma=0.1).group(20)
+        ('4-SAM, ρ = 0.05', 20)
     """
 
     method: Method
@@ -92,7 +100,7 @@ class Phase:
         return f"{name}, ρ = {self.rho:g}{doubled}"
 
     def group(self, n: int) -> int:
-        """Examples in a group of ``n``; 0 without a climb."""
+        """How many examples are in a group of ``n``; 0 without a climb."""
         if self.method in {"gd", "sgd"}:
             return 0
         return {"n-sam": n, "1-sam": 1}.get(self.method) or min(self.m or n, n)
@@ -104,12 +112,21 @@ class Phase:
         return self == plain and self.method in {"gd", "n-sam", "1-sam"}
 
     def reach(self, n: int) -> float:
-        """What the gradient of a group's mean of half squares is multiplied with."""
+        """What the gradient of a group's mean of half squares is multiplied with.
+
+        Args:
+            n: Number of training examples.
+        """
         doubled = self.rho_convention == "original" and self.group(n) == 1 and not self.normalized
         return 2.0 * self.rho if doubled else self.rho
 
     def rule(self, n: int, draws: np.random.Generator) -> Rule:
-        """For the kernel."""
+        """The phase as the kernel takes it.
+
+        Args:
+            n: Number of training examples.
+            draws: Where the examples of SGD are drawn.
+        """
         return Rule(
             self.group(n),
             self.gamma,
@@ -159,7 +176,18 @@ class Result:
         return float(np.abs(self.beta).sum())
 
     def support_errors(self, problem: Problem, *, threshold: float = 0.01) -> tuple[int, int]:
-        """Coefficients of the support that are smaller than ``threshold``, and others that are not."""
+        """How far the predictor's support is from the true one.
+
+        Args:
+            problem: The data, whose coefficients are known.
+            threshold: From which size on a coefficient counts.
+
+        Returns:
+            Coefficients of the support that are smaller, and others that are not.
+
+        Raises:
+            InputError: If the problem has no ``theta_star``.
+        """
         if problem.support is None:
             raise InputError("support errors need the coefficients that made the targets, got none.")
         found = np.abs(self.beta) >= threshold
@@ -167,7 +195,20 @@ class Result:
 
 
 def logged_iterations(steps: int) -> Int[Array, " logged"]:
-    """The original's: the first 500 steps, then 50 per factor of ten, and the last."""
+    """The original's: the first 500 steps, then 50 per factor of ten, and the last.
+
+    Args:
+        steps: Number of steps.
+
+    Returns:
+        The steps, counted from 0, rising.
+
+    Example:
+        >>> from lowland.diagonal import logged_iterations
+        >>> found = logged_iterations(10_001)
+        >>> len(found), int(found[499]), int(found[-1])
+        (566, 499, 10000)
+    """
     powers = np.logspace(0, np.log10(max(steps - 1, 1)), 1 + int(np.ceil(50 * np.log10(max(steps - 1, 2)))))
     early = np.arange(min(500, steps))
     found = np.unique(np.concatenate([early, powers.astype(np.int64), [steps - 1]]))
@@ -186,6 +227,16 @@ class Plan:
         seed: Of the examples that SGD draws.
         kernel: ``"in order"`` computes every method in the order of its definition; ``"algebraic"`` is faster
             for GD, n-SAM and 1-SAM without further options, and differs in the last digits.
+
+    Raises:
+        InputError: If there is no phase or no such kernel.
+
+    Example:
+        >>> from lowland.diagonal import Phase, Plan, Problem
+        >>> problem = Problem.of([[1.0, 0.5]], [1.0])
+        >>> plan = Plan((Phase("1-sam", 0.05, 1000, rho=0.1), Phase("gd", 0.05, 2000)), alpha=0.1)
+        >>> print(plan.label, round(float(problem.X[0] @ plan.run(problem).beta), 4))
+        1-SAM, ρ = 0.1 → GD 1.0
     """
 
     phases: tuple[Phase, ...]
@@ -206,14 +257,25 @@ class Plan:
         return " → ".join(phase.label for phase in self.phases)
 
     def start(self, d: int) -> tuple[Array, Array]:
-        """The weights that training begins with."""
+        """The weights that training begins with.
+
+        Args:
+            d: Number of features.
+
+        Raises:
+            InputError: If ``alpha`` is not positive, or not as many.
+        """
         values = np.asarray(self.alpha, dtype=np.float64)
         if values.shape not in {(), (d,)} or not (values > 0).all() or not np.isfinite(values).all():
             raise InputError(f"alpha must be a positive number or {d} of them, got {self.alpha}.")
         return np.broadcast_to(values * (2.0 if self.balanced else 1.0), (d,)).copy(), np.zeros(d)
 
     def run(self, problem: Problem) -> Result:
-        """Trains on ``problem``."""
+        """Trains on ``problem``.
+
+        Returns:
+            What the run did.
+        """
         u, v = self.start(problem.d)
         exponent, draws = np.zeros(problem.d), np.random.default_rng(self.seed)
         data = _data(problem, problem.X_test, problem.y_test)
@@ -278,13 +340,30 @@ def train(
     seed: int = 0,
     kernel: Kernel = "in order",
 ) -> Result:
-    r"""Trains :math:`f(x) = \langle x, u \odot v\rangle` by one method; see :class:`Phase` and :class:`Plan`.
+    r"""Trains :math:`f(x) = \langle x, u \odot v\rangle` by one method.
+
+    Args:
+        problem: The data.
+        method: As of a :class:`Phase`, and so are ``gamma``, ``rho``, ``steps``, ``rho_convention`` and
+            ``m``.
+        gamma: Step size.
+        alpha: As of a :class:`Plan`, and so are ``balanced``, ``seed`` and ``kernel``.
+        rho: What a group's gradient is multiplied with in its climb.
+        steps: Number of steps.
+        rho_convention: Whose ``rho`` it is.
+        m: Examples in a group, for ``"m-sam"``.
+        balanced: Whether ``alpha`` is that of :math:`w_+ = w_- = \alpha`.
+        seed: Of the examples that SGD draws.
+        kernel: ``"in order"``, or the faster ``"algebraic"``.
+
+    Returns:
+        What the run did.
 
     Raises:
         InputError: If a number is out of its range or ``method`` is none.
 
     Example:
-        >>> from lowland.diagonal import sparse_regression
+        >>> from lowland.diagonal import sparse_regression, train
         >>> result = train(sparse_regression(), "gd", gamma=1 / 6, alpha=0.1, steps=101)
         >>> print(f"{result.train_loss[-1]:.3e} {result.test_loss[-1]:.3e}")
         9.060e-03 5.648e-02
@@ -300,5 +379,18 @@ def sweep(problem: Problem, plans: Sequence[Plan], *, threads: int | None = None
         problem: The data of all.
         plans: What to run.
         threads: Runs at a time; ``None`` for one per core.
+
+    Returns:
+        A result for each plan, in order.
+
+    Raises:
+        InputError: If a plan does not fit the data.
+
+    Example:
+        >>> from lowland.diagonal import Phase, Plan, Problem, sweep
+        >>> plans = [Plan((Phase("gd", gamma=0.05, steps=2000),), alpha=alpha) for alpha in (0.01, 1.0)]
+        >>> results = sweep(Problem.of([[1.0, 0.5]], [1.0]), plans)
+        >>> [round(result.l1_norm, 3) for result in results]  # the least l1 norm is 1
+        [1.003, 1.172]
     """
     return in_threads([functools.partial(plan.run, problem) for plan in plans], threads=threads)

@@ -14,7 +14,8 @@ from lowland.diagonal.dynamics import Convention, Kernel, Method, Phase, Plan, R
 from lowland.diagonal.problem import Array, Problem, Stream, sparse_regression
 from lowland.diagonal.theory import Comparison, compare
 from lowland.errors import InputError, one_of, require_at_most, require_default, require_finite
-from lowland.runs import in_threads, read_arrays
+from lowland.runs import read_arrays
+from lowland.runs.threads import in_threads
 
 _AT_MOST = {
     "m": 10**6,

@@ -44,7 +44,13 @@ class Problem:
         X_test: ArrayLike | None = None,
         y_test: ArrayLike | None = None,
     ) -> Problem:
-        """Data of one's own.
+        """The problem of data of one's own.
+
+        Args:
+            X: Training inputs, a row per example.
+            y: Training targets.
+            X_test: Test inputs.
+            y_test: Test targets; given if those are.
 
         Raises:
             InputError: If the shapes do not match or a number is not finite.
@@ -118,8 +124,17 @@ def sparse_regression(
         stream: ``"legacy"`` draws from ``numpy.random.RandomState``, ``"modern"`` from
             ``numpy.random.default_rng``.
 
+    Returns:
+        The problem, with the coefficients that made it.
+
     Raises:
         InputError: If a number is out of its range.
+
+    Example:
+        >>> from lowland.diagonal import sparse_regression
+        >>> problem = sparse_regression()
+        >>> problem.X.shape, int(problem.support.sum()), round(float((problem.theta_star**2).sum()), 6)
+        ((20, 30), 3, 1.0)
     """
     one_of("stream", stream, ("legacy", "modern"))
     for name, value, least in (("n", n, 1), ("d", d, 1), ("sparsity", sparsity, 1), ("n_test", n_test, 0)):

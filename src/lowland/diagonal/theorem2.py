@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lowland.diagonal.convergence import Convergence, Quadratics, loss_gap, mean_square_gradient
 from lowland.diagonal.problem import sparse_regression
 from lowland.errors import InputError, one_of, require_at_most, require_default, require_finite
-from lowland.runs import in_threads
+from lowland.runs.threads import in_threads
 
 Kind = Literal["noisy", "regression"]
 

@@ -59,7 +59,21 @@ class Comparison:
 
 
 def compare(problem: Problem, plan: Plan, result: Result) -> Comparison:
-    """The theorem's statements about a run of ``plan``."""
+    """What Theorem 1 of Andriushchenko & Flammarion (2022) says of a run of ``plan``, beside the run.
+
+    Args:
+        problem: The data.
+        plan: What was run.
+        result: What it did.
+
+    Example:
+        >>> from lowland.diagonal import Phase, Plan, Problem, compare
+        >>> problem = Problem.of([[1.0, 0.5]], [1.0])
+        >>> plan = Plan((Phase("1-sam", gamma=0.01, rho=0.05, steps=5000),), alpha=0.5)
+        >>> found = compare(problem, plan, plan.run(problem))
+        >>> found.distance < 1e-3, found.predicted.round(3)  # in proportion to the squared features
+        (True, array([0.046, 0.011]))
+    """
     log_start = np.log(effective_alpha(*plan.start(problem.d)))
     if not np.isfinite(result.beta).all():
         nothing = np.full(problem.d, np.nan)
@@ -87,8 +101,21 @@ def potential(beta: ArrayLike, alpha: ArrayLike) -> float:
     :math:`\alpha` make it like the l1 norm, large ones like the squared l2 norm. (With one factor
     :math:`\alpha` for all, its minimizers are those of the paper's :math:`\alpha \sum q`.)
 
+    The potential is that of Woodworth et al. (2020).
+
+    Args:
+        beta: Coefficients, shape ``(d,)``.
+        alpha: Initialization in units of :math:`w_\pm`, positive: a number, or one per coefficient.
+
     Raises:
         InputError: If an ``alpha`` is not positive.
+
+    Example:
+        >>> from lowland.diagonal import potential
+        >>> def ratio(alpha):
+        ...     return potential([3.0, 4.0], alpha) / potential([5.0, 0.0], alpha)
+        >>> round(ratio(1e-20), 1), round(ratio(1e3), 4)  # that of l1 norms, 7 / 5, and of squared l2 norms
+        (1.4, 1.0)
     """
     beta = np.atleast_1d(np.asarray(beta, dtype=np.float64))
     s = _slope(beta, np.log(_positive(alpha, len(beta))))
@@ -96,14 +123,48 @@ def potential(beta: ArrayLike, alpha: ArrayLike) -> float:
 
 
 def effective_alpha(u: ArrayLike, v: ArrayLike) -> Vector:
-    r""":math:`\sqrt{|w_+ w_-|} = \frac12\sqrt{|u^2 - v^2|}`, which gradient flow conserves."""
+    r""":math:`\sqrt{|w_+ w_-|} = \frac12\sqrt{|u^2 - v^2|}`, which gradient flow conserves.
+
+    It is the effective initialization of Andriushchenko & Flammarion (2022, Theorem 1), in units of
+    :math:`w_\pm`.
+
+    Args:
+        u: Weights, shape ``(d,)``.
+        v: The others.
+
+    Returns:
+        One for each coordinate.
+
+    Example:
+        >>> from lowland.diagonal import effective_alpha
+        >>> effective_alpha([5.0, 2.0], [3.0, 0.0])
+        array([2., 1.])
+    """
     u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
     alpha: Array = 0.5 * np.sqrt(np.abs(u - v)) * np.sqrt(np.abs(u + v))
     return alpha
 
 
 def predicted_alpha(result: Result, alpha: ArrayLike) -> Vector:
-    r""":math:`\alpha \odot e^{-\rho\Delta}` from the trajectory, for :math:`w_\pm = \alpha` at the start."""
+    r""":math:`\alpha \odot e^{-\rho\Delta}` from the trajectory, for :math:`w_\pm = \alpha` at the start.
+
+    It is what Andriushchenko & Flammarion (2022, Theorem 1) predict of :func:`effective_alpha`.
+
+    Args:
+        result: The run.
+        alpha: Its initialization in units of :math:`w_\pm`: a number, or one per coordinate.
+
+    Returns:
+        One for each coordinate.
+
+    Example:
+        >>> from lowland.diagonal import Problem, effective_alpha, predicted_alpha, train
+        >>> problem = Problem.of([[1.0, 0.5]], [1.0])
+        >>> result = train(problem, "1-sam", gamma=0.01, alpha=0.5, rho=0.05, steps=5000)
+        >>> seen = effective_alpha(result.u, result.v)  # u = alpha and v = 0 are w = alpha / 2
+        >>> bool(abs(seen / predicted_alpha(result, 0.25) - 1.0).max() < 0.01)
+        True
+    """
     shrunk: Array = np.asarray(alpha, dtype=np.float64) * np.exp(-result.exponent)
     return shrunk
 
@@ -115,8 +176,18 @@ def minimum_potential(problem: Problem, alpha: ArrayLike) -> Vector:
     :math:`\sum_i 2\alpha_i^2 \cosh(x_i^\top \nu) - \langle \nu, y \rangle`: smooth, and in as many dimensions
     as examples. Where nothing interpolates, it is the minimizer among the coefficients of least squares.
 
+    Args:
+        problem: The data.
+        alpha: Initialization in units of :math:`w_\pm`, positive: a number, or one per coefficient.
+
     Raises:
         InputError: If an ``alpha`` is not positive, or so large or small that the dual cannot be minimized.
+
+    Example:
+        >>> from lowland.diagonal import Problem, minimum_potential
+        >>> problem = Problem.of([[1.0, 0.5]], [1.0])
+        >>> [minimum_potential(problem, alpha).round(3) for alpha in (1e-100, 1e2)]  # the least l1, l2 norm
+        [array([1., 0.]), array([0.8, 0.4])]
     """
     return _minimizer(problem, np.log(_positive(alpha, problem.d)))
 
@@ -196,8 +267,23 @@ def kkt_residual(beta: ArrayLike, alpha: ArrayLike, X: ArrayLike) -> float:
 
     It is 0 at the interpolator that minimizes the potential, and at 0.
 
+    Args:
+        beta: Coefficients, shape ``(d,)``.
+        alpha: Initialization in units of :math:`w_\pm`, positive: a number, or one per coefficient.
+        X: Training inputs, shape ``(n, d)``.
+
+    Returns:
+        The distance: from 0, inside the row space, to 1, orthogonal to it.
+
     Raises:
         InputError: If an ``alpha`` is not positive.
+
+    Example:
+        >>> from lowland.diagonal import Problem, kkt_residual, minimum_potential
+        >>> problem = Problem.of([[1.0, 0.5]], [1.0])
+        >>> beta = minimum_potential(problem, 0.1)
+        >>> kkt_residual(beta, 0.1, problem.X) < 1e-9, kkt_residual([0.0, 2.0], 0.1, problem.X) > 0.1
+        (True, True)
     """
     beta = np.asarray(beta, dtype=np.float64)
     slope = _slope(beta, np.log(_positive(alpha, len(beta))))
@@ -229,7 +315,16 @@ def _positive(alpha: ArrayLike, d: int) -> Array:
 
 
 def minimum_l1(problem: Problem) -> Vector:
-    """The interpolator of least l1 norm, by linear programming."""
+    """The interpolator of least l1 norm, by linear programming.
+
+    Args:
+        problem: The data.
+
+    Example:
+        >>> from lowland.diagonal import Problem, minimum_l1
+        >>> print(minimum_l1(Problem.of([[1.0, 0.5]], [1.0])).round(6) + 0.0)
+        [1. 0.]
+    """
     d = problem.d
     found = linprog(
         np.ones(2 * d),
@@ -243,12 +338,32 @@ def minimum_l1(problem: Problem) -> Vector:
 
 
 def minimum_l2(problem: Problem) -> Vector:
-    """The interpolator of least l2 norm."""
+    """The interpolator of least l2 norm.
+
+    Args:
+        problem: The data.
+
+    Example:
+        >>> from lowland.diagonal import Problem, minimum_l2
+        >>> print(minimum_l2(Problem.of([[1.0, 0.5]], [1.0])).round(6) + 0.0)
+        [0.8 0.4]
+    """
     beta: Array = np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
     return beta
 
 
 def loss(X: ArrayLike, y: ArrayLike, beta: ArrayLike) -> float:
-    r""":math:`\frac{1}{2n}\|X\beta - y\|^2`."""
+    r"""The loss :math:`\frac{1}{2n}\|X\beta - y\|^2`.
+
+    Args:
+        X: Inputs, shape ``(n, d)``.
+        y: Targets, shape ``(n,)``.
+        beta: Coefficients, shape ``(d,)``.
+
+    Example:
+        >>> from lowland.diagonal import loss
+        >>> loss([[1.0, 0.0], [0.0, 1.0]], [1.0, 2.0], [1.0, 0.0])
+        1.0
+    """
     residual = np.asarray(X) @ np.asarray(beta) - np.asarray(y)
     return float(residual @ residual / (2.0 * len(residual)))

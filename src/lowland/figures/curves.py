@@ -51,7 +51,7 @@ def plot_run(rows: Rows, title: str) -> Figure:
         show_ends(ax, spec) if lines is not _SHARPNESS else label_ends(ax, spec)
         ax.set_xlabel("epoch")
         if ax.get_lines():
-            ax.legend()
+            ax.legend(loc="best")
     figure.suptitle(title)
     return figure
 

@@ -70,7 +70,7 @@ def plot_radius(outcomes: Sequence[Outcome]) -> Figure:
     radii = sorted({rho for points in methods.values() for rho, _ in points if rho > 0.0})
     ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
     ax.minorticks_off()
-    ax.legend()
+    ax.legend(loc="best")
     _note_convention(figure, groups)
     return figure
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from lowland.deep.records import MetricsRow
 from lowland.figures.caption import caption, not_default
 from lowland.figures.style import save_all
-from lowland.runs import describe_environment, write_json
+from lowland.runs import describe_environment
+from lowland.runs.atomic import write_json
 from lowland.runs.results import write_table
 from lowland.sweeps import Failures, Store, Task, in_levels
 

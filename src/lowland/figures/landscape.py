@@ -48,7 +48,7 @@ def plot_line(paths: Mapping[str, Rows], *, ends: Mapping[str, float], along: st
             ax.text(x_end, 1.01, name, transform=where, ha="center", va="bottom", fontsize=7, color="0.4")
         ax.set_title(ax.get_title(), pad=16)
         ax.set_xlabel(axis)
-        ax.legend()
+        ax.legend(loc="best")
     return figure
 
 

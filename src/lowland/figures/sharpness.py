@@ -56,7 +56,7 @@ def plot_densities(densities: Mapping[str, SpectralDensity]) -> Figure:
     ax.set_yscale("log")
     ax.set_ylim(bottom=1e-6)
     ax.set_xlabel("eigenvalue")
-    ax.legend()
+    ax.legend(loc="best")
     return figure
 
 

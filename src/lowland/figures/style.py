@@ -1,5 +1,6 @@
 """Figures in our style, and their files."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from lowland.runs import replace_atomically
+from lowland.runs.atomic import replace_atomically
 
 _TOO_LARGE = 1e30
 _LETTERS_PER_INCH, _HANDLE = 14, 7
@@ -62,6 +63,15 @@ def save(figure: Figure, path: Path) -> None:
     """Writes the figure atomically, in the format of the path's suffix; drawn again, it is the same bytes."""
     how: dict[str, Any] = {"format": path.suffix[1:], "metadata": _UNDATED.get(path.suffix)}
     replace_atomically(path, lambda temporary: figure.savefig(temporary, **how))
+
+
+@in_our_style
+def svg_of(figure: Figure) -> bytes:
+    """The figure as SVG, whose letters are text: smaller than :func:`save` makes it, and to be searched."""
+    written = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(written, format="svg", metadata=_UNDATED[".svg"])
+    return written.getvalue()
 
 
 def save_all(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> None:

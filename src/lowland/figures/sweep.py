@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lowland.figures.style import in_our_style, panels, shared_legend
-from lowland.sweeps import RADII, Point, mean_and_deviation, text_of
+from lowland.sweeps import RADII, Point, mean_and_deviation
+from lowland.sweeps.study import text_of
 
 
 @in_our_style
@@ -32,7 +33,7 @@ def plot_sweep(points: Sequence[Point], metric: str) -> Figure:
         spreads = [_shown(found[place][1] or 0.0, metric) for place in sorted(found)]
         places = [place + beside * (k - (len(labels) - 1) / 2) for place in sorted(found)]
         ax.errorbar(places, means, spreads, marker="o", capsize=3, label=label or None)
-    ax.set_xticks(range(len(values)), [text_of(value) for value in values])
+    ax.set_xticks(range(len(values)), [_tick(value, along, points) for value in values])
     ax.margins(x=0.08)
     ax.set(xlabel=along or "", ylabel=metric.replace("_", " ") + (" (%)" if is_share(metric) else ""))
     if len(labels) > 1:
@@ -61,8 +62,19 @@ def _value(point: Point, along: str | None) -> Any:
     return None if along is None else point.options[along]
 
 
+def _tick(value: Any, along: str | None, points: Sequence[Point]) -> str:
+    there = [point for point in points if _value(point, along) == value]
+    is_erm = along in RADII and all(point.is_erm for point in there)
+    return "0 (ERM)" if is_erm else text_of(value)
+
+
 def _label(point: Point, along: str | None) -> str:
-    return ", ".join(f"{name} {text_of(value)}" for name, value in point.options.items() if name != along)
+    """Of ERM without a dash for each option that only SAM reads."""
+    names = [name for name in point.options if name != along]
+    if point.is_erm and along in RADII and names:
+        said = [name for name in names if name not in RADII and point.options[name] is not None]
+        return ", ".join(["ERM", *(f"{name} {text_of(point.options[name])}" for name in said)])
+    return ", ".join(f"{name} {text_of(point.options[name])}" for name in names)
 
 
 def _shown(value: float, metric: str) -> float:

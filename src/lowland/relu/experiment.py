@@ -13,7 +13,7 @@ from lowland.errors import InputError, one_of, require_at_most, require_default,
 from lowland.relu.network import Network
 from lowland.relu.problem import Array, Regression, on_the_line, teacher_student
 from lowland.relu.training import Result, Schedule, StopOn, Training, train
-from lowland.runs import in_threads
+from lowland.runs.threads import in_threads
 
 Protocol = Literal["original", "consistent"]
 Problem = Literal["maennel", "sine", "absolute", "step", "teacher-student"]

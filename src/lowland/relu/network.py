@@ -22,6 +22,13 @@ class Network:
         w: Hidden weights.
         b: Hidden biases.
         a: Output weights.
+
+    Example:
+        >>> import numpy as np
+        >>> from lowland.relu import Network
+        >>> absolute = Network(np.array([[1.0, -1.0]]), np.zeros(2), np.ones(2))  # |x| of two neurons
+        >>> absolute(np.array([[-3.0], [2.0]])), absolute.slope_variation(-1.0, 1.0)
+        (array([3., 2.]), 2.0)
     """
 
     w: Float[Array, "d width"]
@@ -35,6 +42,12 @@ class Network:
         It follows Blanc et al. (2020). With several inputs, w has length 2.5 and a random direction.
         All are multiplied with ``scale``.
 
+        Args:
+            width: Number of neurons.
+            d: Number of inputs.
+            scale: What all weights are multiplied with.
+            seed: Of the draws.
+
         Raises:
             InputError: If a number is not positive.
         """
@@ -47,12 +60,12 @@ class Network:
         return cls(scale * w, scale * b, scale * a)
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """Outputs."""
+        """The outputs for the inputs ``x``."""
         outputs: Array = self.hidden(x) @ self.a
         return outputs
 
     def hidden(self, x: Float[Array, "n d"]) -> Float[Array, "n width"]:
-        """Activations."""
+        """The activations for the inputs ``x``."""
         activations: Array = np.maximum(x @ self.w + self.b, 0.0)
         return activations
 
@@ -70,28 +83,41 @@ class Network:
         return places, np.bincount(neuron, weights=a * np.abs(w), minlength=len(places))
 
     def slope_variation(self, low: float, high: float) -> float:
-        """Total variation of the slope between ``low`` and ``high``."""
+        """The total variation of the slope between ``low`` and ``high``.
+
+        Raises:
+            InputError: If the network has several inputs.
+        """
         places, changes = self.kinks()
         return float(np.abs(changes[(places > low) & (places < high)]).sum())
 
     def active_kinks(self, low: float, high: float) -> int:
-        """Bins of width 0.05 between ``low`` and ``high`` in which the slope changes by more than 0.1."""
+        """How many kinks are between ``low`` and ``high``.
+
+        It is the number of bins of width 0.05 in which the slope changes by more than 0.1.
+
+        Raises:
+            InputError: If the network has several inputs.
+        """
         places, changes = self.kinks()
         inside = (places > low) & (places < high)
         bins = ((places[inside] - low) / BIN).astype(np.int64)
         return int((np.abs(np.bincount(bins, weights=changes[inside])) > ACTIVE).sum())
 
     def norms(self) -> tuple[float, float]:
-        """l2 norms of ``a`` and ``w``."""
+        """The l2 norms of ``a`` and ``w``."""
         return float(np.linalg.norm(self.a)), float(np.linalg.norm(self.w))
 
     def features(self, problem: Regression, *, tolerance: float = 1e-3) -> tuple[int, int, int]:
-        """Rank of the hidden activations on the training inputs, neurons active there, and distinct ones.
+        """What the hidden activations on the training inputs are like.
 
         Args:
             problem: The data.
             tolerance: What counts as zero, relative to the largest: singular value, norm of a neuron's
                 activations, or one minus the cosine between those of two neurons.
+
+        Returns:
+            Their rank, the number of neurons active there, and that of distinct ones.
         """
         activations = self.hidden(problem.x)
         values = np.linalg.svd(activations, compute_uv=False)
@@ -104,7 +130,16 @@ class Network:
 
 
 def interpolant_variation(problem: Regression) -> float:
-    """Total variation of the slope of the lines from point to point, which no interpolant undercuts."""
+    """The total variation of the slope of the lines from point to point, which no interpolant undercuts.
+
+    Args:
+        problem: The data, of one input.
+
+    Example:
+        >>> from lowland.relu import Regression, interpolant_variation
+        >>> interpolant_variation(Regression.of([-1.0, 0.0, 2.0], [1.0, 0.0, 2.0]))  # slopes -1 and 1
+        2.0
+    """
     order = np.argsort(problem.x[:, 0])
     slopes = np.diff(problem.y[order]) / np.diff(problem.x[order, 0])
     return float(np.abs(np.diff(slopes)).sum())

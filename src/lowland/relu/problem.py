@@ -34,7 +34,11 @@ class Regression:
 
     @classmethod
     def of(cls, x: ArrayLike, y: ArrayLike) -> Regression:
-        """Data of one's own; ``x`` has a row per example, or is a vector if there is one input.
+        """The problem of data of one's own.
+
+        Args:
+            x: Inputs, a row per example, or a vector if there is one input.
+            y: A target per example.
 
         Raises:
             InputError: If the shapes do not match or a number is not finite.
@@ -73,8 +77,17 @@ def on_the_line(
         noise: Standard deviation of Gaussian noise on the targets.
         seed: Of the noise.
 
+    Returns:
+        The problem, without test data.
+
     Raises:
         InputError: If a number is out of its range.
+
+    Example:
+        >>> from lowland.relu import on_the_line
+        >>> problem = on_the_line("absolute", points=3)
+        >>> problem.x[:, 0].round(3), problem.y.round(3)
+        (array([-1.305,  0.07 ,  1.445]), array([1.375, 0.   , 1.375]))
     """
     one_of("target", target, TARGETS)
     if target == "maennel" and points != 12:
@@ -102,8 +115,24 @@ def teacher_student(
     The sizes are those of "Sharpness-Aware Minimization Leads to Low-Rank Features" (Andriushchenko et al.,
     2023, section 5); the teacher's weights are drawn as described here, since theirs are not known to us.
 
+    Args:
+        n: Number of training examples.
+        d: Number of inputs.
+        teachers: Number of the network's neurons.
+        n_test: Number of test examples.
+        seed: Of all draws.
+
+    Returns:
+        The problem, with test data of the same network.
+
     Raises:
         InputError: If a number is out of its range.
+
+    Example:
+        >>> from lowland.relu import teacher_student
+        >>> problem = teacher_student(n=20, d=3)
+        >>> problem.n, problem.d, problem.x_test.shape
+        (20, 3, (1000, 3))
     """
     for name, value, least in (("n", n, 1), ("d", d, 1), ("teachers", teachers, 1), ("n_test", n_test, 0)):
         if value < least:

@@ -12,7 +12,7 @@ from lowland.errors import InputError, one_of
 from lowland.relu.kernels import Rule, Weights, descend
 from lowland.relu.network import Network
 from lowland.relu.problem import Array, Regression
-from lowland.runs import in_pieces
+from lowland.runs.threads import in_pieces
 
 Schedule = Literal["constant", "linear"]
 StopOn = Literal["unperturbed", "perturbed"]
@@ -32,6 +32,15 @@ class Training:
         normalized: Whether a climb has length ``rho``; otherwise it is ``rho`` times the gradient.
         stop_loss: Training ends when the loss of a step is not larger.
         stop_on: Whether that is the loss at the weights, or at the perturbed ones.
+
+    Raises:
+        InputError: If a number is out of its range, or an option does nothing.
+
+    Example:
+        >>> from lowland.relu import Training, on_the_line, train
+        >>> sam = train(on_the_line(), Training(rho=0.5, m=1, steps=1000))
+        >>> sam.steps, bool(sam.perturbed_loss[0] > sam.loss[0])
+        (1000, True)
     """
 
     rho: float = 0.0
@@ -63,7 +72,7 @@ class Training:
             raise InputError(f"steps must be at least 2 for a linear schedule, got {self.steps}.")
 
     def examples_per_step(self, n: int) -> int:
-        """Of ``n``.
+        """How many of ``n`` examples a step uses.
 
         Raises:
             InputError: If a batch is larger than that.
@@ -78,6 +87,9 @@ class Training:
 
         So its ERM ends at a loss of 1e-5 after some 10^4 steps, and its SAM, whose perturbed loss never gets
         that small, after all 1,000,001.
+
+        Args:
+            rho: Length of the climb; 0 for plain gradient descent.
         """
         if rho > 0.0:
             return cls(rho=rho, schedule="linear", stop_on="perturbed")
@@ -103,24 +115,41 @@ class Result:
     network: Network
 
     def final_loss(self, problem: Regression) -> float:
-        """Half the sum of squared residuals of all training examples, at the final weights."""
+        """The loss of all training examples at the final weights.
+
+        Args:
+            problem: The data.
+
+        Returns:
+            Half the sum of squared residuals.
+        """
         return 0.5 * float(np.square(self.network(problem.x) - problem.y).sum())
 
     def test_loss(self, problem: Regression) -> float:
-        """Half the mean squared residual of the test examples; NaN without any."""
+        """The loss of the test examples at the final weights.
+
+        Args:
+            problem: The data.
+
+        Returns:
+            Half the mean squared residual; NaN without test examples.
+        """
         if len(problem.y_test) == 0:
             return float("nan")
         return 0.5 * float(np.square(self.network(problem.x_test) - problem.y_test).mean())
 
 
 def train(problem: Regression, training: Training, *, start: Network | None = None, seed: int = 0) -> Result:
-    """Trains a network.
+    """Trains a one-hidden-layer ReLU network.
 
     Args:
         problem: The data.
         training: How.
         start: Where from; ``None`` for the original's initialization with 100 neurons. It is left as it is.
         seed: Of the initialization, and of the order of the examples if there are batches.
+
+    Returns:
+        What the run did.
 
     Raises:
         InputError: If the network's inputs are not those of the problem, or a batch is larger than it.

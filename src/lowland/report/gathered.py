@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lowland.deep import TrainConfig
-from lowland.deep.records import MeasureRow, MetricsRow
+from lowland.deep.records import MeasureRow, MetricsRow, TrainingSummary
 from lowland.errors import InputError
-from lowland.figures.paper.networks import method
+from lowland.figures.paper import FIGURES
 from lowland.figures.paper.records import FigureRecord
+from lowland.report.pictures import picture
 from lowland.runs import Run, as_rows, read_json, read_lines, read_table
 
 Row = dict[str, Any]
-_DEPTH = 3
+_DEPTH = 4
+"""As deep as the runs of a sweep lie: runs, runs/sweeps, runs/sweeps/runs, runs/sweeps/runs/NAME."""
 
 
 @dataclass(frozen=True)
 class FigureFiles:
-    """A figure that ``lowland figure`` wrote.
+    """A figure that ``lowland figure`` or ``lowland sweep`` wrote.
 
     Attributes:
         path: The directory of its files.
         about: Its ``figure.json``.
         svg: The picture.
-        rows: The data that were drawn.
+        rows: The data that were drawn; what a row lacks is ``None``.
     """
 
     path: Path
@@ -37,58 +39,96 @@ class FigureFiles:
 
 
 @dataclass(frozen=True)
+class OwnRun:
+    """A training run that belongs to no figure of the paper.
+
+    Attributes:
+        name: What it is called.
+        config: What was run.
+        rows: Its ``metrics.jsonl``; empty if only the end is known, from the files of a sweep.
+        last: Its last row.
+        chosen: The row that validation chose; empty if only the end is known.
+        measures: Its ``sharpness.jsonl``.
+    """
+
+    name: str
+    config: TrainConfig
+    rows: list[Row]
+    last: Mapping[str, Any]
+    chosen: Mapping[str, Any]
+    measures: list[Row]
+
+
+@dataclass(frozen=True)
 class Gathered:
     """What was found.
 
     Attributes:
-        figures: In the order of the paper's figures, as far as they are such.
-        runs: A row per training run, of figures and by itself.
-        sharpness: A row per measure of flatness of a network.
+        figures: Figures of the paper, in the order of its argument.
+        sweeps: Pictures of sweeps.
+        runs: Own runs.
+        unfinished: How many runs are left out because they have not come to their end.
     """
 
     figures: list[FigureFiles]
-    runs: list[Row]
-    sharpness: list[Row]
+    sweeps: list[FigureFiles]
+    runs: list[OwnRun]
+    unfinished: int = 0
 
 
-def gathered(directories: Sequence[Path], order: Sequence[str] = ()) -> Gathered:
-    """Figures and runs in directories, up to three levels deep; of copies of a figure only the first.
+def gathered(directories: Sequence[Path]) -> Gathered:
+    """Figures and runs in directories, up to four levels deep; of copies of a figure only the first.
+
+    Runs that a figure of the paper was made of are part of it, wherever they are.
 
     Args:
         directories: Where to look.
-        order: Names of figures in the order that they are to have.
+
+    Returns:
+        The figures, the sweeps, and the runs that have come to their end.
 
     Raises:
         InputError: If a directory is none, or there is nothing in them.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.deep import Control, Place, TrainConfig, launch
+        >>> from lowland.report import gathered
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", epochs=1, batch_size=300)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = launch(config, Path(folder) / "erm", Place(device="cpu"), Control())
+        ...     found = gathered([Path(folder)])
+        >>> [(run.name, run.config.dataset, run.config.sam_rho) for run in found.runs]
+        [('erm', 'gaussians_binary', 0.0)]
     """
     figures: list[FigureFiles] = []
-    runs: dict[str, Row] = {}
-    sharpness: list[Row] = []
+    runs: list[Run] = []
     for path in _below(directories):
         if (path / "figure.json").is_file():
             figure = _figure(path)
             if not any((figure.about, figure.rows) == (other.about, other.rows) for other in figures):
                 figures.append(figure)
-        elif (path / "config.json").is_file() and (path / "summary.json").is_file():
-            run = Run(path)
-            if "command" not in run.config:
-                runs[path.name] = _run_row(path.name, run.config, run.last_row(MetricsRow))
-                sharpness += [
-                    {"network": path.name} | row for row in read_lines(path / "sharpness.jsonl", MeasureRow)
-                ]
-    if not figures and not runs:
+        elif (path / "config.json").is_file() and "command" not in Run(path).config:
+            runs.append(Run(path))
+    if not figures and not any(run.is_finished for run in runs):
         looked = ", ".join(map(str, directories))
         raise InputError(f"there must be a figure or a finished run to report, got none in {looked}.")
-    place = {name: i for i, name in enumerate(order)}
-    figures.sort(key=lambda f: (place.get(f.about["name"], len(place)), f.about["name"], f.about["scale"]))
-    for figure in figures:
-        for run_ in figure.about["runs"]:
-            if "numbers" in run_:
-                row = _run_row(run_["name"], run_["config"], run_["numbers"] | {"seconds": run_["seconds"]})
-                runs.setdefault(run_["name"], row)
-        ours = [row for row in figure.rows if not row.get("published")]
-        sharpness += [row for row in ours if "sharpness" in row or "factor" in row]
-    return Gathered(figures, list(runs.values()), [_measure_row(row) for row in sharpness])
+    sweeps = [figure for figure in figures if not is_of_paper(figure)]
+    of_paper = [figure for figure in figures if is_of_paper(figure)]
+    place = {name: i for i, name in enumerate(FIGURES)}
+    of_paper.sort(key=lambda f: (place.get(f.about["name"], len(place)), f.about["name"], f.about["scale"]))
+    theirs = {run["name"] for figure in of_paper for run in figure.about["runs"]}
+    not_theirs = [run for run in runs if run.path.name not in theirs]
+    own = {run.path: _own_run(run) for run in not_theirs if run.is_finished}
+    known = {path.name for path in own} | theirs
+    ends = {run.name: run for sweep in sweeps for run in _ends(sweep) if run.name not in known}
+    return Gathered(of_paper, sweeps, [*_told_apart(own), *ends.values()], len(not_theirs) - len(own))
+
+
+def is_of_paper(figure: FigureFiles) -> bool:
+    """Whether it is a figure of the paper: a sweep has no scale."""
+    return bool(figure.about["scale"])
 
 
 def _below(directories: Sequence[Path]) -> Iterator[Path]:
@@ -109,44 +149,40 @@ def _figure(path: Path) -> FigureFiles:
     try:
         about = read_json(path / "figure.json", FigureRecord)
         rows = as_rows(read_table(path / "data.parquet"))
-        svg = (path / "figure.svg").read_bytes()
+        svg = picture(path, about, rows)
     except OSError as error:
         raise InputError(f"{path} must hold what lowland figure wrote: {error}.") from None
-    return FigureFiles(path, about, svg, [{k: v for k, v in row.items() if v is not None} for row in rows])
+    return FigureFiles(path, about, svg, rows)
 
 
-def _run_row(name: str, stored: Mapping[str, Any], last: Mapping[str, Any]) -> Row:
-    """A training run, from its config or from what of it is not the default."""
-    config = TrainConfig.from_dict(stored)
-    return {
-        "run": name,
-        "data": config.data_name,
-        "wrong labels": config.p_label_noise,
-        "model": config.model,
-        "method": method(config),
-        "ρ": config.sam_rho,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "test error (%)": _per_cent(last.get("test_error")),
-        "validation (%)": _per_cent(last.get("validation_error")),
-        "training loss": last.get("train_loss"),
-        "seconds": last.get("seconds"),
-    }
+def _own_run(run: Run) -> OwnRun:
+    return OwnRun(
+        run.path.name,
+        TrainConfig.from_dict(run.config),
+        run.rows(MetricsRow),
+        run.last_row(MetricsRow),
+        run.read("summary.json", TrainingSummary)["best"],
+        read_lines(run.path / "sharpness.jsonl", MeasureRow),
+    )
 
 
-def _measure_row(row: Mapping[str, Any]) -> Row:
-    """A measure of a figure, or one that ``lowland sharpness`` left in a run."""
-    trained = row.get("trained_rho", row.get("rho") if "factor" in row else None)
-    about = {
-        "network": row.get("method", row.get("network")),
-        "trained with ρ": trained,
-        "seed": row.get("seed"),
-    }
-    measure = "suboptimality factor" if "factor" in row else row.get("measure", "worst case")
-    value = row.get("sharpness", row.get("factor", row.get("value")))
-    numbers = {"m": row.get("m"), "ρ": row.get("rho"), "value": value, "standard error": row.get("stderr")}
-    return about | {"measure": measure} | numbers | {"test error (%)": row.get("test_error")}
+def _ends(sweep: FigureFiles) -> list[OwnRun]:
+    """The runs of a sweep as its own files have them, which go without the runs' directories too."""
+    return [
+        OwnRun(
+            run["name"],
+            TrainConfig.from_dict(run["config"]),
+            rows=[],
+            last=run["numbers"] | {"seconds": run["seconds"]},
+            chosen={},
+            measures=[],
+        )
+        for run in sweep.about["runs"]
+        if "numbers" in run
+    ]
 
 
-def _per_cent(share: float | None) -> float | None:
-    return None if share is None or not math.isfinite(share) else 100.0 * share
+def _told_apart(runs: Mapping[Path, OwnRun]) -> list[OwnRun]:
+    """Runs of the same name are called by their paths."""
+    names = Counter(path.name for path in runs)
+    return [run if names[path.name] == 1 else replace(run, name=str(path)) for path, run in runs.items()]

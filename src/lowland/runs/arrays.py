@@ -17,9 +17,26 @@ _DAMAGED = (ValueError, TypeError, EOFError, OSError, KeyError, NotImplementedEr
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of numbers of an ``.npz`` file, read without running anything in it.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The arrays by name, in this machine's order of bytes.
+
     Raises:
         InputError: If it is none, is not whole, or declares more than this machine's memory.
         FileNotFoundError: If there is none.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from lowland.runs import read_arrays
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "data.npz"
+        ...     np.savez(path, X=np.eye(2), y=[1, 2])
+        ...     print({name: array.shape for name, array in read_arrays(path).items()})
+        {'X': (2, 2), 'y': (2,)}
     """
     with path.open("rb") as file:
         try:

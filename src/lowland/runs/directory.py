@@ -22,7 +22,14 @@ _BEFORE_CONFIG = {"env.json", "checkpoint", ".lock"}
 def config_hash(config: Mapping[str, Any]) -> str:
     """Ten hex digits that name a configuration.
 
+    Args:
+        config: The configuration, as JSON holds it; the order of its keys does not matter.
+
+    Returns:
+        The digits.
+
     Example:
+        >>> from lowland.runs import config_hash
         >>> config_hash({"rho": 0.1, "m": 1}) == config_hash({"m": 1, "rho": 0.1})
         True
     """
@@ -44,6 +51,18 @@ class Run:
 
     Args:
         path: The directory.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.runs import Run, describe_environment
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Run.create(Path(folder) / "mine", {"rho": 0.1}, describe_environment())
+        ...     with run.locked():
+        ...         run.append({"step": 1, "loss": 0.5})
+        ...         run.finish({"loss": 0.5})
+        ...     print(run.config, run.rows(), run.is_finished)
+        {'rho': 0.1} [{'step': 1, 'loss': 0.5}] True
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,6 +87,11 @@ class Run:
     def create(cls, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
         """The run of ``config`` in ``path``, a new one or the one that stands there.
 
+        Args:
+            path: The directory.
+            config: What is run, as JSON holds it.
+            environment: Where, as :func:`~lowland.runs.describe_environment` says it.
+
         Raises:
             InputError: If ``path`` holds a run of another config, or other files.
         """
@@ -85,6 +109,9 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> Run:
         """The run that stands in ``path``.
+
+        Args:
+            path: The directory.
 
         Raises:
             InputError: If there is none.
@@ -118,11 +145,18 @@ class Run:
         return (self.path / "summary.json").exists()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes the result, which marks the run as finished."""
+        """Writes the result, which marks the run as finished.
+
+        Args:
+            summary: The result; what is infinite or no number becomes ``null``.
+        """
         write_json(self.path / "summary.json", finite(summary))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one row to the metrics, whole or not at all.
+
+        Args:
+            row: The row; what is infinite or no number becomes ``null``.
 
         Raises:
             OSError: If it cannot be written.
@@ -143,6 +177,9 @@ class Run:
     def last_row(self, kind: Any = JSONObject) -> dict[str, Any]:
         """The last of the metrics.
 
+        Args:
+            kind: What a row is, as for :meth:`rows`.
+
         Raises:
             InputError: If there is none, or as for :meth:`rows`.
         """
@@ -152,7 +189,11 @@ class Run:
         return rows[-1]
 
     def keep_rows(self, count: int) -> None:
-        """Drops the metrics after the first ``count`` rows, which a resumed run will write again."""
+        """Drops the metrics after the first ``count`` rows, which a resumed run will write again.
+
+        Raises:
+            InputError: If there are fewer.
+        """
         data = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
         lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
         if len(lines) < count:
@@ -167,6 +208,9 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes out of this run inside the block.
+
+        Yields:
+            Nothing.
 
         Raises:
             InputError: If another process is in it.
@@ -198,6 +242,10 @@ class Run:
 
     def read(self, name: str, kind: Any = JSONObject) -> Any:
         """What one of the run's JSON files holds, an object of ``kind``; see :func:`~lowland.runs.read_json`.
+
+        Args:
+            name: The file's name.
+            kind: What it is to hold.
 
         Raises:
             InputError: If there is no such file, or it holds something else.

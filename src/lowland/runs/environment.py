@@ -13,7 +13,16 @@ _EXTRAS = ("lightning", "transformers", "accelerate", "plotly", "ray", "tensorbo
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, kind of machine and the git commit of the code, for ``env.json``."""
+    """Versions, kind of machine and the git commit of the code, for ``env.json``.
+
+    Returns:
+        Plain JSON values, ``None`` for what cannot be known.
+
+    Example:
+        >>> from lowland.runs import describe_environment
+        >>> sorted(describe_environment())
+        ['git_commit', 'platform', 'processor', 'python', 'versions']
+    """
     return {
         "python": sys.version.split()[0],
         "platform": f"{platform.system()} {platform.machine()}",

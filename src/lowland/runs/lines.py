@@ -41,10 +41,24 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path, kind: Any = JSONObject) -> list[dict[str, Any]]:
-    """The rows, without a last line that a killed process left unfinished; none if there is no file.
+    r"""The rows, without a last line that a killed process left unfinished; none if there is no file.
+
+    Args:
+        path: The file.
+        kind: What a row is, as for :func:`~lowland.runs.conform`.
 
     Raises:
         InputError: If a line is not a JSON object of ``kind``, as :func:`~lowland.runs.conform` says.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.runs import read_lines
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "metrics.jsonl"
+        ...     _ = path.write_text('{"loss": 0.5}\n{"loss": 0.25}\n{"lo')
+        ...     print(read_lines(path, dict[str, float]))
+        [{'loss': 0.5}, {'loss': 0.25}]
     """
     if not path.exists():
         return []

@@ -32,6 +32,28 @@ def write_results(run: Run, outcomes: Sequence[Outcome]) -> None:
 
     ``metrics.jsonl`` and the summary have a row per outcome. A table holds those of all outcomes under one
     another, with ``run`` and ``seed`` beside them.
+
+    Args:
+        run: The run.
+        outcomes: The small runs, at least one, each with ``row()`` and ``tables()``.
+
+    Raises:
+        OSError: If a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.runs import Run, read_table, write_results
+        >>> class Two:  # an outcome: a row of numbers, and tables
+        ...     def row(self):
+        ...         return {"run": "gd", "seed": 0, "loss": 0.25}
+        ...     def tables(self):
+        ...         return {"curves": {"step": [0, 1], "loss": [1.0, 0.25]}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Run.create(Path(folder) / "gd", {"command": "mine"}, {})
+        ...     write_results(run, [Two()])
+        ...     print(run.summary["runs"][0]["loss"], read_table(run.path / "curves.parquet")["seed"])
+        0.25 [0, 0]
     """
     rows = [outcome.row() for outcome in outcomes]
     run.keep_rows(0)
@@ -43,7 +65,22 @@ def write_results(run: Run, outcomes: Sequence[Outcome]) -> None:
 
 
 def table_of(outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
-    """The columns of a table of all outcomes, with ``run`` and ``seed`` beside them."""
+    """The columns of a table of all outcomes, with ``run`` and ``seed`` beside them.
+
+    Args:
+        outcomes: The small runs, each with ``row()`` and ``tables()``.
+        name: The table's name.
+
+    Example:
+        >>> from lowland.runs import table_of
+        >>> class Two:  # an outcome: a row of numbers, and tables
+        ...     def row(self):
+        ...         return {"run": "gd", "seed": 0, "loss": 0.25}
+        ...     def tables(self):
+        ...         return {"curves": {"step": [0, 1], "loss": [1.0, 0.25]}}
+        >>> {name: column.tolist() for name, column in table_of([Two()], "curves").items()}
+        {'run': ['gd', 'gd'], 'seed': [0, 0], 'step': [0, 1], 'loss': [1.0, 0.25]}
+    """
     parts = [outcome.tables()[name] for outcome in outcomes]
     rows = [outcome.row() for outcome in outcomes]
     lengths = [len(next(iter(part.values()))) for part in parts]
@@ -52,7 +89,16 @@ def table_of(outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
 
 
 def as_rows(columns: Columns) -> list[dict[str, Any]]:
-    """The rows of a table, each with its columns' names."""
+    """The rows of a table, each with its columns' names.
+
+    Args:
+        columns: Columns of equal length, by name.
+
+    Example:
+        >>> from lowland.runs import as_rows
+        >>> as_rows({"rho": [0.1, 0.2], "m": [1, 16]})
+        [{'rho': 0.1, 'm': 1}, {'rho': 0.2, 'm': 16}]
+    """
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -71,6 +117,18 @@ def read_table(path: Path, required: Collection[str] = ()) -> dict[str, list[Any
 
     Raises:
         InputError: If it is none, or lacks one of them.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import pyarrow as pa
+        >>> import pyarrow.parquet as pq
+        >>> from lowland.runs import read_table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "data.parquet"
+        ...     pq.write_table(pa.table({"rho": [0.1, 0.2]}), path)
+        ...     print(read_table(path, ["rho"]))
+        {'rho': [0.1, 0.2]}
     """
     try:
         columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()

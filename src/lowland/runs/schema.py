@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 from lowland.errors import InputError
 
 JSONObject = dict[str, Any]
+"""An object of any keys and values."""
 
 
 def conform(value: Any, kind: Any, name: str, *, of: str = "") -> Any:
@@ -25,10 +26,14 @@ def conform(value: Any, kind: Any, name: str, *, of: str = "") -> Any:
         name: What the value is called, for the error.
         of: Follows the name there.
 
+    Returns:
+        The value itself.
+
     Raises:
         InputError: If it is not.
 
     Example:
+        >>> from lowland.runs import conform
         >>> conform({"rho": [0.1, 1]}, dict[str, list[float]], "options")
         {'rho': [0.1, 1]}
         >>> conform({"rho": [0.1, "a"]}, dict[str, list[float]], "options")
@@ -73,9 +78,23 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path, kind: Any = JSONObject) -> Any:
     """What a JSON file holds, an object of ``kind``.
 
+    Args:
+        path: The file.
+        kind: What it is to hold, as for :func:`~lowland.runs.conform`.
+
     Raises:
         InputError: If it holds something else.
         OSError: If it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.runs import read_json
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "config.json"
+        ...     _ = path.write_text('{"rho": 0.1}')
+        ...     print(read_json(path, dict[str, float]))
+        {'rho': 0.1}
     """
     try:
         value = parse_json(path.read_bytes())

@@ -24,6 +24,8 @@ class MicroBatches:
             argument. A data loader, for instance.
 
     Example:
+        >>> import torch
+        >>> from lowland.sam import MicroBatches
         >>> parts = MicroBatches([(torch.ones(2), torch.ones(2)), (torch.ones(3), torch.ones(3))])
         >>> [len(x) for x, y in parts]
         [2, 3]

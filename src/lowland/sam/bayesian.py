@@ -25,12 +25,7 @@ class BSAM(torch.optim.Optimizer):
         \omega &\leftarrow \omega - \eta\, v / s,
 
     where :math:`g_e = \nabla L(\omega + e)` is in ``.grad`` and :math:`g = \nabla L(\theta)`,
-    :math:`\theta \sim \mathcal N(\omega, 1 / (N s))`, is what the climb of :class:`BayesianAscent` found:
-
-    .. code-block:: python
-
-        optimizer = BSAM(model.parameters(), lr=0.1, num_examples=len(data))
-        sam = SAM(model, rho=0.01, ascent=BayesianAscent(optimizer))
+    :math:`\theta \sim \mathcal N(\omega, 1 / (N s))`, is what the climb of :class:`BayesianAscent` found.
 
     Args:
         params: Parameters or parameter groups.
@@ -43,6 +38,17 @@ class BSAM(torch.optim.Optimizer):
 
     Raises:
         ValueError: If a number is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import BSAM, SAM, BayesianAscent
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = BSAM(model.parameters(), lr=0.1, num_examples=100)
+        >>> sam = SAM(model, rho=0.01, ascent=BayesianAscent(optimizer))
+        >>> optimizer.variance(model.bias)  # at the start s is 1
+        tensor([0.0100, 0.0100])
+        >>> value = sam.backward(lambda x: model(x).square().mean(), torch.ones(8, 3))
+        >>> optimizer.step()
     """
 
     def __init__(
@@ -77,7 +83,14 @@ class BSAM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step along ``.grad``."""
+        """One step along ``.grad``.
+
+        Args:
+            closure: Evaluates the loss and calls ``backward``, if given.
+
+        Returns:
+            What the closure returned; ``None`` without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -90,7 +103,11 @@ class BSAM(torch.optim.Optimizer):
         return loss
 
     def scale(self, p: Tensor) -> Tensor:
-        r"""The scale :math:`s` of a parameter, in float32 or better."""
+        """The scale :math:`s` of a parameter, in float32 or better.
+
+        Args:
+            p: The parameter.
+        """
         state = self.state[p]
         if "scale" not in state:
             group = next(g for g in self.param_groups if any(q is p for q in g["params"]))
@@ -100,13 +117,22 @@ class BSAM(torch.optim.Optimizer):
         return found
 
     def variance(self, p: Tensor) -> Tensor:
-        r"""The posterior variance :math:`1 / (N s)` of a parameter."""
+        """The posterior variance :math:`1 / (N s)` of a parameter.
+
+        Args:
+            p: The parameter.
+        """
         group = next(g for g in self.param_groups if any(q is p for q in g["params"]))
         variance: Tensor = 1.0 / (group["num_examples"] * self.scale(p))
         return variance
 
     def note(self, p: Tensor, g: Tensor) -> None:
-        r"""Takes the gradient at :math:`\theta` for the next step; several calls before it are averaged."""
+        r"""Takes the gradient at :math:`\theta` for the next step; several calls before it are averaged.
+
+        Args:
+            p: The parameter.
+            g: Its gradient there.
+        """
         begins = p.grad is None or not p.grad.any()  # what a step that was skipped left behind is dropped
         total, count = (torch.zeros_like(g), 0) if begins else self._found.get(p, (torch.zeros_like(g), 0))
         self._found[p] = total + g, count + 1
@@ -129,6 +155,17 @@ class BayesianAscent(Part):
 
     Args:
         optimizer: The optimizer that learns the posterior.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import BSAM, BayesianAscent, sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> optimizer = BSAM(w, lr=0.1, num_examples=10**12, initial_scale=2.0)  # next to no variance
+        >>> found = sam_gradient(loss, w, (), rho=0.1, ascent=BayesianAscent(optimizer))
+        >>> [round(g.item(), 4) for g in found.gradients]
+        [3.15, 4.2]
     """
 
     random: ClassVar[bool] = True

@@ -66,7 +66,15 @@ def norm_layers(module: nn.Module) -> list[str]:
 
     A layer counts as one if its class is called so: ``BatchNorm2d``, ``LayerNorm``, ``LlamaRMSNorm``.
 
+    Args:
+        module: The module, with all that is in it.
+
+    Returns:
+        The names, as :meth:`torch.nn.Module.named_parameters` has them; none if it does not normalize.
+
     Example:
+        >>> from torch import nn
+        >>> from lowland.sam import norm_layers
         >>> norm_layers(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
         ['1.weight', '1.bias']
     """

@@ -29,6 +29,20 @@ class SAM(SAMOptimizer):
 
     Raises:
         ValueError: If ``rho`` is negative, or a group has another ``adaptive``.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam.davda54 import SAM
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> optimizer = SAM(w, torch.optim.SGD, rho=1.0, lr=0.1)
+        >>> loss().backward()
+        >>> optimizer.first_step(zero_grad=True)
+        >>> loss().backward()
+        >>> optimizer.second_step(zero_grad=True)
+        >>> [round(t.item(), 4) for t in w]
+        [2.64, 3.52]
     """
 
     def __init__(

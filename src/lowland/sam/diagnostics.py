@@ -31,6 +31,16 @@ class Diagnostics:
         cosine: Cosine between the gradients at the unperturbed and at the perturbed weights; NaN if one
             is zero or not finite.
         climbed: Whether there was anywhere to climb; false for a zero or a non-finite gradient.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, of norm 5
+        >>> seen = sam_gradient(loss, w, (), rho=1.0, diagnostics=True).diagnostics
+        >>> [round(x.item(), 4) for x in (seen.gradient_norm, seen.perturbation_norm, seen.sharpness)]
+        [5.0, 1.0, 5.5]
     """
 
     group_size: Float[Tensor, " groups"]

@@ -36,6 +36,7 @@ from lowland.sam.grouped import Grouped
 from lowland.sam.leaves import OtherLeaves
 from lowland.sam.named import modules_named_by
 from lowland.sam.noise import Noise
+from lowland.sam.normalized import warn_of_single_examples
 from lowland.sam.objective import Loss, Objective, Reduction, Weight
 from lowland.sam.precision import HALF
 from lowland.sam.radii import Radii
@@ -136,6 +137,9 @@ def sam_gradient(
         then: Is given the result before the call ends: if it fails, everything is put back as if there had
             been no call.
 
+    Returns:
+        The gradients, the loss at :math:`w`, and what was asked for beside them.
+
     Raises:
         TypeError: If ``params``, ``batch`` or what ``loss`` returns is of the wrong kind.
         ValueError: If a number is out of its range, shapes do not match, ``loss`` depends on none of the
@@ -143,14 +147,16 @@ def sam_gradient(
         RuntimeError: If another thread is at work on the same ``params``.
 
     Example:
-        >>> A = torch.diag(torch.tensor([1.0, 3.0]))
-        >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
-        >>> def loss(x):
-        ...     return 0.5 * (w @ A @ w) + 0.0 * x.sum()
-        >>> result = sam_gradient(loss, [w], (torch.zeros(4),), rho=0.1)
-        >>> g = A @ w.detach()
-        >>> torch.allclose(result.gradients[0], A @ (w.detach() + 0.1 * g / g.norm()))
-        True
+        >>> import torch
+        >>> from lowland import sam_gradient
+        >>> a, b = (torch.tensor([1.0], requires_grad=True) for _ in range(2))
+        >>> def loss(x):  # the mean of x, times a quadratic of the gradient (3, 4) and the Hessian diag(3, 4)
+        ...     return x.mean() * (3.0 * a.square() + 4.0 * b.square()).sum() / 2
+        >>> result = sam_gradient(loss, [a, b], (torch.tensor([0.5, 1.5]),), rho=0.1, m=1)
+        >>> [round(g.item(), 4) for g in result.gradients]  # at 1 + 0.1 * 3 / 5 and 1 + 0.1 * 4 / 5
+        [3.18, 4.32]
+        >>> result.loss
+        tensor(3.5000)
     """
     names = list(params) if isinstance(params, Mapping) else None
     params = list(params.values()) if isinstance(params, Mapping) else list(params)
@@ -165,6 +171,7 @@ def sam_gradient(
     entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
     groups, sources = _groups(batch, ascent_batch, m, entries, params)
     refuse_unreducible(module, params, len(groups))
+    warn_of_single_examples(module, groups, params[0])
     if process_group is not None:
         require_alike(process_group, weight, len(groups), params[0].device)
     total = Total(keep_unperturbed=combine is not None, diagnosed=diagnostics)

@@ -13,7 +13,12 @@ def l2_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
     Args:
         tensors: At least one tensor, of any shapes, dense or sparse; the result is on the first one's device.
 
+    Returns:
+        The norm, a tensor without dimensions.
+
     Example:
+        >>> import torch
+        >>> from lowland.sam import l2_norm
         >>> l2_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
         tensor(5.)
     """

@@ -40,6 +40,25 @@ class Call:
         gradients: At the end, what is to be trained with.
         climb_gradients: At the end, the gradients that the climbs started from; see
             :class:`~lowland.sam.SAMGradient`.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, Call
+        >>> class EverySecond:
+        ...     def __call__(self, gradient, perturbed):
+        ...         return perturbed
+        ...     def begin(self, call: Call):
+        ...         if call.step % 2 == 1:
+        ...             call.instead = lambda gradient: gradient  # no climb: the gradient at the weights
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> sam = SAM(w, rho=1.0, combine=EverySecond())
+        >>> for _ in range(2):
+        ...     for t in w:
+        ...         t.grad = None
+        ...     value = sam.backward(lambda: sum(t.square().sum() for t in w) / 2)  # the gradient is w
+        ...     print([round(t.grad.item(), 4) for t in w])
+        [3.6, 4.8]
+        [3.0, 4.0]
     """
 
     step: int
@@ -73,7 +92,14 @@ class Call:
         return 1.0 / self.factor if isinstance(self.scale, torch.amp.GradScaler) else 1.0
 
     def ascent_batch(self, source: AscentSource) -> tuple[Any, ...] | MicroBatches | None:
-        """The examples that ``source`` has for its climb."""
+        """The examples that ``source`` has for its climb.
+
+        Args:
+            source: The source.
+
+        Raises:
+            ValueError: If the batch is of :class:`~lowland.sam.MicroBatches`.
+        """
         if isinstance(self.arguments, MicroBatches):
             raise ValueError("source must be None with MicroBatches, got one.")
         return source.ascent_batch(self.arguments)
@@ -85,16 +111,40 @@ class Part:
     A part of one's own need not be derived from this: it has those of these methods that it needs, and a
     plain function has none. What it keeps in attributes is put back if the call fails; if it is to be saved,
     the part has ``state_dict()`` and ``load_state_dict(state)`` besides.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, Part
+        >>> class Halved(Part):
+        ...     def __init__(self):
+        ...         self.calls = 0
+        ...     def __call__(self, gradient, perturbed):
+        ...         return [g / 2 for g in perturbed]
+        ...     def end(self, call):
+        ...         self.calls += 1
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> sam = SAM(w, rho=1.0, combine=Halved())
+        >>> value = sam.backward(lambda: sum(t.square().sum() for t in w) / 2)  # the gradient is w
+        >>> [round(t.grad.item(), 4) for t in w], sam.combine.calls
+        ([1.8, 2.4], 1)
     """
 
     ways: ClassVar[tuple[Way, ...]] = ("backward", "objective", "step(closure)", "first_step")
     """The ways of making a call in which the part is of use."""
 
     def begin(self, call: Call) -> None:
-        """Before the first pass: it may skip the climb, by ``call.instead``."""
+        """Before the first pass: it may skip the climb, by ``call.instead``.
+
+        Args:
+            call: The call that begins.
+        """
 
     def end(self, call: Call) -> None:
-        """After the last pass, if all went well: it may take note of what ``call`` found, or change it."""
+        """After the last pass, if all went well: it may take note of what ``call`` found, or change it.
+
+        Args:
+            call: The call, with what it found.
+        """
 
     def __repr__(self) -> str:
         shown = [name for name in inspect.signature(type(self)).parameters if name in vars(self)]

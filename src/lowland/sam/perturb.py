@@ -44,6 +44,16 @@ def weights_are_perturbed(module: nn.Module | None = None) -> bool:
 
     Args:
         module: Only blocks that perturb a parameter of this module count; by default all do.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import perturbed, weights_are_perturbed
+        >>> model = torch.nn.Linear(1, 1)
+        >>> with perturbed(model.parameters(), [torch.ones(1, 1), torch.ones(1)]):
+        ...     print(weights_are_perturbed(model))
+        True
+        >>> weights_are_perturbed()
+        False
     """
     blocks = [block for known in _thread.blocks if (block := known()) is not None]
     if module is None or not blocks:
@@ -80,7 +90,7 @@ def perturbed(
     noise: Noise | None = None,
     workspace: Workspace | None = None,
 ) -> AbstractContextManager[Moved]:
-    r"""The weights :math:`w + e` inside the block, :math:`w` again after it, also on an exception.
+    """The weights :math:`w + e` inside the block, :math:`w` again after it, also on an exception.
 
     The weights are copied before they move and copied back afterwards, since ``w + e - e`` is not ``w``
     in floating point. They keep their storage. Weights of fewer digits than float32 are moved in float32
@@ -101,6 +111,8 @@ def perturbed(
         ValueError: If ``perturbation`` does not match ``params`` in number and shapes.
 
     Example:
+        >>> import torch
+        >>> from lowland.sam import perturbed
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
         >>> with perturbed([w], [torch.tensor([0.5, 0.0])]):
         ...     print(w.data)

@@ -25,6 +25,7 @@ class Window:
         ValueError: If the window is empty.
 
     Example:
+        >>> from lowland.sam import Window
         >>> rho = Window(0.1, start=2, stop=4)
         >>> [rho(step) for step in range(6)]
         [0.0, 0.0, 0.1, 0.1, 0.0, 0.0]
@@ -65,6 +66,15 @@ class ProportionalToLR:
 
     Raises:
         ValueError: If ``max_lr`` is not above ``min_lr``.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, ProportionalToLR
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        >>> sam = SAM(model, rho=ProportionalToLR(optimizer, max_rho=2.0, max_lr=0.1))
+        >>> sam.rho(0)
+        1.0
     """
 
     optimizer: torch.optim.Optimizer
@@ -78,7 +88,7 @@ class ProportionalToLR:
             raise ValueError(f"max_lr must be above min_lr, got {self.max_lr} and {self.min_lr}.")
 
     def __call__(self, step: int) -> float:  # noqa: ARG002 - the learning rate knows the step
-        """The radius at the learning rate of now, never below 0."""
+        """The radius at the learning rate of now, never below 0; ``step`` is not looked at."""
         share = (float(self.optimizer.param_groups[0]["lr"]) - self.min_lr) / (self.max_lr - self.min_lr)
         return max(0.0, self.min_rho + (self.max_rho - self.min_rho) * share)
 
@@ -94,6 +104,12 @@ class Cosine:
 
     Raises:
         ValueError: If ``steps`` is not positive.
+
+    Example:
+        >>> from lowland.sam import Cosine
+        >>> rho = Cosine(0.0, 0.2, steps=10)
+        >>> [round(rho(step), 4) for step in (0, 5, 10, 11)]
+        [0.0, 0.1, 0.2, 0.2]
     """
 
     first: float

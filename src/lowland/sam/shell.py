@@ -43,6 +43,8 @@ class SAM:
     The optimizer, its schedule, clipping, accumulation and mixed precision stay the user's and work as
     without SAM. Frozen parameters (``requires_grad=False``) are neither perturbed nor trained.
 
+    See :func:`~lowland.sam.sam_gradient`, whose shell this is, for the mathematics and the errors.
+
     Args:
         params: A module (best: its names are then known, and its parameters are those that it has in each
             call), parameters, named parameters, or parameter groups as an optimizer takes them; a group's
@@ -79,19 +81,22 @@ class SAM:
         TypeError: If an option is of another kind, or there is no such option; so does an assignment.
         ValueError: If it is out of its range; so does an assignment.
 
-    See :func:`~lowland.sam.sam_gradient`, whose shell this is, for the mathematics and the errors.
-
     Example:
+        >>> import torch
         >>> import torch.nn.functional as F
+        >>> from lowland import SAM
         >>> model = torch.nn.Linear(3, 2)
         >>> sam = SAM(model, rho=0.1, m=16)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> def loss(x, y):
         ...     return F.cross_entropy(model(x), y)
         >>> x, y = torch.randn(64, 3), torch.randint(2, (64,))
+        >>> before = loss(x, y)
         >>> optimizer.zero_grad()
         >>> value = sam.backward(loss, x, y)
         >>> optimizer.step()
+        >>> torch.allclose(value, before), sam.steps_done  # the loss at the unperturbed weights
+        (True, 1)
     """
 
     module: nn.Module | None
@@ -187,9 +192,9 @@ class SAM:
 
         Args:
             loss: Loss of the examples it is given; see :func:`~lowland.sam.sam_gradient`.
-            batch: Its arguments: tensors whose first dimension is the examples, or nested dicts, lists
-                and tuples of them; or one :class:`~lowland.sam.MicroBatches`, for one climb from the
-                gradient accumulated over all its parts.
+            batch: Its arguments: tensors whose first dimension is the examples, or nested dicts, lists and
+                tuples of them; or one :class:`~lowland.sam.MicroBatches`, for one climb from the gradient
+                accumulated over all its parts.
             scale: Factor on the gradients, as in ``(scale * loss).backward()``: a ``GradScaler``, or 1/k
                 for accumulation over k calls, each of which climbs by itself.
             ascent_batch: Examples that the climb sees instead, in place of those of ``source``.
@@ -217,6 +222,13 @@ class SAM:
         float16's range and is removed again. Trainers that clear the gradients only before their own
         ``backward`` must say which calls begin a step: ``new_step``.
 
+        Args:
+            loss: As for :meth:`backward`, and so are the others but ``scale``.
+            batch: Its arguments.
+            scale: Factor on the gradients within the passes.
+            ascent_batch: Examples that the climb sees instead.
+            new_step: Whether the call begins a step.
+
         Returns:
             The loss, or ``(loss, aux)``, as :meth:`backward`.
 
@@ -236,6 +248,9 @@ class SAM:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what :meth:`state_dict` returned.
+
+        Args:
+            state: What that was.
 
         Raises:
             ValueError: If it is that of other parts.

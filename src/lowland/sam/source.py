@@ -23,7 +23,11 @@ class AscentSource(Protocol):
     """
 
     def ascent_batch(self, batch: Batch) -> Batch | MicroBatches | None:
-        """The examples for the climb of a call with ``batch``; ``None`` for its own."""
+        """The examples for the climb of a call with ``batch``; ``None`` for its own.
+
+        Args:
+            batch: The loss's arguments in the call.
+        """
         ...
 
 
@@ -31,6 +35,20 @@ class PreviousBatch(Part):
     """The batch of the call before (MaxSum SAM; Andriushchenko & Flammarion, 2022).
 
     The first call climbs on its own batch.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, PreviousBatch
+        >>> w = [torch.tensor([1.0], requires_grad=True) for _ in range(2)]
+        >>> def loss(x, y):
+        ...     return (x.mean() * w[0].square() + y.mean() * w[1].square()).sum() / 2
+        >>> sam = SAM(w, rho=1.0, source=PreviousBatch())
+        >>> value = sam.backward(loss, torch.tensor([3.0]), torch.tensor([4.0]))
+        >>> for t in w:
+        ...     t.grad = None
+        >>> value = sam.backward(loss, torch.ones(4), torch.ones(4))  # climbs along (3, 4)
+        >>> [round(t.grad.item(), 4) for t in w]
+        [1.6, 1.8]
     """
 
     def __init__(self) -> None:
@@ -70,6 +88,18 @@ class FromLoader(Part):
 
     Raises:
         ValueError: If ``num_batches`` is not positive, or the loader is empty.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, FromLoader
+        >>> w = [torch.tensor([1.0], requires_grad=True) for _ in range(2)]
+        >>> def loss(x, y):
+        ...     return (x.mean() * w[0].square() + y.mean() * w[1].square()).sum() / 2
+        >>> loader = [(torch.tensor([6.0]), torch.tensor([0.0])), (torch.tensor([0.0]), torch.tensor([8.0]))]
+        >>> sam = SAM(w, rho=1.0, source=FromLoader(loader))
+        >>> value = sam.backward(loss, torch.ones(4), torch.ones(4))  # climbs along (3, 4)
+        >>> [round(t.grad.item(), 4) for t in w]
+        [1.6, 1.8]
     """
 
     def __init__(self, loader: Iterable[Any], num_batches: int | None = None) -> None:

@@ -65,6 +65,16 @@ def average_case(
 
     Raises:
         InputError: If a number is out of its range, or the loss does not depend on the parameters.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import average_case
+        >>> w = [torch.zeros(3, requires_grad=True), torch.zeros(1, requires_grad=True)]
+        >>> def loss(x):
+        ...     return 0.5 * x * sum(t.square().sum() for t in w)  # its Hessian has the trace 4
+        >>> found = average_case(loss, w, (torch.ones(2),), rho=0.1, samples=256)
+        >>> abs(found.value - 0.5 * 0.1**2 * 4) < 4 * found.stderr
+        True
     """
     one_of("distribution", distribution, ("gaussian", "uniform"))
     check_scaling(scaling)

@@ -32,7 +32,14 @@ class Bezier:
     b: State
 
     def at(self, t: float) -> dict[str, Tensor]:
-        """The weights at t in [0, 1]."""
+        """The weights at t in [0, 1].
+
+        Args:
+            t: Where on the curve.
+
+        Raises:
+            InputError: If names or shapes of the three differ.
+        """
         return mixed([self.a, self.control, self.b], [(1 - t) ** 2, 2 * t * (1 - t), t**2])
 
 
@@ -68,9 +75,23 @@ def trained_bezier(
         reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         on_step: Called with each step's number.
 
+    Returns:
+        The curve, with its trained control point.
+
     Raises:
         InputError: If the ends are not of the same kind, a number is out of range, there is no batch, or the
             loss does not depend on the module's parameters.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import trained_bezier
+        >>> module = torch.nn.Linear(1, 1)
+        >>> a, b = ({"weight": torch.tensor([[x]]), "bias": torch.zeros(1)} for x in (-1.0, 1.0))
+        >>> def loss(x):  # 0 on the parabola bias = 1 - weight ** 2 through both ends, a Bézier curve
+        ...     return (module.bias - 1.0 + module.weight.square()).square().mean() + 0.0 * x.sum()
+        >>> curve = trained_bezier(module, a, b, loss, [(torch.ones(1),)], steps=40, lr=1.0, momentum=0.5)
+        >>> [round(curve.control[name].item(), 2) + 0.0 for name in ("weight", "bias")]
+        [0.0, 2.0]
     """
     check_reduction(reduction)
     require_alike(a, b)
@@ -106,7 +127,31 @@ def along_curve(
     *,
     prepare: Prepare | None = None,
 ) -> Rows:
-    """What ``evaluate`` finds on the curve, as :func:`interpolation` does on a line."""
+    """What ``evaluate`` finds on the curve, as :func:`interpolation` does on a line.
+
+    Args:
+        module: A network of the kind; what it was afterwards, bit for bit.
+        curve: The curve.
+        at: The values of t in [0, 1].
+        evaluate: Losses and errors of the module, by name.
+        prepare: As for :func:`interpolation`.
+
+    Returns:
+        A row ``{"t": t, ...}`` for each t.
+
+    Raises:
+        InputError: If the curve is of another kind of network, or ``evaluate`` looks at another network.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import Bezier, along_curve
+        >>> module = torch.nn.Linear(1, 1)
+        >>> a, c, b = ({"weight": torch.tensor([[x]]), "bias": torch.zeros(1)} for x in (0.0, 2.0, 0.0))
+        >>> def evaluate(module):
+        ...     return {"weight": module.weight.item()}
+        >>> along_curve(module, Bezier(a, c, b), [0.0, 0.5, 1.0], evaluate)  # 2 t (1 - t) c
+        [{'t': 0.0, 'weight': 0.0}, {'t': 0.5, 'weight': 1.0}, {'t': 1.0, 'weight': 0.0}]
+    """
     points = (({"t": float(t)}, curve.at(t)) for t in at)
     return rows_at(module, points, evaluate, prepare)
 

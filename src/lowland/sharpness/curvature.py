@@ -32,13 +32,26 @@ class GaussNewton:
     Attributes:
         outputs: ``outputs(*batch)``: the model's outputs.
         criterion: ``criterion(outputs, *batch)``: their mean loss as a scalar, or one value per example.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import GaussNewton, hessian_trace
+        >>> a, b = (torch.ones(1, requires_grad=True) for _ in range(2))
+        >>> def outputs(x):
+        ...     return x * a * b
+        >>> def criterion(outputs, x):
+        ...     return 0.5 * outputs.square()
+        >>> loss = GaussNewton(outputs, criterion)  # of J = (1, 1), without the curvature of a * b
+        >>> found = hessian_trace(loss, [a, b], (torch.ones(1),))
+        >>> round(found.value, 4)
+        2.0
     """
 
     outputs: Callable[..., Tensor]
     criterion: Callable[..., Tensor]
 
     def __call__(self, *batch: Any) -> Tensor:
-        """The loss."""
+        """The loss of the examples in ``batch``."""
         return self.criterion(self.outputs(*batch), *batch)
 
 
@@ -105,7 +118,15 @@ class SpectralDensity:
     products: int
 
     def on(self, grid: ArrayLike, *, width: float) -> Float[Array, " grid"]:
-        """The density at ``grid``, each node a Gaussian of standard deviation ``width``."""
+        """The density at ``grid``, each node a Gaussian of standard deviation ``width``.
+
+        Args:
+            grid: Where.
+            width: That deviation, positive.
+
+        Raises:
+            InputError: If ``width`` is not positive.
+        """
         if not width > 0.0:
             raise InputError(f"width must be positive, got {width}.")
         away = (np.asarray(grid, dtype=np.float64)[:, None, None] - self.nodes) / width
@@ -114,7 +135,7 @@ class SpectralDensity:
         return density
 
     def moment(self, power: int) -> float:
-        """The mean of the eigenvalues' ``power``."""
+        """The mean of the eigenvalues to the ``power``."""
         return float((self.weights * self.nodes**power).sum(axis=1).mean())
 
 
@@ -148,18 +169,23 @@ def hessian_eigenvalues(
             their number.
         module: The module that ``loss`` runs; otherwise modules are found as they run.
 
+    Returns:
+        The eigenvalues, with their eigenvectors and how well they are met.
+
     Raises:
         InputError: If a number is out of its range, the loss does not depend on the parameters, or the
             eigenvalues do not converge.
 
     Example:
         >>> import torch
-        >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
-        >>> def loss(h):
-        ...     return 0.5 * (h * w**2).sum(dim=1)
-        >>> found = hessian_eigenvalues(loss, [w], (torch.tensor([[3.0, 1.0]], dtype=torch.float64),))
-        >>> round(found.value, 6)
-        3.0
+        >>> from lowland.sharpness import hessian_eigenvalues
+        >>> w = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)]
+        >>> def loss(h):  # its Hessian has the diagonal (3, 1, 2)
+        ...     return 0.5 * (h @ torch.cat(w).square())
+        >>> batch = (torch.tensor([[3.0, 1.0, 2.0]]),)
+        >>> found = hessian_eigenvalues(loss, w, batch, k=2)
+        >>> [round(float(value), 5) for value in found.values]
+        [3.0, 2.0]
     """
     one_of("end", end, ("largest", "smallest"))
     if not tol >= 0.0:
@@ -204,6 +230,17 @@ def hessian_trace(
 
     Raises:
         InputError: If there are fewer than 3 products, or the loss does not depend on the parameters.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import hessian_trace
+        >>> w = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)]
+        >>> def loss(h):  # its Hessian has the diagonal (3, 1, 2)
+        ...     return 0.5 * (h @ torch.cat(w).square())
+        >>> batch = (torch.tensor([[3.0, 1.0, 2.0]]),)
+        >>> found = hessian_trace(loss, w, batch)
+        >>> round(found.value, 4), found.stderr
+        (6.0, 0.0)
     """
     if products < 3:
         raise InputError(f"products must be at least 3, got {products}.")
@@ -245,6 +282,17 @@ def spectral_density(
 
     Raises:
         InputError: If a number is not positive, or the loss does not depend on the parameters.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import spectral_density
+        >>> w = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)]
+        >>> def loss(h):  # its Hessian has the diagonal (3, 1, 2)
+        ...     return 0.5 * (h @ torch.cat(w).square())
+        >>> batch = (torch.tensor([[3.0, 1.0, 2.0]]),)
+        >>> found = spectral_density(loss, w, batch)
+        >>> [round(float(node), 4) for node in found.nodes[0]]  # with few weights these are the eigenvalues
+        [1.0, 2.0, 3.0]
     """
     for name, number in (("steps", steps), ("runs", runs)):
         if number < 1:
@@ -268,7 +316,11 @@ def sam_edge(gradient_norm: float, *, rho: float, eta: float) -> float:
         rho: Radius of SAM; 0 gives the edge of gradient descent.
         eta: Step size.
 
+    Raises:
+        InputError: If a number is out of its range.
+
     Example:
+        >>> from lowland.sharpness import sam_edge
         >>> sam_edge(1.0, rho=0.0, eta=0.1), round(sam_edge(1.0, rho=0.1, eta=0.1), 6)
         (20.0, 10.0)
     """

@@ -29,6 +29,16 @@ def random_direction(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
     Args:
         module: The network.
         seed: Of the direction.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import random_direction
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+        >>> found = random_direction(module, seed=0)
+        >>> torch.allclose(found["0.weight"].norm(dim=1), module[0].weight.norm(dim=1))
+        True
+        >>> found["0.bias"]
+        tensor([0., 0.])
     """
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -65,6 +75,15 @@ def gradient_direction(
 
     Raises:
         InputError: If the loss does not depend on the parameters, or the gradient is zero or not finite.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import gradient_direction
+        >>> w = {name: torch.tensor([x], requires_grad=True) for name, x in (("a", 3.0), ("b", 4.0))}
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w.values())
+        >>> {name: round(t.item(), 4) for name, t in gradient_direction(loss, w, (torch.ones(2),)).items()}
+        {'a': 0.6, 'b': 0.8}
     """
     with objective(loss, params, batch, module, reduction) as target:
         total = [torch.zeros_like(p, dtype=torch.float64) for p in target.params]
@@ -96,6 +115,15 @@ def plane_through(
 
     Raises:
         InputError: If the three lie on a line, or are not of the same kind.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import plane_through
+        >>> places = ((0.0, 0.0), (2.0, 0.0), (1.0, 3.0))
+        >>> a, b, c = ({"w": torch.tensor([x]), "v": torch.tensor([y])} for x, y in places)
+        >>> directions, found = plane_through(["w", "v"], a, b, c)
+        >>> found
+        [(0.0, 0.0), (2.0, 0.0), (1.0, 3.0)]
     """
     require_alike(a, b)
     require_alike(a, c)

@@ -39,6 +39,13 @@ def features_at(
 
     Raises:
         InputError: If there is no such layer, or it does not run.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import features_at
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> features_at(module, "1", [torch.tensor([[[1.0, -1.0], [2.0, -2.0]]])])
+        tensor([[1., 0., 2., 0.]])
     """
     layers = dict(module.named_modules())
     if layer not in layers:
@@ -70,10 +77,15 @@ def feature_rank(features: Float[Tensor, "examples ..."], *, variance: float = 0
         features: One row per example.
         variance: The share.
 
+    Returns:
+        That number; 0 if all features are the same.
+
     Raises:
         InputError: If the share is not in (0, 1] or there are fewer than two examples.
 
     Example:
+        >>> import torch
+        >>> from lowland.sharpness import feature_rank
         >>> feature_rank(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.05], [0.0, -0.05]]))
         1
     """
@@ -96,7 +108,13 @@ def feature_rank(features: Float[Tensor, "examples ..."], *, variance: float = 0
 class ActiveReLUs(TorchFunctionMode):
     """Counts positive outputs of every ReLU that runs inside the block, as a module or as a function.
 
+    Attributes:
+        positive: Positive outputs so far.
+        outputs: All outputs so far.
+
     Example:
+        >>> import torch
+        >>> from lowland.sharpness import ActiveReLUs
         >>> with ActiveReLUs() as counted:
         ...     _ = torch.relu(torch.tensor([-1.0, 2.0, 3.0, -4.0]))
         >>> counted.fraction
@@ -142,8 +160,19 @@ def knn_error(
         test: Features and labels that are predicted.
         k: Number of votes.
 
+    Returns:
+        The share of test examples whose vote is wrong.
+
     Raises:
         InputError: If there are fewer than ``k`` training examples, or no test example.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import knn_error
+        >>> train = torch.tensor([[0.0], [1.0], [10.0], [11.0]]), torch.tensor([0, 0, 1, 1])
+        >>> test = torch.tensor([[0.4], [10.6], [9.0], [2.0]]), torch.tensor([0, 1, 1, 1])
+        >>> knn_error(train, test, k=1)  # the last one's neighbour has the label 0
+        0.25
     """
     (features, labels), (queries, wanted) = train, test
     if not 1 <= k <= len(features):

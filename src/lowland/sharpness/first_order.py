@@ -41,6 +41,22 @@ def gradient_norms(
         reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         engine: How the groups are run.
         module: The module that ``loss`` runs.
+
+    Returns:
+        The mean norm, with its standard error over groups.
+
+    Raises:
+        InputError: If the loss does not depend on the parameters.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import gradient_norms
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return 0.5 * x.mean() * sum(t.square().sum() for t in w)
+        >>> found = gradient_norms(loss, w, (torch.tensor([1.0, 3.0]),))
+        >>> round(found.value, 4), [round(norm, 4) for norm in found.groups.tolist()]
+        (10.0, [5.0, 15.0])
     """
     found = _climbed(averaged(loss, reduction), params, batch, rho=0.0, m=m, engine=engine, module=module)
     assert found.diagnostics is not None
@@ -80,8 +96,21 @@ def one_step_sharpness(
         engine: How the groups are run.
         module: The module that ``loss`` runs.
 
+    Returns:
+        The mean rise, with its standard error over groups.
+
     Raises:
         InputError: If ``rho`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import one_step_sharpness
+        >>> w = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w)  # from 5 ** 2 to 6 ** 2 one unit away
+        >>> batch = (torch.ones(4, dtype=torch.float64),)
+        >>> round(one_step_sharpness(loss, w, batch, rho=1.0).value, 6)
+        11.0
     """
     if not 0.0 < rho < float("inf"):
         raise InputError(f"rho must be positive and finite, got {rho}.")

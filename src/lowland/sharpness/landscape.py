@@ -44,6 +44,16 @@ def interpolation(
 
     Raises:
         InputError: If the two are not of the same kind, or ``evaluate`` looks at another network.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import interpolation
+        >>> module = torch.nn.Linear(1, 1)
+        >>> a, b = ({"weight": torch.tensor([[x]]), "bias": torch.zeros(1)} for x in (-1.0, 1.0))
+        >>> def evaluate(module):
+        ...     return {"loss": module.weight.square().sum().item()}
+        >>> interpolation(module, a, b, [0.0, 0.5, 1.0], evaluate)
+        [{'t': 0.0, 'loss': 1.0}, {'t': 0.5, 'loss': 0.0}, {'t': 1.0, 'loss': 1.0}]
     """
     points = (({"t": float(t)}, mixed([a, b], [1.0 - t, t])) for t in at)
     return rows_at(module, points, evaluate, prepare)
@@ -74,6 +84,18 @@ def plane(
     Raises:
         InputError: If there are not one or two directions, each with coordinates, or ``evaluate`` looks at
             another network.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import plane
+        >>> module = torch.nn.Linear(1, 1)
+        >>> origin = {"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}
+        >>> directions = [{"weight": torch.ones(1, 1)}, {"bias": torch.ones(1)}]
+        >>> def evaluate(module):
+        ...     return {"sum": module(torch.ones(1)).item()}
+        >>> rows = plane(module, directions, [[0.0, 1.0], [0.0, 5.0]], evaluate, origin=origin)
+        >>> [(row["x"], row["y"], row["sum"]) for row in rows]
+        [(0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (0.0, 5.0, 5.0), (1.0, 5.0, 6.0)]
     """
     if len(directions) not in (1, 2) or len(coordinates) != len(directions):
         raise InputError(
@@ -88,7 +110,9 @@ def plane(
 
 
 def barrier(rows: Sequence[Mapping[str, float]], name: str, *, along: str = "t") -> float:
-    """Largest rise of a value above the straight line between its ends (Frankle et al., 2020, section 2).
+    """The largest rise of a value above the straight line between its ends.
+
+    It is the error barrier of Frankle et al. (2020, section 2), of any value.
 
     Args:
         rows: A path from t = 0 to t = 1.
@@ -97,6 +121,11 @@ def barrier(rows: Sequence[Mapping[str, float]], name: str, *, along: str = "t")
 
     Raises:
         InputError: If the path does not have both ends.
+
+    Example:
+        >>> from lowland.sharpness import barrier
+        >>> barrier([{"t": 0.0, "loss": 1.0}, {"t": 0.5, "loss": 5.0}, {"t": 1.0, "loss": 3.0}], "loss")
+        3.0
     """
     values = {row[along]: row[name] for row in rows if 0.0 <= row[along] <= 1.0}
     if 0.0 not in values or 1.0 not in values:

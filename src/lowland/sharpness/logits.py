@@ -12,6 +12,16 @@ def normalized_logits(logits: Tensor) -> Tensor:
 
     Args:
         logits: Shape ``(..., classes)``.
+
+    Returns:
+        The logits, normalized, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import normalized_logits
+        >>> normalized_logits(torch.tensor([[2.0, 4.0], [30.0, 10.0]]))
+        tensor([[-1.,  1.],
+                [ 1., -1.]])
     """
     centred = logits - logits.mean(-1, keepdim=True)
     peak = centred.detach().abs().amax(-1, keepdim=True)  # a constant: nothing changes with the scale

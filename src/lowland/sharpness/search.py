@@ -89,6 +89,19 @@ class ProjectedAscent:
         schedule: ``quarters`` multiplies :math:`\eta` by 1, 1/2, 1/4, 1/8 in the four quarters of the steps,
             counted from 0; a step on a boundary is a long one, as in the original: 6, 5, 5 and 4 of 20, a
             path of 1.025 radii for :math:`\eta = 0.1`, which reaches the edge of the ball.
+
+    Raises:
+        InputError: If a number is out of its range, or a name is none.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import ProjectedAscent, worst_case
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w)  # from 5 ** 2 to 6 ** 2 one unit away
+        >>> search = ProjectedAscent(steps=5, step_size=1.0)
+        >>> round(worst_case(loss, w, (torch.ones(2),), rho=1.0, search=search).value, 4)
+        11.0
     """
 
     steps: int = 20
@@ -104,7 +117,16 @@ class ProjectedAscent:
         one_of("schedule", self.schedule, get_args(Schedule))
 
     def __call__(self, field: Field, start: Vector, best: Best) -> Best:
-        """Takes the steps."""
+        """Takes the steps.
+
+        Args:
+            field: The loss around the weights.
+            start: Where to begin, in the ball.
+            best: The highest point seen so far.
+
+        Returns:
+            The highest point that was seen, ``best`` if none is higher.
+        """
         ball, z = field.ball, start
         for k in range(self.steps):
             seen, g = field.slope(z)
@@ -146,6 +168,18 @@ class AutoPGD:
     Attributes:
         steps: Number of steps.
         momentum: Share :math:`\alpha` of the new step.
+
+    Raises:
+        InputError: If a number is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import AutoPGD, worst_case
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w)  # from 5 ** 2 to 6 ** 2 one unit away
+        >>> round(worst_case(loss, w, (torch.ones(2),), rho=1.0, search=AutoPGD(steps=5)).value, 4)
+        11.0
     """
 
     steps: int = 20
@@ -157,7 +191,16 @@ class AutoPGD:
             raise InputError(f"momentum must be in (0, 1], got {self.momentum}.")
 
     def __call__(self, field: Field, start: Vector, best: Best) -> Best:
-        """Takes the steps."""
+        """Takes the steps.
+
+        Args:
+            field: The loss around the weights.
+            start: Where to begin, in the ball.
+            best: The highest point seen so far.
+
+        Returns:
+            The highest point that was seen, ``best`` if none is higher.
+        """
         ball, chosen = field.ball, field.ball.space.chosen
         seen, g = field.slope(start)
         best = best.or_better(ball, seen.losses, seen.extras, start)

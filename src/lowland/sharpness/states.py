@@ -21,7 +21,20 @@ _NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters and buffers."""
+    """A copy of the parameters and buffers.
+
+    Args:
+        module: The module.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import state_of
+        >>> module = torch.nn.Linear(2, 1)
+        >>> before = state_of(module)
+        >>> _ = torch.nn.init.zeros_(module.bias)
+        >>> sorted(before), torch.equal(before["weight"], module.weight)
+        (['bias', 'weight'], True)
+    """
     return {name: t.detach().clone() for name, t in module.state_dict().items()}
 
 
@@ -32,8 +45,26 @@ def at_state(module: nn.Module, state: State) -> Iterator[None]:
     Afterwards it is what it was, bit for bit: parameters, buffers (those too that no state holds, or that
     were replaced), training modes and random generators.
 
+    Args:
+        module: The module.
+        state: Its parameters and buffers inside the block, by name.
+
+    Yields:
+        Nothing: the module itself is changed.
+
     Raises:
         InputError: If the names or shapes are not the module's.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import at_state
+        >>> module = torch.nn.Linear(1, 1)
+        >>> x, before = torch.ones(1), module(torch.ones(1)).item()
+        >>> with at_state(module, {"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])}):
+        ...     print(module(x).item())
+        3.0
+        >>> module(x).item() == before
+        True
     """
     own = module.state_dict()
     require_alike(own, state)
@@ -106,6 +137,18 @@ def distances(module: nn.Module, states: Mapping[str, State]) -> list[dict[str, 
         For every pair ``a``, ``b`` their ``distance``, its ratio to the geometric mean of their norms
         (``relative``), the ``cosine`` between them and both norms; before these, with ``b`` None, the norm of
         each network. ``parameters`` is ``all`` or, for networks that normalize, ``without normalization``.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import distances
+        >>> module = torch.nn.Linear(1, 1)
+        >>> states = {
+        ...     name: {"weight": torch.tensor([[x]]), "bias": torch.tensor([y])}
+        ...     for name, x, y in (("one", 3.0, 0.0), ("other", 0.0, 4.0))
+        ... }
+        >>> row = distances(module, states)[-1]
+        >>> row["a"], row["b"], row["distance"], row["cosine"]
+        ('one', 'other', 5.0, 0.0)
     """
     norms = normalization_names(module)
     names = {"all": [name for name, _ in module.named_parameters()]}

@@ -82,11 +82,13 @@ def worst_case(
 
     Example:
         >>> import torch
-        >>> w = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+        >>> from lowland.sharpness import worst_case
+        >>> w = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (3.0, 4.0)]
         >>> def loss(x):
-        ...     return x * w.square().sum()
-        >>> found = worst_case(loss, [w], (torch.ones(1, dtype=torch.float64),), rho=1.0)
-        >>> round(found.value, 9)
+        ...     return x * sum(t.square().sum() for t in w)  # from 5 ** 2 to 6 ** 2 one unit away
+        >>> batch = (torch.ones(4, dtype=torch.float64),)
+        >>> found = worst_case(loss, w, batch, rho=1.0)
+        >>> round(found.value, 6)
         11.0
     """
     return worst_case_grid(loss, params, batch, rho=[rho], m=[m], reduction=reduction, **options)[0]
@@ -120,6 +122,20 @@ def worst_case_grid(
 
     Returns:
         A result for each m and, within it, each radius, in the order given.
+
+    Raises:
+        InputError: As for :func:`worst_case`.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import worst_case_grid
+        >>> w = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w)  # from 5 ** 2 to 6 ** 2 one unit away
+        >>> batch = (torch.ones(4, dtype=torch.float64),)
+        >>> found = worst_case_grid(loss, w, batch, rho=[0.5, 1.0], m=[None, 1])
+        >>> [(f.settings["m"], f.settings["rho"], round(f.value, 4)) for f in found]
+        [(None, 0.5, 5.25), (None, 1.0, 11.0), (1, 0.5, 5.25), (1, 1.0, 11.0)]
     """
     asked, batch = WorstCase(reduction=reduction, **options), held(batch)
     found: list[Measurement] = []
@@ -150,6 +166,21 @@ class WorstCase:
         reduction: ``"sum"`` for a loss that adds up its examples instead of taking their mean, and a climbed
             one that does: they are divided by the number of examples.
         module: The module that the loss runs.
+
+    Raises:
+        InputError: If an option is out of its range or goes with none of the others.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import WorstCase
+        >>> w = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w)  # from 5 ** 2 to 6 ** 2 one unit away
+        >>> batch = (torch.ones(4, dtype=torch.float64),)
+        >>> by_size = WorstCase(norm="linf", scaling="element")
+        >>> found = by_size.over_radii(loss, w, batch, [0.1], None, lambda share: None)
+        >>> round(found[0].value, 4)  # every weight grows by a tenth: (1.1 ** 2 - 1) * 25
+        5.25
     """
 
     norm: Norm = "l2"
@@ -204,7 +235,19 @@ class WorstCase:
         m: int | None,
         on_progress: Callable[[float], object],
     ) -> list[Measurement]:
-        """A result for each radius, of groups of ``m``."""
+        """A result for each radius, of groups of ``m``.
+
+        Args:
+            loss: The mean loss of the examples it is given.
+            params: The parameters that move.
+            batch: The examples.
+            rho: The radii.
+            m: Examples in a group; ``None`` for one group of all.
+            on_progress: Called with the share of the work that is done.
+
+        Raises:
+            InputError: As for :func:`worst_case`.
+        """
         _check_radii(rho)
         check_numbers(m=m, steps=1, step_size=1.0, l2=0.0, scale=1.0)
         beside = _listed(self.beside)
@@ -272,7 +315,22 @@ def suboptimality(
         rho: Radius.
         m: Examples in a group.
         reduction: Whether the loss is a mean or a sum.
-        options: Those of :func:`worst_case`.
+        options: Those of :class:`WorstCase`, but ``reduction``.
+
+    Returns:
+        The factor, NaN if the single step does not change the loss; ``settings`` has both values.
+
+    Raises:
+        InputError: As for :func:`worst_case`.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sharpness import suboptimality
+        >>> w = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss(x):
+        ...     return x * sum(t.square().sum() for t in w)  # its gradient leads to the highest point
+        >>> round(suboptimality(loss, w, (torch.ones(4, dtype=torch.float64),), rho=1.0).value, 4)
+        1.0
     """
     batch = held(batch)
     options.setdefault("search", ProjectedAscent(steps=100))

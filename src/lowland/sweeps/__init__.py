@@ -2,14 +2,14 @@
 
 from lowland.sweeps.between import Between
 from lowland.sweeps.carried import carried_out, in_levels, unfinished
-from lowland.sweeps.cost import weights_of
 from lowland.sweeps.engine import Engine, Failures, Watch
-from lowland.sweeps.grid import Grid, grid, listed_in
+from lowland.sweeps.grid import RADII, Grid, grid
 from lowland.sweeps.here import Here
 from lowland.sweeps.measured import Measured
 from lowland.sweeps.processes import Processes
+from lowland.sweeps.radii import Point, mean_and_deviation, points
 from lowland.sweeps.simulation import Simulation
-from lowland.sweeps.study import METRICS, RADII, At, Point, Study, mean_and_deviation, points, text_of
+from lowland.sweeps.study import METRICS, At, Study
 from lowland.sweeps.task import How, Store, Task
 from lowland.sweeps.training import Training
 from lowland.sweeps.work import Work
@@ -37,10 +37,7 @@ __all__ = [
     "carried_out",
     "grid",
     "in_levels",
-    "listed_in",
     "mean_and_deviation",
     "points",
-    "text_of",
     "unfinished",
-    "weights_of",
 ]

@@ -24,6 +24,15 @@ class Between:
         a: The run whose final weights are at t = 0.
         b: The run whose final weights are at t = 1.
         config: Which part of the line.
+
+    Example:
+        >>> from lowland.deep import TrainConfig
+        >>> from lowland.deep.view import SceneryConfig
+        >>> from lowland.sweeps import Between, Training
+        >>> erm, sam = (Training(TrainConfig(model="fc", sam_rho=rho)) for rho in (0.0, 0.1))
+        >>> line = Between(erm, sam, SceneryConfig(points=5))
+        >>> line.name.startswith("landscape-"), line.needs == (erm, sam)
+        (True, True)
     """
 
     a: Training
@@ -45,7 +54,7 @@ class Between:
         return {"command": "landscape", "networks": [self.a.name, self.b.name], **asdict(self.config)}
 
     def cost(self) -> float:
-        """Estimated seconds on one core."""
+        """The estimated seconds on one core."""
         return seconds_of_line(self.a.config, self.config)
 
     def carry_out(self, store: Store, how: How) -> None:

@@ -22,13 +22,38 @@ class Watch(Protocol):
     """Is told of progress."""
 
     def on_start(self, task: Task) -> None:
-        """When a task begins."""
+        """When a task begins.
+
+        Args:
+            task: The task.
+        """
 
     def on_progress(self, task: Task, share: float) -> None:
-        """Now and then."""
+        """Now and then.
+
+        Args:
+            task: The task.
+            share: How much of it is done, from 0 to 1.
+        """
 
     def on_end(self, task: Task, failure: str | None, seconds: float) -> None:
-        """When a task has ended; ``failure`` says why it failed."""
+        """When a task has ended.
+
+        Args:
+            task: The task.
+            failure: Why it failed; ``None`` if it did not.
+            seconds: How long it took.
+        """
+
+
+class Unwatched:
+    """A watch that says nothing."""
+
+    def on_start(self, task: Task) -> None: ...  # noqa: D102
+
+    def on_progress(self, task: Task, share: float) -> None: ...  # noqa: D102
+
+    def on_end(self, task: Task, failure: str | None, seconds: float) -> None: ...  # noqa: D102
 
 
 @runtime_checkable
@@ -42,6 +67,15 @@ class Engine(Protocol):
         self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
     ) -> Failures:
         """Carries out all, in any order; one that fails does not keep the others from running.
+
+        Args:
+            work: What is done with each task.
+            tasks: The tasks.
+            watch: Is told of progress.
+            should_stop: Whether to stop, asked now and then.
+
+        Returns:
+            Why each task that failed did, by its name.
 
         Raises:
             Interrupted: If it was asked to stop; what was running can go on later.

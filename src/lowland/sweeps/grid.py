@@ -12,7 +12,8 @@ from typing import Any
 from lowland.deep import TrainConfig
 from lowland.deep.needs import idle_groups, unmet
 from lowland.errors import InputError, one_of
-from lowland.runs import conform, parse_json
+from lowland.runs import conform
+from lowland.runs.schema import parse_json
 
 Options = Mapping[str, Any]
 _NAMES = [field.name for field in fields(TrainConfig)]
@@ -61,6 +62,7 @@ def grid(
             equally many values, or nothing reads an option anywhere.
 
     Example:
+        >>> from lowland.sweeps import grid
         >>> found = grid({"sam_rho": [0.0, 0.1], "m": [1, 16], "model": ["fc"]})
         >>> [(config.sam_rho, config.m) for config in found.configs], found.swept
         ([(0.0, None), (0.1, 1), (0.1, 16)], ('sam_rho', 'm'))
@@ -115,6 +117,28 @@ def _read(options: Options) -> tuple[TrainConfig, dict[str, str]]:
         if not found:
             return TrainConfig(**kept), unread
         unread |= found
+
+
+def erm_of(config: TrainConfig) -> TrainConfig:
+    """The run of ERM with all else the same: at radius 0, without the options that it would not read.
+
+    Args:
+        config: A run.
+
+    Example:
+        >>> from lowland.deep import TrainConfig
+        >>> from lowland.sweeps.grid import erm_of
+        >>> erm = TrainConfig(model="fc", seed=1)
+        >>> erm_of(TrainConfig(model="fc", seed=1, sam_rho=0.1, m=16)) == erm == erm_of(erm)
+        True
+    """
+    given = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
+    differing = {f.name: given[f.name] for f in fields(TrainConfig) if given[f.name] != f.default}
+    return _read({name: value for name, value in differing.items() if name not in RADII})[0]
+
+
+RADII = ("sam_rho", "sam_lr_mult")
+"""Options that are a radius; without them it is 0."""
 
 
 def _plain(options: Options) -> dict[str, Any]:

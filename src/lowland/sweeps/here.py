@@ -16,16 +16,44 @@ from lowland.sweeps.work import Work
 
 @dataclass(frozen=True)
 class Here:
-    """One task after the other, in this process."""
+    """One task after the other, in this process.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.deep import Place, TrainConfig
+        >>> from lowland.sweeps import Here, Store, Training, carried_out
+        >>> class Told:  # a watch
+        ...     def on_start(self, task):
+        ...         print("begun")
+        ...     def on_progress(self, task, share):
+        ...         print(f"{share:.0%}", end=" ")
+        ...     def on_end(self, task, failure, seconds):
+        ...         print("failed" if failure else "done")
+        >>> missing = Training(TrainConfig(data="nowhere", model="fc"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = carried_out([missing], Store(Path(folder)), Here(), place=Place(), watch=Told())
+        begun
+        failed
+        >>> found[missing.name].startswith("data must be a folder")
+        True
+    """
 
     def opened(self) -> AbstractContextManager[object]:
-        """Nothing is shared."""
+        """A block that shares nothing."""
         return nullcontext()
 
     def __call__(
         self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
     ) -> Failures:
-        """See :class:`~lowland.sweeps.Engine`."""
+        """Carries out all, as :class:`~lowland.sweeps.Engine` says.
+
+        Returns:
+            Why each task that failed did, by its name.
+
+        Raises:
+            Interrupted: If it was asked to stop.
+        """
         failures: Failures = {}
         for task in tasks:
             if should_stop():

@@ -23,6 +23,15 @@ class Measured:
     Attributes:
         of: The run.
         config: Which measures.
+
+    Example:
+        >>> from lowland.deep import TrainConfig
+        >>> from lowland.deep.flatness import FlatnessConfig
+        >>> from lowland.sweeps import Measured, Training
+        >>> network = Training(TrainConfig(model="fc"))
+        >>> task = Measured(network, FlatnessConfig(rho=(0.1,), m=(16,)))
+        >>> task.name.startswith("sharpness-"), task.needs == (network,)
+        (True, True)
     """
 
     of: Training
@@ -44,7 +53,7 @@ class Measured:
         return {"command": "sharpness", "network": self.of.name, **options}
 
     def cost(self) -> float:
-        """Estimated seconds on one core."""
+        """The estimated seconds on one core."""
         return seconds_of_measures(self.of.config, self.config)
 
     def carry_out(self, store: Store, how: How) -> None:

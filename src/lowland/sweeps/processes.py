@@ -26,18 +26,42 @@ class Processes:
 
     Attributes:
         jobs: How many at once.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.deep import Place
+        >>> from lowland.sweeps import Processes, Store, carried_out
+        >>> class Told:  # a watch
+        ...     def on_start(self, task):
+        ...         print("begun")
+        ...     def on_progress(self, task, share):
+        ...         print(f"{share:.0%}", end=" ")
+        ...     def on_end(self, task, failure, seconds):
+        ...         print("failed" if failure else "done")
+        >>> tasks = []  # up to four of them at once
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     carried_out(tasks, Store(Path(folder)), Processes(jobs=4), place=Place(), watch=Told())
+        {}
     """
 
     jobs: int
 
     def opened(self) -> AbstractContextManager[object]:
-        """Nothing is shared."""
+        """A block that shares nothing."""
         return nullcontext()
 
     def __call__(
         self, work: Work, tasks: Sequence[Task], watch: Watch, should_stop: Callable[[], bool]
     ) -> Failures:
-        """See :class:`~lowland.sweeps.Engine`."""
+        """Carries out all, as :class:`~lowland.sweeps.Engine` says.
+
+        Returns:
+            Why each task that failed did, by its name.
+
+        Raises:
+            Interrupted: If it was asked to stop.
+        """
         failures: Failures = {}
         waiting = list(tasks)[::-1]
         workers = [_Worker(work) for _ in range(min(self.jobs, len(waiting)))]

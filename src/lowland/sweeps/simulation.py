@@ -22,6 +22,12 @@ class Simulation:
 
     Attributes:
         config: The experiment.
+
+    Example:
+        >>> from lowland.diagonal.experiment import DiagonalConfig
+        >>> from lowland.sweeps import Simulation
+        >>> Simulation(DiagonalConfig(methods=("gd",), steps=100)).name.startswith("diagonal-")
+        True
     """
 
     config: DiagonalConfig | ReluConfig | Theorem2Config
@@ -42,7 +48,7 @@ class Simulation:
         return self.config.to_dict()
 
     def cost(self) -> float:
-        """Estimated seconds on one core."""
+        """The estimated seconds on one core."""
         return seconds_of_simulation(self.config)
 
     def carry_out(self, store: Store, how: How) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
-
-import numpy as np
 
 from lowland.deep import TrainConfig
 from lowland.deep.records import MetricsRow, TrainingSummary, chosen_by
 from lowland.errors import InputError, one_of
-from lowland.runs import Run, config_hash, read_json, write_json
-from lowland.sweeps.grid import Grid
+from lowland.runs import Run, config_hash, read_json
+from lowland.runs.atomic import write_json
+from lowland.sweeps.grid import Grid, erm_of
 from lowland.sweeps.task import Store
 from lowland.sweeps.training import Training
 
@@ -35,27 +32,6 @@ class SweepRecord(TypedDict):
 
 
 @dataclass(frozen=True)
-class Point:
-    """Runs that differ in nothing but the seed.
-
-    Attributes:
-        options: The swept options.
-        values: The metric of each seed that is there.
-        validation: What it is chosen by: its validation error, or loss.
-        chosen_by: The name of that.
-        is_chosen: Whether its radius is the best of its kind by validation.
-        rivals: How many radii its kind has, beside this one.
-    """
-
-    options: Mapping[str, Any]
-    values: tuple[float, ...]
-    validation: tuple[float, ...]
-    chosen_by: str = "validation_error"
-    is_chosen: bool = False
-    rivals: int = 0
-
-
-@dataclass(frozen=True)
 class Study:
     """A sweep, finished or not: its runs, which sweeps share, and a directory of its own beside them.
 
@@ -63,6 +39,13 @@ class Study:
         grid: What is swept.
         names: The names of its runs.
         path: The directory of its own.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lowland.sweeps import Study, grid
+        >>> study = Study.of(grid({"sam_rho": [0.0, 0.1], "seed": [0, 1], "model": ["fc"]}), Path("out"))
+        >>> study.path.name.startswith("sweep-"), len(study.tasks), study.rows("test_error", "last")
+        (True, 4, [])
     """
 
     grid: Grid
@@ -103,7 +86,11 @@ class Study:
         return [Training(config) for config in self.grid.configs]
 
     def usual_metric(self, at: At) -> str:
-        """The test error, or the test loss of runs that have no errors."""
+        """The test error, or the test loss of runs that have no errors.
+
+        Args:
+            at: After which epoch, or of which weights.
+        """
         for run in (Run(self.store.path / name) for name in self.names):
             if run.is_finished:
                 summary = run.read("summary.json", TrainingSummary)[at]
@@ -111,7 +98,12 @@ class Study:
         return "test_error"
 
     def keep(self, metric: str | None, at: At) -> None:
-        """Writes what is swept, and what is to be shown."""
+        """Writes what is swept, and what is to be shown.
+
+        Args:
+            metric: The metric; ``None`` for the usual one.
+            at: After which epoch, or of which weights.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         configs = [config.to_dict() for config in self.grid.configs]
         record: SweepRecord = {"metric": metric, "at": at, "runs": list(self.names), "configs": configs}
@@ -119,6 +111,12 @@ class Study:
 
     def rows(self, metric: str, at: At) -> list[dict[str, Any]]:
         """A row per finished run: the swept options, the seed, the metric, and what it is chosen by.
+
+        ``erm`` is the name of the run of ERM with all else the same, which is itself where the radius is 0.
+
+        Args:
+            metric: One of ``METRICS``.
+            at: After which epoch, or of which weights.
 
         Raises:
             InputError: If runs have no such metric.
@@ -134,51 +132,9 @@ class Study:
                 swept = {option: getattr(config, option) for option in self.grid.swept}
                 by = chosen_by(summary)
                 values = {"value": summary[metric], by: summary[by]}
-                rows.append({**swept, "seed": config.seed, **values, "run": name})
+                names = {"run": name, "erm": Training(erm_of(config)).name}
+                rows.append({**swept, "seed": config.seed, **values, **names})
         return rows
-
-
-def points(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> list[Point]:
-    """The rows joined over seeds; of each kind of run the radius of the lowest validation error is chosen."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(str([row[name] for name in swept]), []).append(row)
-    kinds: dict[str, list[Point]] = {}
-    for own in groups.values():
-        point = _point(own, swept)
-        kinds.setdefault(_kind(point), []).append(point)
-    found = []
-    for kind in kinds.values():
-        best = min(kind, key=lambda point: _or_infinite(mean_and_deviation(point.validation)[0]))
-        found += [replace(point, is_chosen=point is best, rivals=len(kind) - 1) for point in kind]
-    return found
-
-
-def _or_infinite(error: float) -> float:
-    """A validation error that is not a number is worse than any."""
-    return math.inf if math.isnan(error) else error
-
-
-def _point(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> Point:
-    def numbers(name: str) -> tuple[float, ...]:
-        return tuple(float("nan") if row[name] is None else float(row[name]) for row in rows)
-
-    options, by = {name: rows[0][name] for name in swept}, chosen_by(rows[0])
-    return Point(options, numbers("value"), numbers(by), by)
-
-
-def _kind(point: Point) -> str:
-    """What is the same for all radii."""
-    return str({name: value for name, value in point.options.items() if name not in RADII})
-
-
-RADII = ("sam_rho", "sam_lr_mult")
-"""Options that are a radius."""
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the standard deviation of a sample where there are several; NaN if a run diverged."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def text_of(value: Any) -> str:

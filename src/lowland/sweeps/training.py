@@ -20,6 +20,14 @@ class Training:
     Attributes:
         config: The run.
         start: Whose final weights it begins with.
+
+    Example:
+        >>> from lowland.deep import TrainConfig
+        >>> from lowland.sweeps import Training
+        >>> erm = Training(TrainConfig(model="fc"))
+        >>> further = Training(TrainConfig(model="fc", sam_rho=0.1), start=erm)
+        >>> further.needs == (erm,), further.describe()["model_path"] == erm.name
+        (True, True)
     """
 
     config: TrainConfig
@@ -40,7 +48,7 @@ class Training:
         return self._named().to_dict()
 
     def cost(self) -> float:
-        """Estimated seconds on one core."""
+        """The estimated seconds on one core."""
         return seconds_of_training(self.config)
 
     def carry_out(self, store: Store, how: How) -> None:

@@ -18,6 +18,19 @@ class Work:
     Attributes:
         store: Where results are, and will be.
         place: Device, data and threads of one task.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from lowland.deep import Place, TrainConfig
+        >>> from lowland.sweeps import Store, Training, Work
+        >>> config = TrainConfig(dataset="gaussians_binary", model="linear", epochs=1, batch_size=300)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store, shares = Store(Path(folder)), []
+        ...     work = Work(store, Place(device="cpu"))
+        ...     work(Training(config), on_progress=shares.append, should_stop=lambda: False)
+        ...     print(store.has(Training(config)), shares[-1])
+        True 1.0
     """
 
     store: Store

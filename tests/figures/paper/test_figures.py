@@ -27,7 +27,8 @@ from lowland.figures.paper.networks import method, network, network_label, netwo
 from lowland.figures.paper.published import CIFAR10, CIFAR100, FIGURE1, SWITCHING
 from lowland.figures.paper.trained import curve_rows, final_rows
 from lowland.runs import Run
-from lowland.sweeps import Measured, Store, Training, in_levels, weights_of
+from lowland.sweeps import Measured, Store, Training, in_levels
+from lowland.sweeps.cost import weights_of
 
 SEEDS = (0, 1, 2)
 

@@ -57,6 +57,13 @@ def test_a_claim_says_what_was_compared() -> None:
     )
     assert claim.ours.startswith("x 4.10 ± 0.14, y 5.20 ± 0.28: difference -1.10 ± ")
     assert (claim.seeds, claim.statement, claim.published) == (2, "x is better", "1 against 2 %")
+    assert claim.difference == pytest.approx(-1.1)
+    assert f"{claim.difference:+.2f} ± {claim.half:.2f}" in claim.ours
+
+
+def test_a_difference_of_one_seed_has_no_numbers() -> None:
+    claim = compared("x is better", "", ("x", rows([4.0])), ("y", rows([5.0])), lower=True)
+    assert (claim.difference, claim.half) == (None, None)
 
 
 def test_the_radius_is_chosen_on_validation_among_those_with_every_seed() -> None:

@@ -145,6 +145,42 @@ def test_both_engines_do_what_a_plain_pass_does_with_types_that_differ(name, aut
         assert difference <= (3e-2 if coarse else 1e-5) * size, (weights, numbers)
 
 
+SIGNS = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 1.0])
+LOSSES = {
+    "cross_entropy": lambda z: F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long)),
+    "cross_entropy of shares": lambda z: F.cross_entropy(z, z.detach().flip(1).softmax(1)),
+    "nll_loss": lambda z: F.nll_loss(z.log_softmax(1), torch.zeros(len(z), dtype=torch.long)),
+    "binary_cross_entropy_with_logits": lambda z: F.binary_cross_entropy_with_logits(
+        z, z.detach().flip(1).sigmoid()
+    ),
+    "l1_loss": lambda z: F.l1_loss(z, torch.zeros_like(z)),
+    "cosine_embedding_loss": lambda z: F.cosine_embedding_loss(z, z.detach() + 1, SIGNS[: len(z)]),
+    "hinge_embedding_loss": lambda z: F.hinge_embedding_loss(z[:, 0], SIGNS[: len(z)]),
+    "poisson_nll_loss": lambda z: F.poisson_nll_loss(z, z.detach().abs()),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_under_autocast_have_the_type_and_the_value_of_the_loop(name):
+    module = seeded(nn.Linear(4, 3), dtype=torch.float32)
+    (x,) = tensors(1, (B, 4))
+    x, params = x.float(), list(module.parameters())
+
+    def loss(x):
+        return LOSSES[name](module(x))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = loss(x).dtype
+        loop, batched = (
+            sam_gradient(loss, params, (x,), rho=0.1, m=2, module=module, engine=engine)
+            for engine in ("loop", "batched")
+        )
+    assert batched.loss.dtype == loop.loss.dtype == plain == torch.float32
+    torch.testing.assert_close(batched.loss, loop.loss, rtol=3e-3, atol=0.0)
+    difference = norm([a - b for a, b in zip(batched.gradients, loop.gradients, strict=True)])
+    assert difference <= 3e-2 * norm(loop.gradients)
+
+
 def test_loss_that_only_the_batched_engine_cannot_run_is_still_refused_by_name():
     module = seeded(nn.PReLU(4), dtype=torch.float32)
     (x,) = tensors(1, (B, 4))

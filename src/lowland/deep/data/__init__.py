@@ -2,9 +2,8 @@
 
 from lowland.deep.data.augment import Augmentation, augment, to_float
 from lowland.deep.data.divided import divided_own_data, undivided_own_data
-from lowland.deep.data.name import name_of_data
 from lowland.deep.data.own import OwnData, read_own_data
-from lowland.deep.data.sets import DATASETS, DataSet, augmentation, require_folder_read
+from lowland.deep.data.sets import DATASETS, DataSet, augmentation
 from lowland.deep.data.split import Split
 from lowland.deep.data.training_data import TrainingData, load_training_data
 
@@ -19,9 +18,7 @@ __all__ = [
     "augmentation",
     "divided_own_data",
     "load_training_data",
-    "name_of_data",
     "read_own_data",
-    "require_folder_read",
     "to_float",
     "undivided_own_data",
 ]

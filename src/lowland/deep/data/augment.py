@@ -69,6 +69,8 @@ def augment(
         InputError: If ``padding`` is negative.
 
     Example:
+        >>> import torch
+        >>> from lowland.deep.data import augment
         >>> batch = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).reshape(2, 3, 8, 8)
         >>> augment(batch, torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 8, 8])
@@ -84,9 +86,19 @@ def augment(
 
 
 def to_float(inputs: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Pixels in [0, 1]: ``uint8`` becomes ``float32 / 255``; other numbers, and tokens, stay as they are.
+    """Pixels in [0, 1] from bytes.
+
+    ``uint8`` becomes ``float32 / 255``; other numbers, and tokens, stay as they are.
+
+    Args:
+        inputs: Inputs of any type and shape.
+
+    Returns:
+        Inputs of the same shape.
 
     Example:
+        >>> import torch
+        >>> from lowland.deep.data import to_float
         >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
         tensor([0.0000, 0.2000, 1.0000])
     """
@@ -103,6 +115,14 @@ class Augmentation:
     Attributes:
         crop: Whether images are cropped at random after padding by 4.
         flip: Whether images are mirrored at random.
+
+    Example:
+        >>> import torch
+        >>> from lowland.deep.data import Augmentation
+        >>> images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
+        >>> mirrored = Augmentation(crop=False, flip=True)(images, torch.Generator().manual_seed(0))
+        >>> torch.equal(mirrored, images) or torch.equal(mirrored, images.flip(3))
+        True
     """
 
     crop: bool
@@ -111,7 +131,12 @@ class Augmentation:
     def __call__(
         self, images: Shaped[Tensor, "n c h w"], generator: torch.Generator
     ) -> Shaped[Tensor, "n c h w"]:
-        """The batch, augmented as this set's images are; the batch itself if they are not."""
+        """The batch, augmented as this set's images are; the batch itself if they are not.
+
+        Args:
+            images: A batch, shape ``(n, c, h, w)``.
+            generator: Where offsets and flips are drawn.
+        """
         if not (self.crop or self.flip):
             return images
         return augment(images, generator, padding=_PADDING if self.crop else 0, flip=self.flip)

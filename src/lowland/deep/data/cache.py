@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowland.errors import InputError
-from lowland.runs import replace_atomically
+from lowland.runs.atomic import replace_atomically
 
 _log = logging.getLogger(__name__)
 

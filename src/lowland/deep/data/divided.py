@@ -16,7 +16,7 @@ _TEST_SHARE = 0.2
 def divided_own_data(
     own: OwnData, *, seed: int = 0, frac_train: float = 1.0, p_label_noise: float = 0.0
 ) -> TrainingData:
-    """Somebody's own data as a run is trained on them.
+    """The parts of somebody's own data, as a run is trained on them.
 
     Where they have no test part, a fifth of the training examples is one, the same for every seed; where they
     have no validation part, it is a tenth of what is left, which depends on ``seed`` alone.
@@ -29,6 +29,19 @@ def divided_own_data(
 
     Raises:
         InputError: If too little is left, or there are no labels that could be flipped.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from lowland.deep.data import divided_own_data, read_own_data
+        >>> from lowland.deep.options import OwnDataOptions
+        >>> x, y = np.arange(300.0).reshape(100, 3), np.arange(100) % 2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/points.npz", x=x, y=y)
+        ...     own = read_own_data(OwnDataOptions(data=f"{folder}/points.npz"))
+        >>> data = divided_own_data(own)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (72, 8, 20)
     """
     if p_label_noise and not own.classes:
         raise InputError(f"p_label_noise must be left out for targets that are numbers, got {p_label_noise}.")
@@ -47,12 +60,33 @@ def divided_own_data(
         parts[name] = with_symmetric_noise(
             parts[name], p_label_noise, num_classes=len(own.classes), seed=noise
         )
-    return _data_of(own, parts)
+    # The permutation of the split has mixed the training part.
+    return _data_of(own, parts | {name: _mixed(parts[name], name) for name in ("validation", "test")})
 
 
 def undivided_own_data(own: OwnData) -> TrainingData:
-    """Somebody's own data with the parts that they have, to be measured on; the others are empty."""
-    parts = {name: _split_of(own, name) for name in own.parts}
+    """The parts that somebody's own data have, to be measured on; the others are empty.
+
+    Each is in an order that is drawn from a fixed seed, so that its first examples are a sample of it:
+    folders and files are often sorted by class.
+
+    Args:
+        own: The data.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from lowland.deep.data import read_own_data, undivided_own_data
+        >>> from lowland.deep.options import OwnDataOptions
+        >>> x, y = np.arange(300.0).reshape(100, 3), np.arange(100) % 2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/points.npz", x=x, y=y)
+        ...     own = read_own_data(OwnDataOptions(data=f"{folder}/points.npz"))
+        >>> data = undivided_own_data(own)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (100, 0, 0)
+    """
+    parts = {name: _mixed(_split_of(own, name), name) for name in own.parts}
     return _data_of(own, {"validation": parts["train"].head(0), "test": parts["train"].head(0)} | parts)
 
 
@@ -65,6 +99,11 @@ def _with_test_part(parts: dict[str, Split]) -> dict[str, Split]:
     count = round(_TEST_SHARE * len(whole))
     test, train = (whole.select(rows.sort().values) for rows in (order[:count], order[count:]))
     return parts | {"train": train, "test": test}
+
+
+def _mixed(part: Split, name: str) -> Split:
+    generator = torch.Generator().manual_seed(derive_seed(0, "order", name))
+    return part.select(torch.randperm(len(part), generator=generator))
 
 
 def _data_of(own: OwnData, parts: dict[str, Split]) -> TrainingData:

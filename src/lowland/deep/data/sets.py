@@ -21,6 +21,11 @@ class DataSet:
         augmentation: How its training images are varied, unless augmentation is switched off.
         keep: For a subset, the classes of the source that are kept, and the labels that they get.
         confusions: What asymmetric label noise makes of a class; ``None`` if that is not defined for the set.
+
+    Example:
+        >>> from lowland.deep.data import DATASETS
+        >>> DATASETS["mnist_binary"].num_classes, DATASETS["digits"].is_at_hand
+        (2, True)
     """
 
     name: str
@@ -132,6 +137,7 @@ _TABLE = (
     DataSet("uniform_noise", _UNIFORM_NOISE, _UNIFORM_NOISE, _PLAIN),
 )
 DATASETS: Mapping[str, DataSet] = {entry.name: entry for entry in _TABLE}
+"""The sets by name."""
 
 
 def dataset_named(name: str) -> DataSet:
@@ -159,10 +165,14 @@ def require_folder_read(data_dir: object, datasets: Iterable[str], of: str) -> N
 def augmentation(dataset: str) -> Augmentation:
     """How a data set's training images are varied by default.
 
+    Args:
+        dataset: The set's name.
+
     Raises:
         InputError: If there is no such set.
 
     Example:
+        >>> from lowland.deep.data import augmentation
         >>> augmentation("cifar10")
         Augmentation(crop=True, flip=True)
         >>> augmentation("svhn")

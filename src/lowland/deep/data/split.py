@@ -26,6 +26,14 @@ class Split:
         clean_targets: The targets before label noise; the same tensor as ``targets`` when there is none.
         indices: Rows in the original set, shape ``(n,)``.
         mask: Which tokens are no padding, ``bool`` of the tokens' shape; ``None`` for other inputs.
+
+    Example:
+        >>> import torch
+        >>> from lowland.deep.data import Split
+        >>> labels = torch.tensor([0, 1, 1])
+        >>> split = Split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels, labels, torch.arange(3))
+        >>> len(split.head(2)), split.select(torch.tensor([2, 0])).indices
+        (2, tensor([2, 0]))
     """
 
     inputs: Inputs
@@ -44,7 +52,11 @@ class Split:
         return (self.inputs,) if self.mask is None else (self.inputs, self.mask)
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same examples on a device."""
+        """The same examples on a device.
+
+        Args:
+            device: The device, or its name.
+        """
         return self._mapped(lambda tensor: tensor.to(device))
 
     def head(self, n: int) -> "Split":
@@ -58,7 +70,11 @@ class Split:
         return self._mapped(lambda tensor: tensor[:n])
 
     def select(self, positions: Int64[Tensor, "k"]) -> "Split":
-        """The examples at these positions, in this order; a copy."""
+        """The examples at these positions, in this order; a copy.
+
+        Args:
+            positions: The positions, ``int64`` of shape ``(k,)``.
+        """
         # index_select copies whole images, eight times as fast as indexing on the CPU.
         return self._mapped(lambda tensor: tensor.index_select(0, positions))
 

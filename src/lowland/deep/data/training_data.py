@@ -64,7 +64,11 @@ class TrainingData:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def renumbered(self, classes: tuple[str, ...]) -> TrainingData:
-        """With the numbers that ``classes``, in which all of its own are, give to their names."""
+        """The same data, with the numbers that ``classes`` give to their names.
+
+        Args:
+            classes: Names, in which all of its own are.
+        """
         number = torch.tensor([classes.index(name) for name in self.classes])
         train, validation, test = (
             replace(s, targets=number[s.targets], clean_targets=number[s.clean_targets])
@@ -74,7 +78,10 @@ class TrainingData:
         return replace(parts, classes=classes, num_classes=len(classes))
 
     def standardized(self, scaling: Scaling | None = None) -> TrainingData:
-        """With inputs of mean 0 and variance 1 over the training examples, or scaled as others were.
+        """The same data, with inputs of mean 0 and variance 1, or scaled as others were.
+
+        Args:
+            scaling: What others were scaled by; ``None`` for mean and variance over the training examples.
 
         Raises:
             InputError: If the inputs are tokens, or of another shape than those others.
@@ -116,10 +123,14 @@ def load_training_data(
         cache_dir: Folder of decoded images; by default ``LOWLAND_CACHE`` in the environment, else
             ``lowland`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
 
+    Returns:
+        The three parts of the set.
+
     Raises:
         InputError: If an option is wrong, the set is nowhere, or a file is damaged.
 
     Example:
+        >>> from lowland.deep.data import load_training_data
         >>> data = load_training_data("gaussians_binary", p_label_noise=0.2)
         >>> len(data.train), len(data.validation), len(data.test), data.input_shape
         (900, 100, 1000, (1, 1, 100))

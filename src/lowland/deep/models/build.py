@@ -108,6 +108,7 @@ def is_convolutional(name: str) -> bool:
         InputError: If no model has this name.
 
     Example:
+        >>> from lowland.deep.models import is_convolutional
         >>> is_convolutional("resnet18"), is_convolutional("linear")
         (True, False)
     """
@@ -154,6 +155,7 @@ def build_model(
             or an option was given that the model does not read.
 
     Example:
+        >>> from lowland.deep.models import build_model
         >>> model = build_model("resnet18", num_classes=10)
         >>> sum(parameter.numel() for parameter in model.parameters())
         11172170

@@ -27,6 +27,7 @@ class Cell:
     Attributes:
         number: Its number.
         title: What it shows.
+        short: The same in a few words.
         configs: What it ran.
         printed: Final test losses by the label of the run.
         note: What is different here.
@@ -34,6 +35,7 @@ class Cell:
 
     number: int
     title: str
+    short: str
     configs: tuple[DiagonalConfig, ...]
     printed: Mapping[str, float]
     note: str
@@ -43,6 +45,7 @@ CELLS = (
     Cell(
         1,
         "n-SAM, α = 0.1",
+        "n-SAM",
         (DiagonalConfig(methods=("gd", "n-sam"), rho=(0.01, 0.03, 0.1, 0.3, 1.0)),),
         {
             "GD": 0.015056044189449159,
@@ -57,6 +60,7 @@ CELLS = (
     Cell(
         2,
         "1-SAM, α = 0.02",
+        "1-SAM",
         (DiagonalConfig(methods=("gd", "1-sam"), rho=(0.01, 0.03, 0.1, 0.3), alpha=0.02, **_ORIGINAL),),
         {
             "GD": 0.0006337885714222886,
@@ -70,6 +74,7 @@ CELLS = (
     Cell(
         3,
         "SGD and 1-SAM, α = 0.1, step size 10/d",
+        "SGD and 1-SAM",
         (
             DiagonalConfig(
                 methods=("gd", "1-sam"), rho=(0.03, 0.1, 0.15, 0.2, 0.3), gamma=10 / 30, **_ORIGINAL
@@ -83,6 +88,7 @@ CELLS = (
     Cell(
         4,
         "n-SAM and 1-SAM over a grid of radii, α = 0.1",
+        "grid of radii",
         (
             DiagonalConfig(rho=_GRID, gamma=15 / 30, **_ORIGINAL),
             DiagonalConfig(methods=("n-sam",), rho=_GRID, gamma=10 / 30),
@@ -94,6 +100,7 @@ CELLS = (
     Cell(
         5,
         "switching between gradient descent and 1-SAM",
+        "switching",
         (SWITCHED,),
         {},
         "Where the notebook prints 'rho=0.9' it ran ρ = 10 and 0.175, a stale loop variable.",

@@ -94,4 +94,5 @@ FIGURE = PaperFigure(
     plot,
     claims,
     "The paper's runs have 1,000 epochs; that their radius is 0.1 is inferred.",
+    short="Section 4.2: convergence",
 )

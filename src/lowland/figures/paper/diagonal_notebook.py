@@ -167,6 +167,7 @@ def _figure(cell: Cell) -> PaperFigure:
         _plot_grid if cell.number == 4 else _plot_losses,
         functools.partial(_claims, cell),
         cell.note,
+        short=f"Notebook {cell.number}: {cell.short}",
     )
 
 
@@ -201,7 +202,7 @@ def _plot_line(rows: Rows) -> Figure:
     for name in ("train_loss", "test_loss"):
         ax.plot([row["a"] for row in rows], [row[name] for row in rows], label=name.replace("_", " "))
     ax.set(yscale="log", xlabel="a")
-    ax.legend()
+    ax.legend(loc="best")
     return figure
 
 
@@ -233,5 +234,6 @@ FIGURES = (
         _plot_line,
         _claims_of_line,
         "The line is straight in the weights u and v.",
+        short="Notebook: line between minima",
     ),
 )

@@ -14,7 +14,8 @@ from lowland.figures.paper.published import FIGURE1
 from lowland.figures.paper.published import against_radius as published
 from lowland.figures.paper.trained import final_rows
 from lowland.figures.paper.verdicts import chosen, compared, first_network
-from lowland.sweeps import Store, Task, Training, weights_of
+from lowland.sweeps import Store, Task, Training
+from lowland.sweeps.cost import weights_of
 
 RADII = {
     "quick": (0.05, 0.1, 0.2, 0.4, 0.8),
@@ -89,4 +90,5 @@ FIGURE = PaperFigure(
     "n-SAM climbs on the previous batch, as the original code does (--sam_use_prev_batch); that the "
     "figure's n-SAM is this one is inferred. Random perturbations are Gaussian; their radius is σ times "
     "the root of the number of weights.",
+    short="Figure 1: radius",
 )

@@ -104,4 +104,5 @@ FIGURE = PaperFigure(
     claims,
     "The lowest test error over epochs is read off the test curve, as in the paper's figure. The "
     "published radius is not stated; 0.2 is inferred.",
+    short="Figure 12: label noise",
 )

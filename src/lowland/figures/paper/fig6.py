@@ -85,4 +85,5 @@ FIGURE = PaperFigure(
     "descent and 1-SAM come out, so these two agree by construction; that n-SAM's is near gradient "
     "descent's, and the order, do not. The end of the training loss does not agree: 1e-25 (ERM) and 4e-14 "
     "(1-SAM) there.",
+    short="Figure 6: diagonal networks",
 )

@@ -86,4 +86,5 @@ FIGURE = PaperFigure(
     "The paper's learning rate after the switch is not visible in its material; 0.001, the schedule's "
     "last, is taken at its scale, and 0.01 at the smaller ones, where there are far fewer steps. The "
     "optimizer's momentum starts anew.",
+    short="Figure 9: fine-tuning",
 )

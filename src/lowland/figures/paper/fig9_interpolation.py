@@ -83,4 +83,5 @@ FIGURE = PaperFigure(
     claims,
     "On 1,024 examples of each split; counted as connected where the rise is below 0.02, the range of the "
     "published curve. Batch-norm statistics, where there are any, are estimated again at every point.",
+    short="Section 4.2: line between minima",
 )

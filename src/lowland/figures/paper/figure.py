@@ -11,10 +11,14 @@ from matplotlib.figure import Figure
 from lowland.sweeps import Store, Task
 
 Scale = Literal["quick", "small", "paper"]
+"""How much is run: small networks, larger ones, or the paper's."""
 SCALES: tuple[Scale, ...] = get_args(Scale)
+"""All of them, the smallest first."""
 Row = dict[str, Any]
 Rows = list[Row]
+"""What is drawn: a dictionary of plain values each."""
 Verdict = Literal["agrees", "disagrees", "cannot be told", "no published number"]
+"""Whether a claim of the paper is seen here."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,14 @@ class Claim:
         ours: Ours: mean and spread over seeds.
         seeds: How many.
         verdict: Whether the two say the same.
+        difference: Of two test errors, in percentage points, where that is what is compared over seeds.
+        half: Half of its 95 % confidence interval.
+
+    Example:
+        >>> from lowland.figures.paper import Claim
+        >>> claim = Claim("SAM generalizes better", "3.9 against 4.6 %", "4.1 against 4.7 %", 5, "agrees")
+        >>> claim.verdict
+        'agrees'
     """
 
     statement: str
@@ -34,6 +46,8 @@ class Claim:
     ours: str
     seeds: int
     verdict: Verdict
+    difference: float | None = None
+    half: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,13 @@ class PaperFigure:
         plot: Draws rows; a pure function.
         claims: What the paper's figure shows, beside what the rows say.
         note: What is different here, and what cannot be known.
+        short: Its place in the paper and its subject, as a list of figures has it.
+
+    Example:
+        >>> from lowland.figures.paper import FIGURES
+        >>> figure = FIGURES["theorem2"]
+        >>> figure.name, len(figure.runs("quick")) > 0
+        ('theorem2', True)
     """
 
     name: str
@@ -59,3 +80,4 @@ class PaperFigure:
     plot: Callable[[Rows], Figure]
     claims: Callable[[Rows], list[Claim]]
     note: str = ""
+    short: str = ""

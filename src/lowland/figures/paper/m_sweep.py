@@ -123,4 +123,5 @@ FIGURE = PaperFigure(
     claims,
     "The paper's own figure could not be read; its values are known at m = 4 and 256 from the figure of "
     "ascent steps only. Every m has its own radii, and the radius is chosen on validation.",
+    short="Section 4.1: m",
 )

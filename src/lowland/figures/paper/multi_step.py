@@ -75,4 +75,5 @@ FIGURE = PaperFigure(
     claims,
     "Ten steps of length 0.2 ρ, projected to the ball. The paper's step length is not known, nor its "
     "network: that it is the one with group norm and batches of 256 is inferred from its error of ERM.",
+    short="Section 4.1: ascent steps",
 )

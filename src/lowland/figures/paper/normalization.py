@@ -104,4 +104,5 @@ FIGURE = PaperFigure(
     claims,
     "Unnormalized SAM is e = ρg; the original code clips it to the length ρ. The paper compares one "
     "radius of each, with noise ρ = 0.2 against 0.4; at scale quick each has a few, and validation chooses.",
+    short="Section 4.2: normalization",
 )

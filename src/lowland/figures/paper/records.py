@@ -5,14 +5,19 @@ from typing import Any, TypedDict
 from lowland.figures.paper.figure import Verdict
 
 
-class ClaimRecord(TypedDict):
-    """What the paper's figure shows, beside ours."""
-
+class _Claim(TypedDict):
     statement: str
     published: str
     ours: str
     seeds: int
     verdict: Verdict
+
+
+class ClaimRecord(_Claim, total=False):
+    """What the paper's figure shows, beside ours; the numbers of a difference came later than the rest."""
+
+    difference: float | None
+    half: float | None
 
 
 class _FigureRun(TypedDict):

@@ -88,4 +88,5 @@ FIGURE = PaperFigure(
     claims,
     "The notebook's protocol: the step size falls and the perturbed loss stops training for SAM only. SAM "
     "does not quite pass through the points.",
+    short="Section 3: ReLU networks",
 )

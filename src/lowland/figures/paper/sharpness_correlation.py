@@ -99,4 +99,5 @@ FIGURE = PaperFigure(
     "The worst case is searched for by 20 steps of projected ascent: a lower bound. The networks are "
     "those of fig1 and m-sweep. Points far above the median error leave the picture, but not the "
     "correlation.",
+    short="Section 4.1: sharpness and test error",
 )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowland.figures.paper.figure import Rows
-from lowland.runs import SmallRow, as_rows, read_table
+from lowland.runs import as_rows, read_table
+from lowland.runs.records import SmallRow
 from lowland.sweeps import Simulation, Store, Task
 
 

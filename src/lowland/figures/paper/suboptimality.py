@@ -118,4 +118,5 @@ FIGURE = PaperFigure(
     claims,
     "On training examples. The paper's radius, number of examples and number of steps are not known; that "
     "the factor is this quotient is inferred from its code. The search finds a lower bound of the maximum.",
+    short="Section 4.1: suboptimality",
 )

@@ -117,4 +117,5 @@ FIGURE = PaperFigure(
     plot,
     claims,
     "The published values are from about 1,000 epochs (inferred).",
+    short="Section 4.2: switching",
 )

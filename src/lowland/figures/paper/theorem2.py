@@ -14,7 +14,7 @@ _CONFIG = Theorem2Config()
 
 
 def runs(_: Scale) -> list[Task]:
-    """m = 1 and 16 on noisy quadratics."""
+    """Noisy quadratics with m = 1 and 16."""
     return [Simulation(_CONFIG)]
 
 
@@ -53,4 +53,5 @@ FIGURE = PaperFigure(
     claims,
     "On a mean of quadratics whose gradients have the same variance everywhere, with the theorem's step "
     "sizes.",
+    short="Theorem 2: convergence",
 )

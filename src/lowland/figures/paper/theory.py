@@ -78,4 +78,5 @@ FIGURE = PaperFigure(
     claims,
     "Both methods make α smaller, but only 1-SAM generalizes better on these data: n-SAM shrinks α most "
     "on the true features.",
+    short="Theorem 1: simulation",
 )

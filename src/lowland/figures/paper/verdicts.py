@@ -83,12 +83,15 @@ def compared(
     difference = Difference.of(a[1], b[1], value)
     first, second = (f"{name} {mean_and_spread(rows, value)}" for name, rows in (a, b))
     ours = f"{first}, {second}: difference {difference}"
+    known = value == "test_error" and math.isfinite(difference.mean) and math.isfinite(difference.half)
     return Claim(
         statement,
         published,
         ours,
         difference.seeds,
         difference.is_lower if lower else difference.is_not_lower,
+        difference.mean if known else None,
+        difference.half if known else None,
     )
 
 

@@ -39,6 +39,15 @@ class Adaptive:
     Raises:
         ValueError: If ``eta`` is negative or ``by`` is unknown; when climbing, if names are needed and
             the params were given without.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import Adaptive, sam_gradient
+        >>> w = [torch.full((2,), 2.0, requires_grad=True) for _ in range(2)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, and T g has norm 8
+        >>> sam_gradient(loss, w, (), rho=1.0, ascent=Adaptive(eta=0.0, scaled="*")).gradients
+        [tensor([3., 3.]), tensor([3., 3.])]
     """
 
     eta: float = 0.01
@@ -55,7 +64,7 @@ class Adaptive:
             raise ValueError(f"by must be one of {get_args(Unit)}, got {self.by!r}.")
 
     def __call__(self, step: AscentStep) -> Vector:
-        """The step of :class:`L2` for ``T g`` and ``e / T``."""
+        """The step of :class:`L2` for ``T g`` and ``e / T``, times T."""
         units = self.scales(step.w, step.names)
         g = step.g.times(units)
         e = None if step.e is None else step.e.times([None if u is None else _inverse(u) for u in units])
@@ -67,7 +76,18 @@ class Adaptive:
         return self.by == "element"
 
     def scales(self, weights: Sequence[Tensor], names: Sequence[str] | None) -> list[Tensor | None]:
-        """:math:`T` of each of the ``weights``, of a shape that broadcasts; ``None`` for 1."""
+        """:math:`T` of each of the weights.
+
+        Args:
+            weights: The weights.
+            names: Their names; ``None`` if they have none.
+
+        Returns:
+            One tensor for each, of a shape that broadcasts to it; ``None`` for 1.
+
+        Raises:
+            ValueError: If names are needed and there are none.
+        """
         if self.scaled == "*":
             return [self._scale(w) for w in weights]
         if names is None:

@@ -12,6 +12,16 @@ class L2:
     r"""Normalized ascent in the l2 ball, :math:`e = \rho\, g / \|g\|_2` (Foret et al., 2021, eq. 2).
 
     A gradient that is zero, or so small that :math:`\rho / \|g\|_2` overflows, climbs nowhere.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import L2, sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, of norm 5
+        >>> found = sam_gradient(loss, w, (), rho=1.0, ascent=L2())
+        >>> [round(g.item(), 4) for g in found.gradients]
+        [3.6, 4.8]
     """
 
     by_row: ClassVar[bool] = True
@@ -29,6 +39,16 @@ class Unnormalized:
 
     It is not clipped: the length of the perturbation is :math:`\rho \|g\|_2`, whatever that is. Several
     steps add up, :math:`e_{k+1} = e_k + \rho s\, g(w + e_k)` for a step size :math:`s`.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import Unnormalized, sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> found = sam_gradient(loss, w, (), rho=0.1, ascent=Unnormalized())
+        >>> [round(g.item(), 4) for g in found.gradients]
+        [3.3, 4.4]
     """
 
     by_row: ClassVar[bool] = True
@@ -45,6 +65,16 @@ class ClippedUnnormalized:
 
     What the original code of Andriushchenko & Flammarion (2022) does without gradient normalization:
     it projects onto the ball of radius :math:`\rho` after each step.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import ClippedUnnormalized, sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, of norm 5, and clipped
+        >>> found = sam_gradient(loss, w, (), rho=0.1, ascent=ClippedUnnormalized())
+        >>> [round(g.item(), 4) for g in found.gradients]
+        [3.06, 4.08]
     """
 
     by_row: ClassVar[bool] = True
@@ -67,6 +97,16 @@ class Unified:
 
     Raises:
         ValueError: If ``lam`` is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import Unified, sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, of norm 5
+        >>> found = sam_gradient(loss, w, (), rho=1.0, ascent=Unified(lam=0.5))
+        >>> [round(g.item(), 4) for g in found.gradients]
+        [4.8, 6.4]
     """
 
     lam: float = 0.5

@@ -35,6 +35,16 @@ class Random:
 
     Raises:
         ValueError: If an argument is unknown.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import Random, sam_gradient
+        >>> w = [torch.zeros(5000, requires_grad=True) for _ in range(2)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2
+        >>> found = sam_gradient(loss, w, (), rho=2.0, ascent=Random(), diagnostics=True)
+        >>> round(found.diagnostics.perturbation_norm.item(), 0)
+        2.0
     """
 
     distribution: Distribution = "gaussian"
@@ -81,6 +91,21 @@ class AlongMomentum:
 
     Raises:
         ValueError: When climbing, if the optimizer has a state but no momentum in it.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, AlongMomentum
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> optimizer = torch.optim.SGD(w, lr=1.0, momentum=0.9)
+        >>> sam = SAM(w, rho=1.0, ascent=AlongMomentum(optimizer))
+        >>> for _ in range(2):
+        ...     optimizer.zero_grad()
+        ...     value = sam.backward(loss)
+        ...     optimizer.step()  # the first leads to 0, with the momentum (3, 4)
+        >>> [round(t.grad.item(), 4) for t in w]
+        [-0.6, -0.8]
     """
 
     optimizer: torch.optim.Optimizer

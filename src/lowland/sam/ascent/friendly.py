@@ -33,6 +33,21 @@ class Friendly(Part):
     Raises:
         ValueError: If ``lam`` is outside [0, 1].
         TypeError: If ``ascent`` needs no gradient or remembers gradients.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, Friendly
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> sam = SAM(w, rho=1.0, ascent=Friendly())
+        >>> for _ in range(2):  # in the second call there is nothing new in the gradient
+        ...     for t in w:
+        ...         t.grad = None
+        ...     value = sam.backward(loss)
+        ...     print([round(t.grad.item(), 4) for t in w])
+        [3.6, 4.8]
+        [3.0, 4.0]
     """
 
     def __init__(self, sigma: float = 1.0, lam: float = 0.9, ascent: Ascent | None = None) -> None:

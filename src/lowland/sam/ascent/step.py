@@ -50,6 +50,18 @@ class AscentStep:
         rho: Radius of the ball that the perturbation is to stay in.
         names: Names of the weights; ``None`` if they were given without.
         noise: Randomness, for ascents whose ``random`` is true.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import AscentStep, sam_gradient
+        >>> class Signs:
+        ...     def __call__(self, step: AscentStep):
+        ...         return [step.rho * g.sign() for g in step.g]  # the highest point of the l-infinity ball
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, -4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> sam_gradient(loss, w, (), rho=0.5, ascent=Signs()).gradients
+        [tensor([3.5000]), tensor([-4.5000])]
     """
 
     w: Sequence[Tensor]
@@ -111,7 +123,11 @@ class Ascent(Protocol):
     """
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:
-        """The perturbation after ``step``, or ``None`` if there is nowhere to climb: it stays what it was."""
+        """The perturbation after ``step``, or ``None`` if there is nowhere to climb: it stays what it was.
+
+        Args:
+            step: What it may depend on.
+        """
         ...
 
 
@@ -120,7 +136,11 @@ class BlindAscent(Protocol):
     """A perturbation that needs no gradient, so that a step costs one pass."""
 
     def without_gradient(self, weights: Weights) -> Sequence[Tensor] | None:
-        """The perturbation, or ``None`` if there is none."""
+        """The perturbation, or ``None`` if there is none.
+
+        Args:
+            weights: What it may depend on: the weights, the radius and randomness.
+        """
         ...
 
 
@@ -129,7 +149,11 @@ class StartingAscent(Ascent, Protocol):
     """An ascent whose gradient is not taken at ``w``; it makes one step."""
 
     def start(self, weights: Weights) -> Sequence[Tensor]:
-        """Where it is taken, less ``w``."""
+        """Where it is taken, less ``w``.
+
+        Args:
+            weights: What that may depend on: the weights, the radius and randomness.
+        """
         ...
 
 
@@ -138,5 +162,9 @@ class RememberingAscent(Ascent, Protocol):
     """An ascent that depends on gradients of earlier steps."""
 
     def remember(self, gradients: Sequence[Tensor]) -> None:
-        """Takes note of the gradient that a step's climbs started from, averaged over its groups."""
+        """Takes note of the gradient that a step's climbs started from, averaged over its groups.
+
+        Args:
+            gradients: That gradient, one tensor per perturbed parameter.
+        """
         ...

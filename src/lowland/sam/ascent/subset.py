@@ -29,6 +29,16 @@ class RandomSubset:
     Raises:
         ValueError: If ``beta`` is out of range.
         TypeError: If ``ascent`` needs no gradient or remembers gradients.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import RandomSubset, sam_gradient
+        >>> w = [torch.full((50,), 2.0, requires_grad=True) for _ in range(2)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, and L2's e is rho / 10
+        >>> found = sam_gradient(loss, w, (), rho=5.0, ascent=RandomSubset(beta=0.5))
+        >>> sorted({round(x, 4) for g in found.gradients for x in g.tolist()})
+        [2.0, 3.0]
     """
 
     beta: float

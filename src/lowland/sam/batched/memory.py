@@ -29,6 +29,7 @@ class Saved:
     bytes: int = 0
 
     def note(self, tensor: Tensor) -> Tensor:
+        """Adds the storage of ``tensor`` if it is new, and returns the tensor."""
         storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
         if storage is not None and storage.data_ptr() not in self.known | self.seen:
             self.seen.add(storage.data_ptr())

@@ -31,6 +31,22 @@ class Look(Part):
     Raises:
         ValueError: If ``k`` is not a positive whole number; in a step that reuses, if the parameters are
             other ones than in the step that climbed.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, Look
+        >>> w, passes = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)], []
+        >>> def loss():
+        ...     passes[-1] += 1
+        ...     return w[0].square().sum() + 2.0 * w[1].square().sum()
+        >>> optimizer, sam = torch.optim.SGD(w, lr=0.01), SAM(w, rho=1.0, combine=Look(k=2))
+        >>> for _ in range(4):
+        ...     passes.append(0)
+        ...     optimizer.zero_grad()
+        ...     value = sam.backward(loss)
+        ...     optimizer.step()
+        >>> passes  # every second step climbs
+        [2, 1, 2, 1]
     """
 
     ways: ClassVar[tuple[Way, ...]] = ("backward", "objective", "step(closure)")
@@ -43,7 +59,7 @@ class Look(Part):
         self._direction: list[Tensor] | None = None
 
     def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
-        """SAM's gradient, whose new direction is kept."""
+        """The gradient of SAM, whose new direction is kept."""
         direction = orthogonal_part(perturbed, gradient)
         norm = l2_norm(direction)
         if bool(norm.isfinite()):
@@ -57,7 +73,14 @@ class Look(Part):
             call.instead = self.reuse
 
     def reuse(self, gradient: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient with the kept direction at its side."""
+        """The gradient with the kept direction at its side.
+
+        Args:
+            gradient: The gradient at the weights, one tensor per parameter.
+
+        Raises:
+            ValueError: If the parameters are other ones than those of the climb.
+        """
         assert self._direction is not None
         wanted, got = ([tuple(t.shape) for t in ts] for ts in (self._direction, gradient))
         if wanted != got:

@@ -17,5 +17,9 @@ class Combine(Protocol):
         """The gradient to train with, from those at ``w`` and at ``w + e``.
 
         Both are dense and in float32 or better; zero where only the other pass used a parameter.
+
+        Args:
+            gradient: The gradient at ``w``, averaged over the groups, one tensor per parameter.
+            perturbed: That at ``w + e``, likewise.
         """
         ...

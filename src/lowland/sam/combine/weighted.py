@@ -27,6 +27,13 @@ class SurrogateGap:
 
     Args:
         alpha: Weight :math:`\alpha` of the gap.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SurrogateGap
+        >>> at_w, at_w_plus_e = ([torch.tensor([a]), torch.tensor([b])] for a, b in ((2.0, 3.0), (1.0, 0.0)))
+        >>> SurrogateGap(alpha=0.5)(at_w, at_w_plus_e)  # (0, 3) of the gradient at w is orthogonal
+        [tensor([1.]), tensor([-1.5000])]
     """
 
     alpha: float
@@ -51,6 +58,16 @@ class Weighted:
 
     Raises:
         ValueError: If ``gamma`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import Weighted, sam_gradient
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # the gradient is w, of norm 5
+        >>> found = sam_gradient(loss, w, (), rho=1.0, combine=Weighted(gamma=0.75))
+        >>> [round(g.item(), 4) for g in found.gradients]
+        [4.8, 6.4]
     """
 
     gamma: float
@@ -83,6 +100,21 @@ class DecoupledWeighted(Part):
     Raises:
         ValueError: If ``gamma`` is out of range; when used in one of several processes without a
             ``process_group``.
+
+    Example:
+        >>> import torch
+        >>> from lowland.sam import SAM, DecoupledWeighted
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> def loss():
+        ...     return sum(t.square().sum() for t in w) / 2  # its gradient is w
+        >>> optimizer = torch.optim.SGD(w, lr=0.1)
+        >>> sam = SAM(w, rho=1.0, combine=DecoupledWeighted(0.5, optimizer))
+        >>> value = sam.backward(loss)
+        >>> [t.grad.item() for t in w]  # that at w, without the sharpness
+        [3.0, 4.0]
+        >>> optimizer.step()
+        >>> [round(t.item(), 4) for t in w]
+        [2.64, 3.52]
     """
 
     ways: ClassVar[tuple[Way, ...]] = ("backward",)

@@ -37,8 +37,20 @@ class SAMTrainer(Trainer):
     mean over all examples for those that do not.
 
     Args:
-        sam: Options of :class:`~lowland.SAM`, ``{"rho": 0.05, "m": 4}``.
-        args: What ``Trainer`` takes, and ``kwargs`` likewise.
+        sam: Options of :class:`~lowland.SAM`, ``{"rho": 0.05, "m": 4}``. All other arguments are those of
+            ``Trainer``.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+        >>> from lowland.sam.trainers.huggingface import SAMTrainer
+        >>> tiny = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = BertForSequenceClassification(BertConfig(**tiny, intermediate_size=8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     arguments = TrainingArguments(folder, use_cpu=True, report_to=[])
+        ...     trainer = SAMTrainer(model, arguments, sam={"rho": 0.05, "m": 4})
+        >>> trainer.sam.rho, trainer.sam.m  # for trainer.train(), with a train_dataset
+        (0.05, 4)
     """
 
     def __init__(self, *args: Any, sam: SAMOptions, **kwargs: Any) -> None:
@@ -66,7 +78,18 @@ class SAMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """In training, the loss whose ``backward`` is SAM's; otherwise the trainer's own."""
+        """In training, the loss whose ``backward`` is SAM's; otherwise the trainer's own.
+
+        Args:
+            model: The model, wrapped as the trainer wraps it.
+            inputs: The batch: the model's arguments by name.
+            return_outputs: Whether the outputs are wanted beside the loss; it is then the trainer's own.
+            num_items_in_batch: Labels that count in all micro-batches of a step; ``None`` where the trainer
+                takes the mean.
+
+        Returns:
+            The loss, or with ``return_outputs`` the loss and the outputs.
+        """
         parent = super().compute_loss
         if not model.training or return_outputs:
             return parent(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)

@@ -36,11 +36,24 @@ class SAMTraining(_Base):
     passes is left out, and metrics do not see them. The state of SAM goes into Lightning's checkpoints.
 
     Example:
-        .. code-block:: python
-
-            class SharpClassifier(SAMTraining, Classifier):
-                def configure_sam(self):
-                    return SAM(self, rho=0.1, m=16)
+        >>> import lightning.pytorch as pl
+        >>> import torch
+        >>> from lowland import SAM
+        >>> from lowland.sam.trainers.lightning import SAMTraining
+        >>> class Classifier(pl.LightningModule):  # as it was without SAM
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = torch.nn.Linear(3, 2)
+        ...     def training_step(self, batch, batch_idx):
+        ...         x, y = batch
+        ...         return torch.nn.functional.cross_entropy(self.net(x), y)
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> class SharpClassifier(SAMTraining, Classifier):
+        ...     def configure_sam(self):
+        ...         return SAM(self, rho=0.1, m=16)
+        >>> SharpClassifier().sam  # for pl.Trainer().fit(SharpClassifier(), loader)
+        SAM(2 parameters, rho=0.1, m=16)
     """
 
     _sam: SAM | None = None
@@ -64,7 +77,16 @@ class SAMTraining(_Base):
         return self._sam
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """The module's own training step, as the objective of SAM."""
+        """The module's own training step, as the objective of SAM.
+
+        Args:
+            batch: The batch, which is cut into groups.
+            args: What the trainer hands on beside it.
+            kwargs: Likewise, by name: the ``batch_idx``, which a step without one is not given.
+
+        Returns:
+            The mean loss, or a dictionary with it, as the module's own returns.
+        """
         parent = super().training_step
         if not is_param_in_hook_signature(parent, "batch_idx", min_args=2):
             args, kwargs = (), {k: v for k, v in kwargs.items() if k != "batch_idx"}
@@ -100,7 +122,14 @@ class SAMTraining(_Base):
         return {"loss": value, **rest} if rest else value
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs as ever, at the unperturbed weights only."""
+        """Logs as ever, at the unperturbed weights only.
+
+        Args:
+            name: Name of the value.
+            value: The value.
+            args: What ``LightningModule.log`` takes besides.
+            kwargs: Likewise, by name.
+        """
         if weights_are_perturbed(self):
             return
         if self._sam_logged is not None and isinstance(value, Tensor) and value.numel() == 1:
@@ -109,13 +138,21 @@ class SAMTraining(_Base):
             super().log(name, value, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the state of SAM, if it has trained."""
+        """Adds the state of SAM, if it has trained.
+
+        Args:
+            checkpoint: What is written.
+        """
         super().on_save_checkpoint(checkpoint)
         if self._sam is not None:
             checkpoint["sam"] = self._sam.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the state of SAM, if there is one."""
+        """Takes the state of SAM, if there is one.
+
+        Args:
+            checkpoint: What is read.
+        """
         super().on_load_checkpoint(checkpoint)
         self.__dict__["_sam_state"] = checkpoint.get("sam")
         self.__dict__["_sam"] = None

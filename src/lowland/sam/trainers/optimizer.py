@@ -29,7 +29,7 @@ Closure = Callable[[], Any]
 
 
 class SAMOptimizer(Optimizer):
-    r"""An optimizer whose step is one of SAM, around another optimizer.
+    """An optimizer whose step is one of SAM, around another optimizer.
 
     :class:`~lowland.SAM` does more and needs no wrapper. This is for code that calls an optimizer and
     cannot be changed: the gradient that it finds in ``.grad`` is the one that is climbed, so that m is the
@@ -58,15 +58,19 @@ class SAMOptimizer(Optimizer):
             ``DistributedDataParallel``, whose two gradients are of the process and of all processes.
 
     Example:
-        >>> model = nn.Linear(3, 1)
-        >>> optimizer = SAMOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
-        >>> x = torch.randn(8, 3)
+        >>> import torch
+        >>> from lowland import SAMOptimizer
+        >>> w = [torch.tensor([x], requires_grad=True) for x in (3.0, 4.0)]
+        >>> optimizer = SAMOptimizer(torch.optim.SGD(w, lr=0.1), rho=1.0)
         >>> def closure():
         ...     optimizer.zero_grad()
-        ...     loss = model(x).square().mean()
+        ...     loss = sum(t.square().sum() for t in w) / 2  # its gradient is w, of norm 5
         ...     loss.backward()
         ...     return loss
-        >>> loss = optimizer.step(closure)
+        >>> optimizer.step(closure).item()
+        12.5
+        >>> [round(t.item(), 4) for t in w]
+        [2.64, 3.52]
     """
 
     def __init__(
@@ -135,11 +139,19 @@ class SAMOptimizer(Optimizer):
         return f"SAMOptimizer({self.base_optimizer!r}, rho={brief(self.rho)})"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients."""
+        """Clears the gradients.
+
+        Args:
+            set_to_none: Whether they are then ``None``; otherwise 0.
+        """
         self.base_optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the base optimizer's."""
+        """Adds a group to the base optimizer's.
+
+        Args:
+            param_group: The group, with a ``rho`` of its own perhaps.
+        """
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,6 +162,9 @@ class SAMOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what :meth:`state_dict` returned, or from a state of the base optimizer alone.
+
+        Args:
+            state_dict: That state.
 
         Raises:
             ValueError: If it is that of other parts.

@@ -36,8 +36,23 @@ def read_own_data(
         directory: What a relative path begins at; by default the working directory.
         cache_dir: Folder of decoded images; see :func:`~lowland.deep.data.load_training_data`.
 
+    Returns:
+        The data, with what is known of them.
+
     Raises:
         InputError: If they are not there, cannot be read, or are not what can be trained on.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from lowland.deep.data import read_own_data
+        >>> from lowland.deep.options import OwnDataOptions
+        >>> x, y = np.arange(300.0).reshape(100, 3), np.arange(100) % 2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/points.npz", x=x, y=y)
+        ...     own = read_own_data(OwnDataOptions(data=f"{folder}/points.npz"))
+        >>> own.form, own.classes, own.parts["train"].inputs.shape
+        ('.npz file', ('0', '1'), torch.Size([100, 3]))
     """
     assert options.data is not None
     found = _found(options.data, options, directory or Path.cwd(), cache_dir)

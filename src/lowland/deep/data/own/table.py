@@ -17,7 +17,7 @@ from lowland.deep.data.own.examples import Raw, part_called
 from lowland.deep.data.own.pictures import Picture
 from lowland.deep.data.parquet import damage_told, read_columns, schema_of
 from lowland.errors import InputError
-from lowland.runs import parse_json
+from lowland.runs.schema import parse_json
 
 _TOKENS, _MASK = "input_ids", "attention_mask"
 _TARGETS = ("label", "labels", "target", "targets", "y", "class")
