@@ -17,6 +17,7 @@ from lowland.sam.ascent import (
     Adaptive,
     AlongMomentum,
     Friendly,
+    Preconditioned,
     Random,
     RandomSubset,
     Unified,
@@ -343,6 +344,39 @@ def esam(params: Params, *, rho: Rho = 0.05, beta: float = 0.5, **options: Unpac
     return SAM(params, rho=rho, ascent=RandomSubset(beta), **options)
 
 
+def preconditioned_sam(
+    params: Params,
+    *,
+    optimizer: torch.optim.Optimizer,
+    rho: Rho = 0.05,
+    eps: float = 1e-8,
+    **options: Unpack[ButAscent],
+) -> SAM:
+    r"""SAM along Adam's direction, :math:`e = \rho\, P g / \|P g\|_2`, :math:`P = 1 / (\sqrt v + \epsilon)`.
+
+    For language models (Singh et al., 2025; what of it is our reading says
+    :class:`~lowland.sam.Preconditioned`).
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        optimizer: Their optimizer, which keeps a second moment :math:`v`: Adam, AdamW, RMSprop.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        eps: :math:`\epsilon`, beside the root of the second moment.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> from lowland import presets
+        >>> model = torch.nn.Linear(3, 2)
+        >>> presets.preconditioned_sam(model, optimizer=torch.optim.AdamW(model.parameters()))
+        SAM(2 parameters, rho=0.05, ascent=Preconditioned)
+    """
+    return SAM(params, rho=rho, ascent=Preconditioned(optimizer, eps), **options)
+
+
 def bsam(params: Params, *, optimizer: BSAM, rho: Rho = 0.01, **options: Unpack[ButAscent]) -> SAM:
     r"""Bayesian SAM, :math:`e = \rho\, g(\theta) / s`, for the optimizer BSAM (Möllenhoff & Khan, 2023).
 
@@ -536,6 +570,7 @@ PRESETS: dict[str, Callable[..., SAM]] = {
         unified_sam,
         friendly_sam,
         momentum_sam,
+        preconditioned_sam,
         esam,
         bsam,
         gsam,

@@ -29,6 +29,7 @@ def options_of(name, optimizer):
         "n_sam": {"loader": [rows(FIRST_BATCH, 0, 5), rows(FIRST_BATCH, 5, 8)]},
         "multi_step": {"steps": 2},
         "momentum_sam": {"optimizer": optimizer},
+        "preconditioned_sam": {"optimizer": optimizer},
         "bsam": {"optimizer": optimizer},
         "gsam": {"optimizer": optimizer, "max_rho": 0.4, "max_lr": 0.1},
         "wsam_decoupled": {"optimizer": optimizer},
@@ -48,6 +49,8 @@ class Session:
             self.optimizer = BSAM(params, lr=0.1, num_examples=8)
             for p in self.module.parameters():
                 self.optimizer.scale(p)  # its state begins when it is first asked for
+        elif name == "preconditioned_sam":
+            self.optimizer = torch.optim.Adam(params, lr=0.01)
         else:
             self.optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
         options = {"m": 4, **options_of(name, self.optimizer), **options}

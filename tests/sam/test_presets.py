@@ -32,6 +32,7 @@ OPTIMIZERS = {
     "adamw": functools.partial(torch.optim.AdamW, lr=0.01),
 }
 CASES = [(name, optimizer) for name in PRESETS for optimizer in OPTIMIZERS if name != "bsam"]
+CASES.remove(("preconditioned_sam", "sgd"))  # it wants a second moment
 CASES.append(("bsam", "bsam"))  # it needs its own optimizer
 LOADER = DataLoader(TensorDataset(*regression(50, examples=12)), batch_size=3)
 
@@ -50,7 +51,7 @@ def optimizer_of(kind, module):
 
 def fitting(name):
     """The kind of optimizer for tests in which any would do."""
-    return "bsam" if name == "bsam" else "sgd"
+    return {"bsam": "bsam", "preconditioned_sam": "adamw"}.get(name, "sgd")
 
 
 def made(name, module, base, rho):
@@ -59,7 +60,7 @@ def made(name, module, base, rho):
     if name == "gsam":
         lr = base.param_groups[0]["lr"]
         options = {"max_rho": rho, "min_rho": 0.5 * rho, "max_lr": lr, "min_lr": 0.1 * lr}
-    if name in ("gsam", "wsam_decoupled", "momentum_sam", "bsam"):
+    if name in ("gsam", "wsam_decoupled", "momentum_sam", "preconditioned_sam", "bsam"):
         options["optimizer"] = base
     if name == "n_sam":
         options |= {"loader": LOADER, "num_batches": 2}

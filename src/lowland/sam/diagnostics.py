@@ -88,10 +88,11 @@ def diagnosed(look: Look, found: Passes) -> Diagnostics:
     )
 
 
-def together(rows: Sequence[Diagnostics]) -> Diagnostics:
-    """One after the other."""
+def together(rows: Sequence[Diagnostics], places: Sequence[int]) -> Diagnostics:
+    """All groups in the order of their ``places``."""
+    order = sorted(range(len(places)), key=places.__getitem__)
     names = [field.name for field in fields(Diagnostics)]
-    return Diagnostics(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names})
+    return Diagnostics(**{name: torch.cat([getattr(row, name) for row in rows])[order] for name in names})
 
 
 def _column(numbers: Number, like: Tensor) -> Tensor:

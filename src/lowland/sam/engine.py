@@ -71,7 +71,7 @@ class Plan:
     process_group: ProcessGroup | None
 
     def attempts(self) -> Iterator[Attempt]:
-        """All groups, in order; those of weight 0 are left out."""
+        """All groups; those of weight 0 are left out."""
         weighed = [i for i in range(len(self.groups)) if self.mass(i) > 0.0]
         if self.engine == "loop" or (self.engine == "auto" and self._too_small(len(weighed))):
             return self.one_by_one(weighed)
@@ -151,7 +151,7 @@ class Plan:
             if self.sources is not None:
                 attempt.source = lambda: self._climb_on_source(i, world)
             yield
-        self.total.add(attempt.look, attempt.found)
+        self.total.add(attempt.look, attempt.found, [i])
 
     def _look(self, objective: Objective, group: Examples, mass: float, world: World) -> Look:
         look: Look = self.penalized(OneGroup(objective, self.how, group, mass, world, self.process_group))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import linecache
 import sys
 import warnings
 from collections.abc import Hashable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +23,18 @@ def warn_caller(text: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(text, stacklevel=depth)
+
+
+def line_outside() -> str:
+    """The line of the loss that is being run, with its place; nothing where it cannot be read."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    path, number = frame.f_code.co_filename, frame.f_lineno
+    text = linecache.getline(path, number).strip()
+    return f": {text} ({Path(path).name}, line {number})" if text else ""
 
 
 def warn_once(about: Tensor, key: Hashable, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,23 +72,26 @@ class Total:
         self._diagnosed = diagnosed
         self._perturbed, self._unperturbed = Average(), Average()
         self._climb_gradients, self._losses = Average(), Average()
-        self._aux: list[Any] = []
+        self._aux: list[tuple[int, Any]] = []
         self._rows: list[Diagnostics] = []
+        self._places: list[int] = []
         self._climbed = False
         self._connected = False
         self._all_finite = True
 
     @torch.no_grad()
-    def add(self, look: Look, found: Passes) -> None:
-        """Takes what was found of some groups into the means."""
+    def add(self, look: Look, found: Passes, places: Sequence[int]) -> None:
+        """Takes what was found of some groups, the ``places`` of the batch, into the means."""
         weight, climb = sum(look.masses), found.climb
+        self._places.extend(places)
         self._perturbed.add(_mean(look, found.perturbed), weight)
         if self._keep_unperturbed:
             self._unperturbed.add(_mean(look, found.at_weights), weight)
         if climb.remembered is not None:
             self._climb_gradients.add(look.summed(climb.remembered).formed(), weight)
         self._losses.add([_of_groups(look, found.at_weights.losses)], weight)
-        self._aux.extend(found.at_weights.aux)
+        each = found.at_weights.aux  # of one group that is evaluated in parts, of each part
+        self._aux.extend(zip(places if len(places) > 1 else [*places] * len(each), each, strict=True))
         self._climbed = self._climbed or any_of(climb.length > 0.0)
         self._connected = self._connected or found.at_weights.connected or found.perturbed.connected
         self._all_finite = self._all_finite and climb.stopped is None
@@ -104,7 +109,7 @@ class Total:
             )
         (loss,) = self._losses.result()
         assert loss is not None
-        aux = join(self._aux)
+        aux = join([found for _, found in sorted(self._aux, key=itemgetter(0))])
         gradients = [
             None if g is None else (g if times == 1.0 else g * times).to(p.dtype)
             for g, p in zip(self._combined(params, combine), params, strict=True)
@@ -118,7 +123,7 @@ class Total:
             gradients,
             loss * times,
             aux,
-            together(self._rows) if self._diagnosed else None,
+            together(self._rows, self._places) if self._diagnosed else None,
             remembered if remembered and self._all_finite else None,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 IN_SEVERAL_PARTS = "a group in several MicroBatches"
@@ -26,6 +26,18 @@ class Unbatchable(RuntimeError):
     def done_instead(self) -> str:
         """What is said where another engine may be used."""
         return f"the groups were run one after the other because of {self.what}."
+
+
+class Branches(Unbatchable):
+    """Groups that do not all take the same branch of the loss.
+
+    Attributes:
+        taken: Of each group, whether the condition holds.
+    """
+
+    def __init__(self, condition: str, taken: Sequence[bool]) -> None:
+        super().__init__(f"control flow that differs between groups{condition}")
+        self.taken = tuple(taken)
 
 
 @contextmanager

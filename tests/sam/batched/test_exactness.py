@@ -14,6 +14,7 @@ from lowland.sam import (
     Friendly,
     Look,
     MicroBatches,
+    Preconditioned,
     Random,
     RandomSubset,
     SurrogateGap,
@@ -159,6 +160,15 @@ def friendly(params):
     return ascent
 
 
+def preconditioned(params):
+    """By second moments that differ from weight to weight by orders of magnitude."""
+    optimizer = torch.optim.Adam(params.values(), lr=0.0)
+    for p in params.values():
+        second = torch.linspace(-6.0, 0.0, p.numel(), dtype=p.dtype).exp().reshape(p.shape)
+        optimizer.state[p] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": second}
+    return Preconditioned(optimizer)
+
+
 ASCENTS = {
     "l2": lambda _: L2(),
     "unnormalized": lambda _: Unnormalized(),
@@ -167,6 +177,7 @@ ASCENTS = {
     "adaptive by element": lambda _: Adaptive(),
     "adaptive by filter": lambda _: Adaptive(by="filter"),
     "friendly": friendly,
+    "preconditioned": preconditioned,
 }
 
 

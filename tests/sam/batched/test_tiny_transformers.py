@@ -124,14 +124,13 @@ def test_several_steps_with_a_penalty_agree_too(make, attention):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_bert_with_padding_in_some_groups_only_is_refused(attention):
+def test_bert_with_padding_in_some_groups_only_agrees_with_the_loop(attention):
     def partly_padded():
         module, loss, (batch,) = bert(attention)
-        batch["attention_mask"][0] = 1
+        batch["attention_mask"][::2] = 1
         return module, loss, (batch,)
 
-    with pytest.raises(RuntimeError, match="control flow that differs between groups"):
-        ran("batched", partly_padded, m=1)
+    assert_engines_agree(partly_padded, 1e-10, m=1)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -100,7 +100,9 @@ class Pair(nn.Module):
 
 
 def optimizer_of(name, module, lr=0.0, **options):
-    """An optimizer for a preset: SGD with momentum, but Bayesian SAM has its own."""
+    """An optimizer for a preset: SGD with momentum, but Bayesian SAM has its own, and one wants Adam's."""
+    if name == "preconditioned_sam":
+        return torch.optim.Adam(module.parameters(), lr=lr, **options)
     if name == "bsam":
         return BSAM(module.parameters(), lr=lr or 1e-12, num_examples=1000, weight_decay=0.0, damping=0.1)
     return sgd(module, lr=lr, momentum=0.9, **options)
@@ -114,6 +116,7 @@ def preset_of(name, module, base, **options):
         "multi_step": {"steps": 3},
         "n_sam": {"loader": [tensors(50, (6, 4), (6, 3))]},
         "momentum_sam": {"optimizer": base},
+        "preconditioned_sam": {"optimizer": base},
         "gsam": {"optimizer": base, "max_rho": 0.3, "max_lr": 0.1},
         "wsam_decoupled": {"optimizer": base},
     }

@@ -4,6 +4,7 @@ from lowland.sam.ascent.adaptive import Adaptive
 from lowland.sam.ascent.ball import L2, ClippedUnnormalized, Unified, Unnormalized
 from lowland.sam.ascent.blind import AlongMomentum, Random
 from lowland.sam.ascent.friendly import Friendly
+from lowland.sam.ascent.preconditioned import Preconditioned
 from lowland.sam.ascent.step import (
     Ascent,
     AscentStep,
@@ -23,6 +24,7 @@ __all__ = [
     "BlindAscent",
     "ClippedUnnormalized",
     "Friendly",
+    "Preconditioned",
     "Random",
     "RandomSubset",
     "RememberingAscent",

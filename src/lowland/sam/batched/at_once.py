@@ -24,8 +24,11 @@ from lowland.sam.engine import Attempt, Plan
 from lowland.sam.grouped import Grouped
 from lowland.sam.looks.world import World
 from lowland.sam.said import loss_key
-from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Unbatchable
+from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Branches, Unbatchable
 from lowland.sam.vectors.many import forms
+
+_MOST = 8
+"""How often the groups of a chunk are parted by the branches that they take."""
 
 
 @dataclass
@@ -54,9 +57,13 @@ class AtOnce:
         self.plan = plan
         self.objective, self.how, self.groups = plan.objective, plan.how, plan.groups
         self.sources = plan.sources if isinstance(plan.sources, Grouped) else None
+        self._weighed: Sequence[int] = ()
+        self._done: set[int] = set()
+        self._parted = 0
 
     def attempts(self, weighed: Sequence[int]) -> Iterator[Attempt]:
-        """All groups, in order."""
+        """All groups: in order, unless they take different branches."""
+        self._weighed = weighed
         reason = self._reason_against()
         if reason is not None:
             yield from self.plan.fall_back(weighed, Unbatchable(reason))
@@ -106,6 +113,7 @@ class AtOnce:
                 verdict = verdicts.settle(key, verdict or Verdict(0, self._fingerprint()))
                 self._settle(verdict, indices)
             while verdict.chunk > 0 and done < len(indices):
+                self._parted = 0
                 yield from self._of_chunk(indices[done : done + verdict.chunk])
                 done += verdict.chunk
             verdict.held()
@@ -114,12 +122,19 @@ class AtOnce:
         except Unbatchable as error:
             if verdict is not None:
                 verdict.failed()
-            yield from self.plan.fall_back(indices[done:], error)
+            yield from self.plan.fall_back(self._left(indices), error)
             return
-        yield from self.plan.one_by_one(indices[done:])
+        yield from self.plan.one_by_one(self._left(indices))
 
-    def _of_chunk(self, indices: list[int]) -> Iterator[Attempt]:
-        """Groups at once; one by one where a gradient is not finite.
+    def _left(self, indices: list[int]) -> list[int]:
+        """Those that have not been run yet."""
+        return [i for i in indices if i not in self._done]
+
+    def _of_chunk(self, indices: list[int], *, is_part: bool = False) -> Iterator[Attempt]:
+        """Groups at once; those of each branch where they take different ones.
+
+        Where a gradient is not finite they are run one by one. What is left over of branches, a single group
+        or such a gradient, is not run here: in the loop groups come in order, on which statistics depend.
 
         Raises:
             Unbatchable: If they cannot be run so; everything is then as if they had not been.
@@ -127,10 +142,18 @@ class AtOnce:
         chunk = _Chunk(indices, Attempt())
         chunk.attempt.block = self._together(chunk)
         yield chunk.attempt
-        if isinstance(chunk.failed, Unbatchable):
-            raise chunk.failed
-        if chunk.failed is not None:
+        error = chunk.failed
+        if isinstance(error, Branches) and self._parted < _MOST and len(error.taken) == len(indices):
+            self._parted += 1
+            for side in (error.taken[0], not error.taken[0]):
+                part = [i for i, taken in zip(indices, error.taken, strict=True) if taken is side]
+                if len(part) > 1:
+                    yield from self._of_chunk(part, is_part=True)
+        elif isinstance(error, Unbatchable):
+            raise error
+        elif error is not None and not is_part:
             yield from self.plan.one_by_one(indices)
+            self._done |= set(indices)
 
     @contextmanager
     def _together(self, chunk: _Chunk) -> Iterator[None]:
@@ -143,7 +166,8 @@ class AtOnce:
                     yield
                     for look in looks:
                         look.require_gone()
-                    plan.total.add(chunk.attempt.look, chunk.attempt.found)
+                    plan.total.add(chunk.attempt.look, chunk.attempt.found, chunk.indices)
+                    self._done |= set(chunk.indices)
         except (NotFinite, Unbatchable) as error:
             put_back()
             chunk.failed = error
@@ -158,13 +182,21 @@ class AtOnce:
         plan, indices, world = self.plan, chunk.indices, World(self.objective)
         objective = replace(self.objective, cuts=len(self.groups) > 1)
         masses = [plan.mass(i) for i in indices]
-        look = ManyGroups(objective, self.how, self.groups.stacked(indices), masses, world)
+        follow = self._follow(indices)
+        look = ManyGroups(objective, self.how, self.groups.stacked(indices), masses, world, follow=follow)
         chunk.attempt.look = plan.penalized(look)
         if self.sources is None or self.how.radii.rho == 0.0:
             return [look]
         source = ManyGroups(self.objective, self.how, self.sources.stacked(indices), masses, world)
         chunk.attempt.source = partial(climb_from_start, plan.penalized(source), self.how)
         return [look, source]
+
+    def _follow(self, indices: list[int]) -> bool:
+        """Whether these come next in the order of the groups, with nothing left out before them."""
+        count = len(self._done)
+        return list(self._weighed[count : count + len(indices)]) == indices and self._done == set(
+            self._weighed[:count]
+        )
 
     def _settle(self, verdict: Verdict, indices: list[int]) -> None:
         """Runs one group by itself, to see whether that is possible and what it holds."""

@@ -73,6 +73,7 @@ class Evaluator:
         probes: Whether the pass is to find out what cannot be run at once.
         results: What the operations of the loss returned, in all passes.
         autocast: A block in which the loss is run as the caller would have it.
+        follow: Whether running statistics may move: they do so in the order of the groups.
     """
 
     objective: Objective
@@ -81,6 +82,7 @@ class Evaluator:
     probes: bool = False
     results: list[weakref.ref[Tensor]] = field(default_factory=list)
     autocast: AbstractContextManager[object] = field(default_factory=nullcontext)
+    follow: bool = True
 
     @torch.enable_grad()
     def recorded(
@@ -216,6 +218,8 @@ class Evaluator:
                 raise Unbatchable("a change of a parameter that is not trained")
             if moves_stats and not self.probes:
                 require_known(buffers.moved_since(marks), outside.changed)
+            if outside.moves_in_order and not self.follow:
+                raise Unbatchable(_OUT_OF_ORDER)
             outside.move_statistics()
             columns = zip(*(t.detach().unbind() for t in aux), strict=True)
             each = [rebuilt(structure[0], column) for column in columns] if aux else structure * batch.groups
@@ -264,6 +268,8 @@ def _uncompiled() -> Iterator[None]:
     with torch.compiler.set_stance("force_eager"):
         yield
 
+
+_OUT_OF_ORDER = "control flow that differs between groups, whose running statistics move in their order"
 
 _SCRIPTED = "a parameter in scripted or traced code, out of sight"
 

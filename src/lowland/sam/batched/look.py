@@ -40,6 +40,7 @@ class ManyGroups:
         masses: Weights of the groups in means.
         world: What all passes see alike.
         formed: Whether gradients are formed; ``None`` for what the ascent needs.
+        follow: Whether these are the next groups of the batch, so that running statistics may move.
     """
 
     objective: Objective
@@ -48,11 +49,12 @@ class ManyGroups:
     masses: Sequence[float]
     world: World
     formed: bool | None = None
+    follow: bool = True
 
     def __post_init__(self) -> None:
         autocast = autocast_as_it_is(self.objective.params[0])
         formed = forms(self.how.ascent) if self.formed is None else self.formed
-        self._evaluator = Evaluator(self.objective, formed, autocast=autocast)
+        self._evaluator = Evaluator(self.objective, formed, autocast=autocast, follow=self.follow)
         self._all = range(len(self.objective.params))
 
     def same_world(self) -> World:

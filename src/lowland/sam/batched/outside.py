@@ -84,6 +84,11 @@ class Outside:
         """Buffers that are known to change."""
         return self._written | set(self._tracked)
 
+    @property
+    def moves_in_order(self) -> bool:
+        """Whether running statistics move, which depend on the order of the groups."""
+        return len(self._tracked) > 0
+
     def move_statistics(self) -> None:
         """Moves the running statistics as if one group had come after the other."""
         for running, found in self._tracked.values():

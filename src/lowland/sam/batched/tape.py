@@ -17,8 +17,9 @@ from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.weights import Use, View, Weight
 from lowland.sam.modes import OwnMode
 from lowland.sam.private import is_in_vmap, saving_hooks
+from lowland.sam.said import line_outside
 from lowland.sam.touched import require_touched
-from lowland.sam.unbatchable import Unbatchable
+from lowland.sam.unbatchable import Branches, Unbatchable
 
 Rule = Callable[..., Any]
 
@@ -249,9 +250,9 @@ class Tape(OwnMode):
 
 def _agreed(condition: Tensor) -> bool:
     """The truth of a condition, if it is the same for all groups: they all take that branch."""
-    values = unwrapped(condition).detach().reshape(-1).bool()
-    if bool((values != values[0]).any()):
-        raise Unbatchable("control flow that differs between groups")
+    values = unwrapped(condition).detach().reshape(-1).bool().tolist()
+    if len(set(values)) > 1:
+        raise Branches(line_outside(), values)
     return bool(values[0])
 
 

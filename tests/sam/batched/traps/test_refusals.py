@@ -7,7 +7,7 @@ import pytest
 from lowland import sam_gradient
 
 from ..models import trained
-from .losses import branch_on_the_data
+from .losses import item_of_an_activation
 from .making import normed, plain, two_layers
 from .outcomes import Unbatchable, assert_as_in_the_loop, run
 
@@ -40,19 +40,19 @@ def test_chunk_that_is_refused_after_others_ran_counts_none_of_them_twice(networ
 
 @pytest.mark.parametrize("handed", [True, False], ids=["module", "parameters"])
 def test_every_call_is_refused_and_not_only_the_first(handed):
-    module, loss, batch = branch_on_the_data()
+    module, loss, batch = item_of_an_activation()
     options = {"module": module if handed else None, "engine": "batched"}
     for _ in range(3):
-        with pytest.raises(Unbatchable, match="control flow that differs between groups"):
+        with pytest.raises(Unbatchable, match=r"got item \(vmap"):
             sam_gradient(loss, trained(module), batch, rho=0.1, m=2, **options)
 
 
 @pytest.mark.usefixtures("at_once")
 def test_auto_warns_once_for_a_loss_and_not_in_every_step():
-    module, loss, batch = branch_on_the_data()
+    module, loss, batch = item_of_an_activation()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for _ in range(3):
             sam_gradient(loss, trained(module), batch, rho=0.1, m=2, module=module, engine="auto")
     (warning,) = heard
-    assert "control flow that differs between groups" in str(warning.message)
+    assert "because of item (vmap" in str(warning.message)

@@ -21,7 +21,6 @@ TOLD = (
     "a transform of torch.func inside the loss",
     "cross_entropy (vmap: Attempted to vmap over `mask` in torch.masked_select(self, mask) We cannot ...)",
     "__getitem__ (vmap: We do not support ... Attempting to batch over indexing with a boolean mask.)",
-    "control flow that differs between groups",
     "item (vmap: It looks like you're calling .item() on a Tensor. We don't support ...)",
     "__float__ (vmap: It looks like you're calling .item() on a Tensor. We don't support ...)",
     "numpy (Cannot access data pointer of Tensor that doesn't have storage)",
