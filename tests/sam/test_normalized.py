@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from lowland import SAM
+from lowland.sam.grouped import Grouped
+from lowland.sam.normalized import warn_of_single_examples
 
 from .naive import seeded, tensors
 
@@ -43,3 +45,12 @@ def test_nothing_is_said_of_a_batch_of_one_which_is_plain_training_too() -> None
 
 def test_nothing_is_said_of_other_norms_or_of_evaluation_mode() -> None:
     assert heard(made(nn.GroupNorm(3, 3), nn.BatchNorm2d(3).eval()), m=1) == []
+
+
+def test_nothing_is_said_of_statistics_that_all_processes_share() -> None:
+    module = made(nn.BatchNorm2d(3))
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    x = torch.zeros(4, 2, 5, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_single_examples(shared, Grouped((x,), 1), x)

@@ -65,7 +65,11 @@ class Then(Protocol):
 
 
 class Total:
-    """Means over groups, each weighted by its share of the examples."""
+    """Means over groups, each weighted by its share of the examples.
+
+    Attributes:
+        places: The groups that are in them, in the order in which they came.
+    """
 
     def __init__(self, *, keep_unperturbed: bool, diagnosed: bool) -> None:
         self._keep_unperturbed = keep_unperturbed
@@ -74,7 +78,7 @@ class Total:
         self._climb_gradients, self._losses = Average(), Average()
         self._aux: list[tuple[int, Any]] = []
         self._rows: list[Diagnostics] = []
-        self._places: list[int] = []
+        self.places: list[int] = []
         self._climbed = False
         self._connected = False
         self._all_finite = True
@@ -83,7 +87,7 @@ class Total:
     def add(self, look: Look, found: Passes, places: Sequence[int]) -> None:
         """Takes what was found of some groups, the ``places`` of the batch, into the means."""
         weight, climb = sum(look.masses), found.climb
-        self._places.extend(places)
+        self.places.extend(places)
         self._perturbed.add(_mean(look, found.perturbed), weight)
         if self._keep_unperturbed:
             self._unperturbed.add(_mean(look, found.at_weights), weight)
@@ -123,7 +127,7 @@ class Total:
             gradients,
             loss * times,
             aux,
-            together(self._rows, self._places) if self._diagnosed else None,
+            together(self._rows, self.places) if self._diagnosed else None,
             remembered if remembered and self._all_finite else None,
         )
 

@@ -49,11 +49,14 @@ class Watch(Protocol):
 class Unwatched:
     """A watch that says nothing."""
 
-    def on_start(self, task: Task) -> None: ...  # noqa: D102
+    def on_start(self, task: Task) -> None:
+        """Says nothing."""
 
-    def on_progress(self, task: Task, share: float) -> None: ...  # noqa: D102
+    def on_progress(self, task: Task, share: float) -> None:
+        """Says nothing."""
 
-    def on_end(self, task: Task, failure: str | None, seconds: float) -> None: ...  # noqa: D102
+    def on_end(self, task: Task, failure: str | None, seconds: float) -> None:
+        """Says nothing."""
 
 
 @runtime_checkable

@@ -58,7 +58,6 @@ class AtOnce:
         self.objective, self.how, self.groups = plan.objective, plan.how, plan.groups
         self.sources = plan.sources if isinstance(plan.sources, Grouped) else None
         self._weighed: Sequence[int] = ()
-        self._done: set[int] = set()
         self._parted = 0
 
     def attempts(self, weighed: Sequence[int]) -> Iterator[Attempt]:
@@ -128,7 +127,8 @@ class AtOnce:
 
     def _left(self, indices: list[int]) -> list[int]:
         """Those that have not been run yet."""
-        return [i for i in indices if i not in self._done]
+        done = set(self.plan.total.places)
+        return [i for i in indices if i not in done]
 
     def _of_chunk(self, indices: list[int], *, is_part: bool = False) -> Iterator[Attempt]:
         """Groups at once; those of each branch where they take different ones.
@@ -153,7 +153,6 @@ class AtOnce:
             raise error
         elif error is not None and not is_part:
             yield from self.plan.one_by_one(indices)
-            self._done |= set(indices)
 
     @contextmanager
     def _together(self, chunk: _Chunk) -> Iterator[None]:
@@ -167,7 +166,6 @@ class AtOnce:
                     for look in looks:
                         look.require_gone()
                     plan.total.add(chunk.attempt.look, chunk.attempt.found, chunk.indices)
-                    self._done |= set(chunk.indices)
         except (NotFinite, Unbatchable) as error:
             put_back()
             chunk.failed = error
@@ -193,10 +191,9 @@ class AtOnce:
 
     def _follow(self, indices: list[int]) -> bool:
         """Whether these come next in the order of the groups, with nothing left out before them."""
-        count = len(self._done)
-        return list(self._weighed[count : count + len(indices)]) == indices and self._done == set(
-            self._weighed[:count]
-        )
+        done, weighed = self.plan.total.places, list(self._weighed)
+        follow = weighed[len(done) : len(done) + len(indices)] == indices
+        return follow and set(done) == set(weighed[: len(done)])
 
     def _settle(self, verdict: Verdict, indices: list[int]) -> None:
         """Runs one group by itself, to see whether that is possible and what it holds."""
