@@ -197,7 +197,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "summary.json").read_bytes() == summary
 
 
-def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lowland.runs.directory._PATIENCE", 0.1)
     with pytest.raises(Interrupted):
         launch(quick(), tmp_path / "x", HERE, Control(should_stop=lambda: True))
     with (tmp_path / "x" / ".lock").open("w") as held:
@@ -205,6 +206,15 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="another process is training in it"):
             launch(quick(), tmp_path / "x", HERE, Control())
     launch(quick(), tmp_path / "x", HERE, Control())
+
+
+def test_a_process_that_is_about_to_leave_a_run_is_waited_for(tmp_path: Path, monkeypatch) -> None:
+    run = Run.create(tmp_path / "x", {}, {})
+    with (run.path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(held, fcntl.LOCK_UN))
+        with run.locked():
+            pass
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from lowland.runs.schema import JSONObject, read_json
 
 _BEFORE_CONFIG = {"env.json", "checkpoint", ".lock"}
 """What a process that was stopped while it made a run may have left, beside temporary files."""
+
+_PATIENCE = 10.0
+"""Seconds in which a process that is leaving a run, because nobody hears it any more, has left it."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -209,11 +213,13 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keeps other processes out of this run inside the block.
 
+        A process that is about to leave, such as a worker of a sweep that was killed, is waited for.
+
         Yields:
             Nothing.
 
         Raises:
-            InputError: If another process is in it.
+            InputError: If another process is in it and stays.
         """
         try:
             import fcntl
@@ -221,12 +227,17 @@ class Run:
             yield
             return
         with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{self.path} must be free, but another process is training in it."
-                ) from None
+            latest = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= latest:
+                        raise InputError(
+                            f"{self.path} must be free, but another process is training in it."
+                        ) from None
+                    time.sleep(0.05)
             yield
 
     def _require_same(self, config: Mapping[str, Any]) -> None:
