@@ -37,8 +37,10 @@ class Average:
         if self._own and means and others:
             torch._foreach_lerp_(means, others, share)
             return
-        self._mean = [_mean_of(a, b, share) for a, b in zip(self._mean, gradients, strict=True)]
         self._own = bool(means and others)
+        del means
+        for i, b in enumerate(gradients):  # one by one: what was there goes as it is replaced
+            self._mean[i] = _mean_of(self._mean[i], b, share)
 
     def result(self) -> Gradients:
         """The mean."""
@@ -60,6 +62,8 @@ def _all_dense(tensors: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def _mean_of(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
+    if a is not None and b is not None and not (a.is_sparse or b.is_sparse):
+        return torch.lerp(a, b, share)
     parts = [t * s for t, s in ((a, 1.0 - share), (b, share)) if t is not None]
     if not parts:
         return None

@@ -42,6 +42,12 @@ class Attempt:
     block: AbstractContextManager[object] = field(default_factory=nullcontext)
     found: Passes = field(init=False)
 
+    def hand_over(self) -> Passes:
+        """What was found, which is not held here any longer: who alone holds a gradient need not copy it."""
+        found = self.found
+        del self.found
+        return found
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -151,7 +157,7 @@ class Plan:
             if self.sources is not None:
                 attempt.source = lambda: self._climb_on_source(i, world)
             yield
-        self.total.add(attempt.look, attempt.found, [i])
+        self.total.add(attempt.look, attempt.hand_over(), [i])
 
     def _look(self, objective: Objective, group: Examples, mass: float, world: World) -> Look:
         look: Look = self.penalized(OneGroup(objective, self.how, group, mass, world, self.process_group))

@@ -135,7 +135,7 @@ class Terrain:
         if self.climbed is not self.passes:
             probe(self.passes, one, planned_groups=len(trials), forms=False)
         seen = probe(self.climbed, one, planned_groups=len(trials), forms=False)
-        gradients = self.search.steps * (seen.formed + seen.kept)
+        gradients = self.search.steps * seen.recorded
         formed = not self._unformed(gradients, seen.found.gradient, trials[0])
         vectors = VECTORS * _weight_bytes(self.params) if formed else 2 * gradients
         size = fitting(len(trials), seen.saved + vectors, self.max_memory)

@@ -1,8 +1,11 @@
 """Both engines on a model that is made anew for each, and all that they return compared."""
 
+from unittest import mock
+
 import torch
 
 from lowland import sam_gradient
+from lowland.sam.batched.memory import Needs
 
 from ..naive import bits, norm, relative_error
 from .models import trained
@@ -16,6 +19,11 @@ def ran(engine, make, **options):
     result = sam_gradient(loss, trained(module), batch, module=module, engine=engine, **options)
     assert [bits(p) for p in module.parameters()] == before
     return result, module
+
+
+def in_chunks_of(size):
+    """A block in which so many groups are run at once, whatever memory there is."""
+    return mock.patch.object(Needs, "groups_at_once", lambda needs, *_, **__: min(size, needs.groups))
 
 
 def assert_engines_agree(make, tolerance=1e-10, **options):

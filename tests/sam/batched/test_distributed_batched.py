@@ -17,6 +17,7 @@ from lowland import SAM, sam_gradient
 
 from ..naive import bits, bn_conv, mlp, regression, relative_error, rows, squared, tensors
 from ..processes import WORLD, attempt, found_by_ranks, work
+from .agreement import in_chunks_of
 
 TOL = 1e-10
 LOCAL = 6
@@ -125,17 +126,19 @@ SCENARIOS = {
     "one by one": {"m": 1},
     "groups of two": {"m": 2},
     "groups of three": {"m": 3},
-    "chunks": {"m": 2, "max_memory": 1},
+    "chunks": {"m": 2, "chunks_of": 1},
     "bucket views": {"m": 2, "gradient_as_bucket_view": True},
     "steps": {"m": 2, "steps": 2, "step_size": 0.6, "l2": 0.1},
 }
-FORMED = ("gradient_as_bucket_view", "max_memory")
+FORMED = ("gradient_as_bucket_view", "chunks_of")
 
 
 def scenarios(rank):
     """What each process runs, by name."""
     for name, options in SCENARIOS.items():
-        yield name, results_of(mlp(), vectors(rank), **options)
+        given = {key: value for key, value in options.items() if key != "chunks_of"}
+        with in_chunks_of(options.get("chunks_of", LOCAL)):
+            yield name, results_of(mlp(), vectors(rank), **given)
     yield "batch norm", results_of(bn_conv(), maps(rank), m=2)
     yield "accumulated", accumulated(rank)
     yield "together", refused(rank)

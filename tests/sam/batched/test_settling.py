@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lowland.sam import MicroBatches, PreviousBatch
 from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import Count, mlp, regression, relative_error, seeded, squared, tensors
+from .agreement import in_chunks_of
 
 B = 6
 ALL_AT_ONCE = 2**40
@@ -193,13 +195,22 @@ def test_verdict_dies_with_the_parameters():
 # Memory
 
 
-@pytest.mark.parametrize(("max_memory", "chunks"), [(1, 3), (ALL_AT_ONCE, 1)])
-def test_memory_decides_the_number_of_chunks_and_not_the_gradient(max_memory, chunks):
-    counted = Counted()
-    counted.gradient(max_memory=max_memory)
-    found, calls = counted.gradient(max_memory=max_memory)
-    assert calls == 2 * chunks
-    assert_same(found, by_the_loop()[0])
+def least_memory(gradient):
+    """What an error says is needed."""
+    said = r"^max_memory must be at least \d+ bytes for this batch, got 1\.$"
+    with pytest.raises(ValueError, match=said) as error:
+        gradient(max_memory=1)
+    return int(str(error.value).split()[5])
+
+
+@pytest.mark.parametrize("engine", ["batched", "auto"])
+@pytest.mark.usefixtures("never_too_small")
+def test_memory_that_is_too_little_is_refused_and_what_is_said_to_be_enough_is(engine):
+    counted, batch = Counted(), regression(examples=24)
+    least = least_memory(partial(counted.gradient, batch, engine=engine))
+    with pytest.raises(ValueError, match=f"at least {least} bytes"):
+        counted.gradient(batch, engine=engine, max_memory=least - 1)
+    assert_same(counted.gradient(batch, engine=engine, max_memory=least)[0], by_the_loop(batch)[0])
 
 
 @pytest.mark.parametrize("bn", [False, True])
@@ -211,16 +222,15 @@ def test_less_memory_is_never_fewer_chunks(bn):
     batch = regression(examples=24)
     looped = make()
     expected, _ = by_the_loop(batch, looped)
-    calls = []
-    for exponent in (4, 12, 13, 14, 20):
+    calls, least = [], least_memory(partial(Counted(make()).gradient, batch))
+    for limit in (least, 2 * least, 4 * least, 2**20):
         counted = Counted(make())
-        found, _ = counted.gradient(batch, max_memory=2**exponent)
+        found, _ = counted.gradient(batch, max_memory=limit)
         assert_same(found, expected)
         for a, b in zip(counted.module.buffers(), looped.buffers(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-        calls.append(counted.gradient(batch, max_memory=2**exponent)[1])
+        calls.append(counted.gradient(batch, max_memory=limit)[1])
     assert calls == sorted(calls, reverse=True)
-    assert calls[0] == 24
     assert calls[-1] == 2
     assert len(set(calls)) > 2
 
@@ -409,15 +419,16 @@ def test_sam_passes_engine_and_memory_on(options, monkeypatch):
     assert_same([p.grad for p in counted.module.parameters()], by_the_loop()[0])
 
 
-@pytest.mark.parametrize(("max_memory", "calls"), [(ALL_AT_ONCE, 2), (1, 6)])
-def test_sam_runs_the_loss_twice_per_chunk_from_its_second_step_on(max_memory, calls):
+@pytest.mark.parametrize(("size", "calls"), [(3, 2), (1, 6)])
+def test_sam_runs_the_loss_twice_per_chunk_from_its_second_step_on(size, calls):
     counted = Counted()
-    sam = SAM(counted.module, rho=0.3, m=2, engine="batched", max_memory=max_memory)
+    sam = SAM(counted.module, rho=0.3, m=2, engine="batched")
     for step in range(3):
         before = counted.calls
         for p in counted.module.parameters():
             p.grad = None
-        sam.backward(lambda *b: counted.loss(*b), *regression(examples=B))
+        with in_chunks_of(size):
+            sam.backward(lambda *b: counted.loss(*b), *regression(examples=B))
         assert step == 0 or counted.calls - before == calls
 
 

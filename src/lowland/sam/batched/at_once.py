@@ -14,7 +14,7 @@ import torch
 
 from lowland.sam.algorithm import climb_from_start
 from lowland.sam.batched.look import ManyGroups, NotFinite
-from lowland.sam.batched.memory import groups_at_once
+from lowland.sam.batched.memory import Needs
 from lowland.sam.batched.precision import TypesClash, autocast_off
 from lowland.sam.batched.probe import probe
 from lowland.sam.batched.reachable import Reachable
@@ -165,7 +165,7 @@ class AtOnce:
                     yield
                     for look in looks:
                         look.require_gone()
-                    plan.total.add(chunk.attempt.look, chunk.attempt.found, chunk.indices)
+                    plan.total.add(chunk.attempt.look, chunk.attempt.hand_over(), chunk.indices)
         except (NotFinite, Unbatchable) as error:
             put_back()
             chunk.failed = error
@@ -200,15 +200,9 @@ class AtOnce:
         params = self.objective.params
         one = self.groups.stacked(indices[:1])
         seen = probe(self.objective, one, planned_groups=len(indices), forms=forms(self.how.ascent))
-        weights = sum(p.numel() for p in params)
-        chunk = groups_at_once(
-            len(indices),
-            saved=seen.saved,
-            formed=seen.formed,
-            kept=seen.kept,
-            params=weights * params[0].element_size(),
-            max_memory=self.plan.max_memory,
-        )
+        weights = sum(p.numel() * p.element_size() for p in params)
+        needs = Needs(len(indices), seen.saved, seen.recorded, weights)
+        chunk = needs.groups_at_once(self.plan.max_memory)
         chunks = math.ceil(len(indices) / chunk)
         slower = self.plan.engine == "auto" and seen.loop_is_faster(len(indices), chunks, params)
         verdict.chunk = 0 if slower else chunk

@@ -24,6 +24,7 @@ _functorch: Any = torch._C._functorch
 _NEEDED = (
     *("maybe_current_level", "pop_dynamic_layer_stack", "push_dynamic_layer_stack"),
     *("_add_batch_dim", "_remove_batch_dim", "get_unwrapped"),
+    *("_vmap_increment_nesting", "_vmap_decrement_nesting"),
 )
 for _name in _NEEDED:
     if not hasattr(_functorch, _name):
@@ -50,6 +51,17 @@ class Level:
         if isinstance(found, Tensor):
             return _functorch._add_batch_dim(found, 0, self._level)
         return tuple(_functorch._add_batch_dim(t, 0, self._level) for t in found)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """The same ``vmap`` once more, after it has ended."""
+        level = _functorch._vmap_increment_nesting(self._groups, "different")
+        try:
+            if level != self._level:
+                raise Unbatchable("activation checkpointing whose backward pass is inside a transform")
+            yield
+        finally:
+            _functorch._vmap_decrement_nesting()
 
     def _outside(self, function: Callable[..., Any], lifted: list[Tensor | None]) -> Any:
         saved: list[Any] = []

@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lowland.sam.batched.level import unwrapped
+from lowland.sam.private import is_in_vmap, unseen_by_modes
 from lowland.sam.vectors.per_group import PerGroup
 
-ALLOWANCE = 2.0
-"""Peak memory by default, in units of what ordinary SAM needs for the same batch."""
+ALLOWANCE = 1.05
+"""Peak memory by default, in units of what plain training with Adam takes for the same batch."""
+
+SMALL = 2**25
+"""Bytes that are not worth the time of another chunk."""
+
+REST = 0.9
+"""Share of a limit that is planned with: operations need some memory besides."""
 
 
 @dataclass
@@ -30,10 +38,12 @@ class Saved:
 
     def note(self, tensor: Tensor) -> Tensor:
         """Adds the storage of ``tensor`` if it is new, and returns the tensor."""
-        storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
-        if storage is not None and storage.data_ptr() not in self.known | self.seen:
-            self.seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
+        with unseen_by_modes():
+            whole = unwrapped(tensor) if is_in_vmap(tensor) else tensor
+            storage = whole.untyped_storage() if whole.layout == torch.strided else None
+            if storage is not None and storage.data_ptr() not in self.known | self.seen:
+                self.seen.add(storage.data_ptr())
+                self.bytes += storage.nbytes()
         return tensor
 
 
@@ -45,34 +55,66 @@ def saved_bytes(known: Sequence[Tensor]) -> Iterator[Saved]:
         yield saved
 
 
-def held_bytes(gradient: Sequence[PerGroup]) -> tuple[int, int]:
-    """Memory of recorded gradients: what is formed, and what is not."""
-    formed = sum(g.dense.numel() * g.dense.element_size() for g in gradient if g.dense is not None)
+def held_bytes(gradient: Sequence[PerGroup]) -> int:
+    """Memory of recorded gradients, formed or not: what several share counts once."""
+    formed = [g.dense for g in gradient if g.dense is not None]
     kept = [t for g in gradient for part in g.parts for t in part.factor.tensors()]
-    return formed, sum(t.numel() * t.element_size() for t in kept)
+    return sum({t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in formed + kept}.values())
 
 
-def groups_at_once(
-    groups: int, *, saved: int, formed: int, kept: int, params: int, max_memory: int | None
-) -> int:
-    """The largest number of groups whose passes stay within ``max_memory`` bytes.
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a call takes above its weights.
 
-    Ordinary SAM holds what a pass over the whole batch saves, a copy of the weights and two gradients.
-    All groups at once hold what they recorded while they save again for the perturbed pass.
-
-    Args:
+    Attributes:
         groups: Number of groups in the batch.
-        saved: Bytes that the pass over one group saves.
-        formed: Bytes of its formed gradients, which become its perturbed weights.
-        kept: Bytes of its gradients that are not formed.
-        params: Bytes of the parameters.
-        max_memory: The limit; ``None`` for :data:`ALLOWANCE` times ordinary SAM.
+        saved: Of what the pass over one group saves for its backward pass.
+        recorded: Of the gradient of one group as it is recorded, which becomes its perturbation.
+        gradient: Of a gradient of all parameters.
     """
-    ordinary = groups * saved + 3 * params
-    budget = 0.9 * (
-        ALLOWANCE * ordinary if max_memory is None else max_memory
-    )  # what operations need besides
-    return fitting(groups, saved + kept + formed, budget - params)
+
+    groups: int
+    saved: int
+    recorded: int
+    gradient: int
+
+    def at_once(self, chunk: int) -> int:
+        """The peak with so many groups at once.
+
+        They hold what they recorded while they save again for the perturbed pass, whose backward pass frees
+        both; where there are several chunks, the mean of those before is there too.
+        """
+        means = self.gradient if chunk < self.groups else 0
+        return means + max(chunk * (self.saved + self.recorded), self.gradient)
+
+    def allowed(self) -> float:
+        """What plain training takes, with Adam, and a little more."""
+        plain = self.groups * self.saved + 4 * self.gradient
+        return max(ALLOWANCE * plain - 3 * self.gradient, SMALL)
+
+    def groups_at_once(self, max_memory: int | None) -> int:
+        """How many groups are run at once: as many as fit, in chunks of about the same size.
+
+        The loop, with its copy of the weights, takes more than one group after the other does here.
+
+        Args:
+            max_memory: The limit; ``None`` for what is allowed, or the least that there is.
+
+        Raises:
+            ValueError: If nothing stays within ``max_memory``.
+        """
+        sizes = sorted({math.ceil(self.groups / k) for k in range(1, self.groups + 1)}, reverse=True)
+        limit = self.allowed() if max_memory is None else REST * max_memory
+        fitting = next((size for size in sizes if self.at_once(size) <= limit), None)
+        if fitting is not None:
+            return fitting
+        best = min(sizes, key=self.at_once)
+        if max_memory is None:
+            return best
+        least = self.at_once(best)
+        raise ValueError(
+            f"max_memory must be at least {math.ceil(least / REST)} bytes for this batch, got {max_memory}."
+        )
 
 
 def fitting(groups: int, each: int, budget: float) -> int:

@@ -25,23 +25,27 @@ class Outside:
         groups: Number of groups.
         buffers: Identities of the buffers of the modules that ran so far.
         moves_stats: Whether the pass moves running statistics.
+
+    Attributes:
+        runs_twice: Whether what runs now is run again in the backward pass.
     """
 
     def __init__(
         self, params: Iterable[Tensor], groups: int, buffers: Callable[[], set[int]], *, moves_stats: bool
     ) -> None:
         self.moves_stats = moves_stats
+        self.runs_twice = False
         self._groups = groups
         self._buffers = buffers
         self._memory = {p.untyped_storage().data_ptr() for p in params if p.numel() > 0}
-        self._inputs: set[int] = set()
+        self._inputs: dict[int, Tensor] = {}
         self._read: set[int] = set()
         self._written: set[int] = set()
         self._tracked: dict[int, tuple[Tensor, list[tuple[Tensor, float]]]] = {}
 
     def begin(self, inputs: Iterable[Tensor]) -> None:
         """Takes note of the loss's arguments, as it sees them."""
-        self._inputs = {id(t) for t in inputs}
+        self._inputs = {id(t): t for t in inputs}
 
     def passed(
         self, named: str, *, writes: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -75,6 +79,8 @@ class Outside:
         """Notes the statistics that a layer found for each group, to be taken into ``running`` later."""
         if running is None or not self.moves_stats:
             return
+        if self.runs_twice:
+            raise Unbatchable("running statistics inside activation checkpointing, which moves them twice")
         if id(running) in self._read:
             raise Unbatchable("running statistics that are read before they move")
         self._tracked.setdefault(id(running), (running, []))[1].append((found, momentum))

@@ -24,14 +24,12 @@ class Probe:
     Attributes:
         found: The pass.
         saved: Bytes that its backward pass held on to.
-        formed: Bytes of its gradients that are formed.
-        kept: Bytes of its gradients that are not.
+        recorded: Bytes of its gradients as they are recorded.
     """
 
     found: Recorded
     saved: int
-    formed: int
-    kept: int
+    recorded: int
 
     def loop_is_faster(self, groups: int, chunks: int, params: Sequence[Tensor]) -> bool:
         """Whether ``groups`` like this one take longer in so many chunks than one after the other."""
@@ -70,4 +68,4 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
     finally:
         draws.restore()
     put_back()
-    return Probe(found, saved.bytes, *held_bytes(found.gradient))
+    return Probe(found, saved.bytes, held_bytes(found.gradient))

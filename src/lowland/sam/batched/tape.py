@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowland.sam.batched.checkpointing import follow
 from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
 from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.weights import Use, View, Weight
@@ -78,6 +80,7 @@ class Tape(OwnMode):
         self._copies: dict[int, Tensor] = {}
         self._level: Level | None = None
         self._hooks = saving_hooks()
+        self._repeats = False
 
     def begin(self) -> None:
         """Tells the tape that ``vmap`` has begun."""
@@ -100,7 +103,8 @@ class Tape(OwnMode):
         try:
             result = self._run(func, args, kwargs or {})
         except Exception as error:
-            self.failed = error
+            if not self._repeats:  # which ends by an exception: its frames hold everything
+                self.failed = error
             raise
         finally:
             self.depth -= 1
@@ -110,8 +114,8 @@ class Tape(OwnMode):
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _REFUSED:
             raise Unbatchable(_REFUSED[func])
-        if saving_hooks() != self._hooks:
-            raise Unbatchable("hooks on saved tensors, as activation checkpointing sets them")
+        hooks = saving_hooks()
+        self.outside.runs_twice = hooks != self._hooks and follow(hooks, self._again)
         found = RULES.get(func)
         if found is not None:
             result = found(self, *args, **kwargs)
@@ -126,6 +130,8 @@ class Tape(OwnMode):
             return func(*args, **kwargs)
         elif name == "__bool__" and is_in_vmap(args[0]):
             return _agreed(args[0])
+        elif name == "requires_grad_" and is_in_vmap(args[0]) and (*args, *kwargs.values())[1:] in _TRUE:
+            return args[0]  # a leaf of the loss's own, whose gradient nobody can ask for
         if any(self._known(t) for t in tensors_in((args, kwargs))):
             return self._with_parameter(func, name, args, kwargs)
         if func in _ENTERED:
@@ -133,6 +139,17 @@ class Tape(OwnMode):
         writes = _writes(name, kwargs) or _in_place(func, args, kwargs)
         passed = self.outside.passed(_named(func), writes=writes, args=args, kwargs=kwargs)
         return func(*passed, **kwargs)
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """Where a part of the loss is run once more, in the backward pass."""
+        assert self._level is not None
+        self.ended, self._repeats = False, True
+        try:
+            with self._level.again(), self:
+                yield
+        finally:
+            self.ended = True
 
     def _property(self, func: Callable[..., Any], name: str, tensor: Tensor) -> Any:
         """An attribute of a tensor; what autograd knows of it is hidden by ``vmap``."""
@@ -151,6 +168,12 @@ class Tape(OwnMode):
             return Use(weight, 0, len(weight.param)) if weight.param.dim() > 1 else None
         view = self._views.get(id(tensor))
         return None if view is None else view.use
+
+    def expect(self, use: Use, rows: int = 0) -> None:
+        """Takes note of a use, of so many rows, whose backward pass will come once."""
+        if not self._repeats:
+            use.weight.uses += 1
+            use.weight.rows += rows
 
     def at_groups(self, function: Callable[..., Any], *tensors: Tensor | None) -> Any:
         """``function`` of all groups' ``tensors`` at once, their first axis; it returns such tensors."""
@@ -318,6 +341,8 @@ _REFUSED: dict[Callable[..., Any], str] = {
     torch.as_strided: "as_strided",
     CUSTOM_FUNCTION: "a custom autograd.Function",
 }
+
+_TRUE = ((), (True,))
 
 _WRITING = {"__setitem__", "__set__", *(f"__i{o}__" for o in ("lshift", "rshift", "and", "or", "xor"))}
 

@@ -32,6 +32,7 @@ class Weight:
         planned_groups: Number of groups that forms are chosen for.
         spend: Whether this pass is the last that needs ``move``, whose memory they then take.
         rows: Rows of all uses so far, which decide the form.
+        uses: Uses whose backward pass is still to come.
         products: The uses whose gradients were recorded.
     """
 
@@ -43,6 +44,7 @@ class Weight:
     planned_groups: int = 0
     spend: bool = False
     rows: int = 0
+    uses: int = 0
     products: list[Product] = field(default_factory=list)
     _copy: Tensor | None = None
     _moved: Tensor | None = None
@@ -96,6 +98,13 @@ class Weight:
             self.products.append(product)
         if form or self.form:
             self.gradient.form()
+
+    def used(self) -> None:
+        """The backward pass of a use is over: what the last one needed goes, long before the pass ends."""
+        self.uses -= 1
+        if self.spend and self.uses == 0 and self.move is not None:
+            self._moved = None
+            self.move.give_up()
 
     def _form(self) -> Tensor:
         w, move = self.param.detach(), self.move

@@ -148,13 +148,26 @@ class OneGroup:
             objective.others.note(value)
         scaled = value if objective.scale == 1.0 else value * objective.scale
         if wanted is None:
-            found = torch.autograd.grad(scaled, objective.params, allow_unused=True)
+            found = _gradients(scaled, objective.params)
             return [None if g is None else working(g) for g in found] if objective.in_half else list(found)
-        some = torch.autograd.grad(scaled, [objective.params[i] for i in wanted], allow_unused=True)
+        some = _gradients(scaled, [objective.params[i] for i in wanted])
         gradients: Gradients = [None] * len(objective.params)
         for i, g in zip(wanted, some, strict=True):
             gradients[i] = None if g is None else working(g)
         return gradients
+
+
+def _gradients(value: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Gradients of ``value`` by ``params``; ``None`` where it does not depend on one."""
+    try:
+        return torch.autograd.grad(value, params, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant=True" in str(error):
+            raise ValueError(
+                "loss must checkpoint its activations with use_reentrant=False, got True, "
+                "whose backward pass knows no gradients but those in .grad."
+            ) from None
+        raise
 
 
 class _Sums:

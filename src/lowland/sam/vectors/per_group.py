@@ -76,6 +76,10 @@ class PerGroup:
         """The parameter as a matrix."""
         return self.w.detach().reshape(len(self.w), -1)
 
+    def give_up(self) -> None:
+        """Holds nothing any longer."""
+        self.along, self.dense, self.parts = None, None, []
+
     def add_dense(self, tensor: Float[Tensor, "groups ..."]) -> None:
         """Adds a formed tensor, which may be another's too."""
         self.own = self.dense is not None

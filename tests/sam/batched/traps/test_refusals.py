@@ -6,6 +6,7 @@ import pytest
 
 from lowland import sam_gradient
 
+from ..agreement import in_chunks_of
 from ..models import trained
 from .losses import item_of_an_activation
 from .making import normed, plain, two_layers
@@ -32,9 +33,9 @@ def test_chunk_that_is_refused_after_others_ran_counts_none_of_them_twice(networ
         return module, logs, batch
 
     expected, loop_model = run("loop", lambda: make(call=0))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), in_chunks_of(1):
         warnings.simplefilter("ignore")
-        found, model = run("auto", make, max_memory=1)
+        found, model = run("auto", make)
     assert_as_in_the_loop(found, model, expected, loop_model)
 
 

@@ -16,6 +16,7 @@ TOLD = (
     "a parameter by another name, such as its .detach() from outside the loss",
     "a parameter in scripted or traced code, out of sight",
     # Losses
+    "torch.autograd.grad inside the loss",
     "requires_grad_ (You are attempting to call Tensor.requires_grad_() (or perhaps using ...) inside ...)",
     "linear (torch.func.{grad, vjp, jacrev, hessian} don't yet support saved tensor hooks. Please ...)",
     "a transform of torch.func inside the loss",
@@ -47,8 +48,7 @@ TOLD = (
     "tanh (In order to use an autograd.Function with functorch transforms (vmap, ...), it must ...)",
     "a custom autograd.Function",
     # What runs otherwise
-    "untyped_storage (Cannot access storage of BatchedTensorImpl)",
-    "hooks on saved tensors, as activation checkpointing sets them",
+    "hooks on saved tensors, tests.sam.batched.traps.otherwise.hooks_on_saved_tensors",
     "gru (Batching rule not implemented for aten::gru.input. We could not generate a fallback.)",
     "lstm (Batching rule not implemented for aten::lstm.input. We could not generate a fallback.)",
     "pad_sequence (Batching rule not implemented for aten::pad_sequence. We could not generate a fallback.)",

@@ -128,6 +128,7 @@ def _convolve(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, geomet
     x = x.unsqueeze(0) if alone else x
     plain = (_TRANSPOSED if geometry.transposed else _CONVOLUTIONS)[x.dim() - 3]
     dtype = result_type(plain, (x, x.dim()), (weight, x.dim()), (bias, 1))
+    tape.expect(use)
     y = tape.at_groups(partial(_at_groups, use, geometry, tape.anchor, dtype), x, bias)
     return y.squeeze(0) if alone else y
 
@@ -199,6 +200,7 @@ class _Convolution(torch.autograd.Function):
         gb = _grouped(grad.flatten(2).sum(2), groups).sum(1) if wants_bias else None
         if use.weight.gradient is not None:
             _record(use, geometry, grad, x, w)
+        use.weight.used()
         return gx, gw, gb, None, None, None
 
 

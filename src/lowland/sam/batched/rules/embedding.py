@@ -110,7 +110,7 @@ def _looked_up(
     if use.transposed or use.weight.param.dim() != 2:
         return F.embedding(ids, tape.substituted(weight), padding_idx)
     asked_type(F.embedding, (ids, 1), (weight, 2))
-    use.weight.rows += ids.numel()
+    tape.expect(use, ids.numel())
     padding = None if padding_idx is None else padding_idx % len(weight)
     return tape.at_groups(partial(_at_groups, use, tape.anchor, padding), ids)
 
@@ -160,4 +160,5 @@ class _Embedding(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gw = grad.new_zeros(ctx.width, grad.shape[2])
             gw.index_add_(0, ids.flatten(), grad.flatten(0, 1))
+        ctx.use.weight.used()
         return None, gw, None, None, None

@@ -51,7 +51,7 @@ def _flipped(use: Use) -> Use:
 
 
 def _product(tape: Tape, use: Use, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Any:
-    use.weight.rows += x.numel() // max(x.shape[-1], 1)
+    tape.expect(use, x.numel() // max(x.shape[-1], 1))
     return tape.at_groups(partial(_at_groups, use, tape.anchor, dtype), x, bias)
 
 
@@ -89,6 +89,7 @@ class _Linear(torch.autograd.Function):
         gb = grad.sum(1) if wants_bias else None
         if use.weight.gradient is not None:
             use.record(grad, x, costs_of_linear)
+        use.weight.used()
         return gx, gw, gb, None, None
 
 
