@@ -46,6 +46,11 @@ def peak_memory(make: Callable[[], Step]) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
+    return held_over(step)[0]
+
+
+def held_over(step: Step) -> tuple[int, int]:
+    """Bytes on the CPU that tensors hold at most during ``step``, and after it, above what there was."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         step()
@@ -55,4 +60,4 @@ def peak_memory(make: Callable[[], Step]) -> int:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    return peak
+    return peak, held

@@ -18,6 +18,7 @@ class Noise:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
+        self._made = 0
         self._generators: dict[torch.device, torch.Generator] = {}
 
     @classmethod
@@ -34,6 +35,15 @@ class Noise:
             seed = seed.to(device)
             dist.all_reduce(seed, dist.ReduceOp.MAX, group=process_group)
         return cls(int(seed.item()))
+
+    def next(self) -> Noise:
+        """Other noise at each call."""
+        self._made += 1
+        return Noise((self._seed * 6364136223846793005 + self._made) % 2**63)
+
+    def of(self, key: int) -> Noise:
+        """Other noise, the same for the same key."""
+        return Noise((self._seed + key) % 2**63)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator for tensors on ``device``; each call continues where the last one stopped."""

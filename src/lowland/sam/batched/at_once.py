@@ -24,7 +24,7 @@ from lowland.sam.engine import Attempt, Plan
 from lowland.sam.grouped import Grouped
 from lowland.sam.looks.world import World
 from lowland.sam.said import loss_key
-from lowland.sam.unbatchable import IN_HALF, IN_SEVERAL_PARTS, Branches, Unbatchable
+from lowland.sam.unbatchable import IN_SEVERAL_PARTS, Branches, Unbatchable
 from lowland.sam.vectors.many import forms
 
 _MOST = 8
@@ -86,8 +86,6 @@ class AtOnce:
             return "bn_stats='both', which moves statistics from pass to pass of a group"
         if self.plan.shares_sources:
             return "an ascent_batch that several groups climb on"
-        if self.objective.in_half:
-            return IN_HALF
         grouped = [self.groups, *([] if self.sources is None else [self.sources])]
         return next((reason for g in grouped if (reason := g.reason_against()) is not None), None)
 

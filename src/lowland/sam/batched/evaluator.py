@@ -26,9 +26,10 @@ from lowland.sam.batched.weights import Weight
 from lowland.sam.caches import fresh_caches
 from lowland.sam.containers import holds_same, mapped, rebuilt, tensors_of, version_of
 from lowland.sam.looks.look import Pass
+from lowland.sam.noise import Noise
 from lowland.sam.objective import Objective
 from lowland.sam.perturb import seen_as_perturbed
-from lowland.sam.precision import working
+from lowland.sam.precision import is_half, working
 from lowland.sam.stacked import Stacked
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Unbatchable
@@ -74,6 +75,7 @@ class Evaluator:
         results: What the operations of the loss returned, in all passes.
         autocast: A block in which the loss is run as the caller would have it.
         follow: Whether running statistics may move: they do so in the order of the groups.
+        noise: Randomness of the rounding to weights of half precision.
     """
 
     objective: Objective
@@ -83,6 +85,7 @@ class Evaluator:
     results: list[weakref.ref[Tensor]] = field(default_factory=list)
     autocast: AbstractContextManager[object] = field(default_factory=nullcontext)
     follow: bool = True
+    noise: Noise | None = None
 
     @torch.enable_grad()
     def recorded(
@@ -147,8 +150,9 @@ class Evaluator:
                 form=self.forms,
                 planned_groups=self.planned_groups or groups,
                 spend=spend,
+                noise=self.noise.of(2 * i) if self.noise is not None and is_half(p) else None,
             )
-            for p, move in zip(self.objective.params, moves, strict=True)
+            for i, (p, move) in enumerate(zip(self.objective.params, moves, strict=True))
         ]
 
     def _record(self, losses: Tensor, tape: Tape, weights: list[Weight], wanted: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from lowland.sam.climbing import Climbing
 from lowland.sam.looks.look import Drawn, Pass
 from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
-from lowland.sam.precision import working
+from lowland.sam.precision import is_half
 from lowland.sam.stacked import Stacked
 from lowland.sam.vectors import One
 from lowland.sam.vectors.many import Many, forms, stacked
@@ -54,7 +54,10 @@ class ManyGroups:
     def __post_init__(self) -> None:
         autocast = autocast_as_it_is(self.objective.params[0])
         formed = forms(self.how.ascent) if self.formed is None else self.formed
-        self._evaluator = Evaluator(self.objective, formed, autocast=autocast, follow=self.follow)
+        noise = None if self.how.noise is None else self.how.noise.next()
+        self._evaluator = Evaluator(
+            self.objective, formed, autocast=autocast, follow=self.follow, noise=noise
+        )
         self._all = range(len(self.objective.params))
 
     def same_world(self) -> World:
@@ -161,7 +164,8 @@ class ManyGroups:
             w, move = self.objective.params[i].detach(), moves[i]
             total += w.numel()
             if not move.absent:
-                change = working((working(w) + move.whole(groups)).to(w.dtype)) - working(w)
+                asked = move.whole(groups)  # which is not rounded to half precision here: products are
+                change = asked if is_half(w) else (w + asked) - w
                 squares += squared_norms([PerGroup(w, dense=change)], groups).cpu()
                 moved += change.reshape(groups, -1).count_nonzero(1).cpu()
         return squares.sqrt(), moved / max(total, 1)

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import Costs, Product
-from lowland.sam.precision import working
+from lowland.sam.batched.precision import correction_dtype
+from lowland.sam.noise import Noise
+from lowland.sam.precision import stochastically_rounded, working
 from lowland.sam.unbatchable import Unbatchable
 from lowland.sam.vectors.factors import Factor, Left, Right
 from lowland.sam.vectors.per_group import LowRank, PerGroup, Rows, apart
@@ -31,6 +33,7 @@ class Weight:
         form: Whether everything recorded is to be formed.
         planned_groups: Number of groups that forms are chosen for.
         spend: Whether this pass is the last that needs ``move``, whose memory they then take.
+        noise: Of a weight of half precision, the randomness of rounding: the same each time that it is used.
         rows: Rows of all uses so far, which decide the form.
         uses: Uses whose backward pass is still to come.
         products: The uses whose gradients were recorded.
@@ -43,6 +46,7 @@ class Weight:
     form: bool = False
     planned_groups: int = 0
     spend: bool = False
+    noise: Noise | None = None
     rows: int = 0
     uses: int = 0
     products: list[Product] = field(default_factory=list)
@@ -60,8 +64,22 @@ class Weight:
         """Whether it is not just a constant that all groups share."""
         return self.gradient is not None or self.move is not None
 
+    def wide(self, dtype: torch.dtype) -> torch.dtype:
+        """The type in which a perturbation is added to products of type ``dtype``."""
+        return torch.float32 if self.noise is not None else correction_dtype(dtype)
+
+    def rounded(self, tensor: Tensor, dtype: torch.dtype, *, backward: bool = False) -> Tensor:
+        """A sum with what the perturbation adds, in the type of what it was added to.
+
+        Weights of half precision stand on the grid of their type, and products with them do: rounded to the
+        nearest, most of what is added would be lost.
+        """
+        if self.noise is None or tensor.dtype == dtype:
+            return tensor.to(dtype)
+        return stochastically_rounded(tensor, dtype, self.noise.of(int(backward)))
+
     def moved(self) -> Float[Tensor, "groups ..."]:
-        """The weights of every group, formed; not to be written to."""
+        """The weights of every group, formed, in float32 or better; not to be written to."""
         if self._moved is None:
             self._moved = self._form()
         return self._moved
@@ -75,9 +93,9 @@ class Weight:
         """The weights of every group as a tensor, whose gradient is recorded or reaches the parameter."""
         if self._copy is None:
             if self.gradient is not None:
-                self._copy = self.moved().detach().requires_grad_()
+                self._copy = self._as_it_is_used().detach().requires_grad_()
             else:
-                self._copy = _Moved.apply(self.param, self.moved())  # type: ignore[no-untyped-call]
+                self._copy = _Moved.apply(self.param, self._as_it_is_used())  # type: ignore[no-untyped-call]
             self._version = self._copy._version
         return self._copy
 
@@ -106,13 +124,22 @@ class Weight:
             self._moved = None
             self.move.give_up()
 
+    def _as_it_is_used(self) -> Tensor:
+        """The weights of every group in the parameter's type."""
+        moves = self._moved is not None or not (self.move is None or self.move.absent)
+        if moves:
+            return self.rounded(self.moved(), self.param.dtype)
+        w = self.param.detach()
+        return w.clone()[None] if self.groups == 1 else w.expand(self.groups, *w.shape)
+
     def _form(self) -> Tensor:
-        w, move = self.param.detach(), self.move
+        w, move = working(self.param.detach()), self.move
         if move is None or move.absent:
-            return w.clone()[None] if self.groups == 1 else w.expand(self.groups, *w.shape)
+            return w.expand(self.groups, *w.shape)
         e = move.whole(self.groups)
-        if not (self.spend and move.own and move.along is None and e.dtype == w.dtype):
-            return (working(w) + e).to(w.dtype)
+        own = move.own and move.along is None and e.dtype == w.dtype
+        if not (self.spend and own) or self.noise is not None:  # whose perturbation is used by itself too
+            return w + e
         move.dense = None
         return e.add_(w)
 
@@ -164,6 +191,18 @@ class Use:
             return None
         moved = self.weight.moved().flatten(2)[:, self.start : self.stop].to(dtype)
         return moved.transpose(1, 2) if self.transposed else moved
+
+    def added(self, dtype: torch.dtype) -> Float[Tensor, "groups q p"] | None:
+        """Of a weight of half precision, what is formed of the perturbation: not its sum with the matrix."""
+        move = self.weight.move
+        if move is None or self.weight.noise is None:
+            return None
+        if self._overlaps():
+            move.form()
+        if move.dense is None:
+            return None
+        found = move.dense.flatten(2)[:, self.start : self.stop].to(dtype)
+        return found.transpose(1, 2) if self.transposed else found
 
     def along(self) -> Float[Tensor, " groups"] | None:
         """Multiple of the matrix itself that the perturbation adds."""

@@ -145,12 +145,15 @@ def _at_groups(
     x: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
+    asked = dtype
+    if use.weight.noise is not None and use.weight.move is not None:
+        dtype = torch.float32  # products of half precision with half precision hide what is added to them
     w = use.weight.value.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     y: Tensor = without_autocast(
         _Convolution.apply, x.to(dtype).flatten(0, 1), w, bias, anchor, use, geometry
     )
-    return reshaped(y, (*x.shape[:2], *y.shape[1:]))
+    return reshaped(y.to(asked), (*x.shape[:2], *y.shape[1:]))
 
 
 class _Convolution(torch.autograd.Function):
@@ -179,9 +182,7 @@ class _Convolution(torch.autograd.Function):
             w_all = use.weight.moved().to(x.dtype).flatten(0, 1)
             b_all = None if bias is None else bias.reshape(-1)
             return _unside(geometry.forward(_aside(x, groups), w_all, b_all, groups), groups)
-        y = _shared(use, geometry, x, w, bias)
-        wide = correction_dtype(x.dtype)
-        own = None
+        y, wide, own = _shared(use, geometry, x, w, bias), correction_dtype(x.dtype), None
         for left, right in use.products(wide):
             assert isinstance(left, Tensor)
             assert isinstance(right, Patches)

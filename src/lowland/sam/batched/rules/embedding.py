@@ -136,17 +136,19 @@ class _Embedding(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.use, ctx.padding, ctx.width = use, padding, len(w)
-        moved = use.moved(w.dtype)
+        wide = use.weight.wide(w.dtype)
+        moved = use.moved(wide)
         if moved is not None:
-            return moved.gather(1, ids[..., None].expand(-1, -1, w.shape[1]))
-        y = w[ids]
+            y = moved.gather(1, ids[..., None].expand(-1, -1, w.shape[1]))
+            return use.weight.rounded(y, w.dtype)
+        y = w[ids].to(wide)
         along = use.along()
         if along is not None:
             y.mul_(column(1.0 + along, y).to(y.dtype))
-        for left, right in use.products(w.dtype):
+        for left, right in use.products(wide):
             assert isinstance(right, Tensor)
             y.baddbmm_(at_columns(left, ids, right), right)
-        return y
+        return use.weight.rounded(y, w.dtype)
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.cost import costs_of_linear
-from lowland.sam.batched.precision import correction_dtype, reshaped, result_type, without_autocast
+from lowland.sam.batched.precision import reshaped, result_type, without_autocast
 from lowland.sam.batched.tape import Tape, rule
 from lowland.sam.batched.weights import Use
 from lowland.sam.vectors.factors import add_through, column
@@ -99,26 +99,30 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _output(use: Use, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    moved = use.moved(x.dtype)
+    moved = None if use.weight.noise is not None else use.moved(x.dtype)
     if moved is not None:
         w_t = moved.transpose(1, 2)
         return torch.bmm(x, w_t) if bias is None else torch.baddbmm(bias[:, None], x, w_t)
-    y = _shared(use, x, w.t(), bias)
-    wide = correction_dtype(x.dtype)
+    y, wide = _shared(use, x, w.t(), bias), use.weight.wide(x.dtype)
+    added = use.added(x.dtype)
+    if added is not None:
+        y = y.to(wide).add_(torch.bmm(x, added.transpose(1, 2)))
     for left, right in use.products(wide):
-        y = add_through(y.to(wide), x.to(wide), right, left).to(x.dtype)
-    return y
+        y = add_through(y.to(wide), x.to(wide), right, left)
+    return use.weight.rounded(y, x.dtype)
 
 
 def _input_gradient(use: Use, grad: Tensor, w: Tensor) -> Tensor:
-    moved = use.moved(grad.dtype)
+    moved = None if use.weight.noise is not None else use.moved(grad.dtype)
     if moved is not None:
         return torch.bmm(grad, moved)
-    gx = _shared(use, grad, w, None)
-    wide = correction_dtype(grad.dtype)
+    gx, wide = _shared(use, grad, w, None), use.weight.wide(grad.dtype)
+    added = use.added(grad.dtype)
+    if added is not None:
+        gx = gx.to(wide).add_(torch.bmm(grad, added))
     for left, right in use.products(wide):
-        gx = add_through(gx.to(wide), grad.to(wide), left, right).to(grad.dtype)
-    return gx
+        gx = add_through(gx.to(wide), grad.to(wide), left, right)
+    return use.weight.rounded(gx, grad.dtype, backward=True)
 
 
 def _shared(use: Use, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -128,5 +132,6 @@ def _shared(use: Use, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         return torch.addmm(bias[0], x.flatten(0, 1), matrix).view(*x.shape[:2], -1)
     y = (x.flatten(0, 1) @ matrix).view(*x.shape[:2], -1)
     if along is not None:
+        y = y.to(use.weight.wide(y.dtype))
         y.mul_(column(1.0 + along, y).to(y.dtype))
     return y if bias is None else y.add_(bias[:, None])
