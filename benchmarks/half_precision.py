@@ -4,7 +4,7 @@
     python benchmarks/half_precision.py --dtype float16 --seeds 16
 
 First the error of the gradient of a small network of linear layers and a layer norm, relative to float64 at
-the same numbers, beside the error of a plain gradient; and the share of what the climb changes in the gradient
+the same numbers, beside that of a plain gradient; and the share of what the climb changes in the gradient
 that arrives, along that change. Then how much of rho ||g|| a loss that is linear in the weights rises by.
 Both engines; means over seeds. Last the time of rounding weights at random, and of a step relative to one of
 the loop that rounds to the nearest: in turns, medians.

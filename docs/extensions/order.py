@@ -10,6 +10,7 @@ EXAMPLES = (
     "landscape",
     "lightning_module",
     "hugging_face_trainer",
+    "small_language_model",
     "sweep",
     "variant_of_your_own",
     "diagonal_networks",

@@ -28,10 +28,14 @@ from lowland.sam.ascent.blind import Distribution, Scaling
 from lowland.sam.bayesian import BSAM, BayesianAscent
 from lowland.sam.choose import Params, norm_layers
 from lowland.sam.combine import DecoupledWeighted, Look, SurrogateGap, Weighted, magnitude_only, stable
+from lowland.sam.functional import Functional
+from lowland.sam.objective import Loss
 from lowland.sam.options import ButAscent, ButCombine, ButM, ButPerturb, ButRho, ButSource, ButSteps
+from lowland.sam.part import Call, brief
 from lowland.sam.schedule import ProportionalToLR, Schedule
-from lowland.sam.shell import SAM
+from lowland.sam.shell import SAM, AscentBatch
 from lowland.sam.source import FromLoader, PreviousBatch
+from lowland.sam.total import SAMGradient
 
 Rho = float | Schedule
 
@@ -377,6 +381,47 @@ def preconditioned_sam(
     return SAM(params, rho=rho, ascent=Preconditioned(optimizer, eps), **options)
 
 
+def functional_sam(params: Params, *, rho: Rho = 0.05, m: int | None = None, **options: Unpack[ButM]) -> SAM:
+    r"""Functional SAM, :math:`J_F(w + e)^\top\, \partial \ell / \partial F(w)` (Singh et al., 2025).
+
+    For language models. The loss is a :class:`~lowland.sam.Functional`, which says what is our reading; this
+    is ``SAM`` that refuses any other, with which it would be plain SAM in silence. With
+    :class:`~lowland.sam.Preconditioned` as its ``ascent`` it climbs along Adam's direction.
+
+    Args:
+        params: The parameters, as :class:`~lowland.SAM` takes them.
+        rho: Radius :math:`\rho` of the ascent in the l2 norm, or a schedule.
+        m: Examples that share one perturbation; ``None`` means the whole batch.
+        options: Other options of :class:`~lowland.SAM`.
+
+    Returns:
+        The ``SAM``.
+
+    Example:
+        >>> import torch
+        >>> import torch.nn.functional as F
+        >>> from lowland import presets
+        >>> from lowland.sam import Functional
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> sam = presets.functional_sam(model, m=1)
+        >>> sam
+        SAM(4 parameters, rho=0.05, m=1)
+        >>> loss = Functional(lambda x, y: model(x), lambda logits, x, y: F.cross_entropy(logits, y))
+        >>> value = sam.backward(loss, torch.ones(2, 3), torch.tensor([0, 1]))
+    """
+    return _OfFunctional(params, rho=rho, m=m, **options)
+
+
+class _OfFunctional(SAM):
+    def _gradient(self, loss: Loss, call: Call, ascent_batch: AscentBatch) -> SAMGradient:
+        if not isinstance(loss, Functional):
+            raise TypeError(
+                "loss must be lowland.sam.Functional(outputs, criterion) with functional_sam, got "
+                f"{brief(loss)}."
+            )
+        return super()._gradient(loss, call, ascent_batch)
+
+
 def bsam(params: Params, *, optimizer: BSAM, rho: Rho = 0.01, **options: Unpack[ButAscent]) -> SAM:
     r"""Bayesian SAM, :math:`e = \rho\, g(\theta) / s`, for the optimizer BSAM (Möllenhoff & Khan, 2023).
 
@@ -571,6 +616,7 @@ PRESETS: dict[str, Callable[..., SAM]] = {
         friendly_sam,
         momentum_sam,
         preconditioned_sam,
+        functional_sam,
         esam,
         bsam,
         gsam,

@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from lowland import SAM, Unnormalized, sam_gradient
-from lowland.sam import Random, RandomSubset
+from lowland.sam import Functional, Random, RandomSubset
 
 from .naive import (
     added,
@@ -113,6 +113,10 @@ def at_random(rank, **together):
     return found
 
 
+def in_halves(module):
+    return Functional(lambda x, _: module(x), lambda z, _, y: (z - y).pow(4).mean())
+
+
 def scenarios(rank):
     """What each process runs, by name."""
     batch = data(rank)
@@ -144,6 +148,12 @@ def scenarios(rank):
     uneven = tuple(t[: 4 - rank] for t in batch)
     yield "uneven, together", results_of(mlp(), backward(uneven, ascent=Unnormalized(), **together))
     yield "uneven groups, together", attempt(lambda: results_of(mlp(), backward(uneven, m=3, **together)))
+
+    def functional(**options):
+        return lambda ddp: SAM(ddp, rho=0.4, **options).backward(in_halves(ddp), *batch)
+
+    yield "functional", results_of(mlp(), functional(m=2))
+    yield "functional, together", results_of(mlp(), functional(**together))
     yield "random, together", at_random(rank, **together)
     yield "random, apart", at_random(rank)
     module = bn_conv()
@@ -218,6 +228,18 @@ def test_climb_of_uneven_ranks_is_weighted_by_their_examples(ranks):
     w = [p.detach() for p in mlp().parameters()]
     each = [value_and_gradient(mlp(), squared, part, added(w, e))[1] for part in parts]
     check(ranks, "uneven, together", [g / WORLD for g in added(*each)])
+
+
+def functional_gradient(batch, **options):
+    module = mlp()
+    return sam_gradient(in_halves(module), [*module.parameters()], batch, rho=0.4, **options).gradients
+
+
+def test_functional_sam_of_ranks_is_their_mean_and_of_a_process_group_the_global_batchs(ranks):
+    each = [functional_gradient(data(rank), m=2) for rank in range(WORLD)]
+    check(ranks, "functional", [g / WORLD for g in added(*each)])
+    both = tuple(torch.cat(column) for column in zip(data(0), data(1), strict=True))
+    check(ranks, "functional, together", functional_gradient(both))
 
 
 @pytest.mark.parametrize("name", RANDOM)

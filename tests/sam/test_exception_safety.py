@@ -12,6 +12,7 @@ from lowland import SAM, sam_gradient
 from lowland.presets import PRESETS
 from lowland.sam import BSAM, L2, FromLoader, MicroBatches, weights_are_perturbed
 
+from .halves import fitting_loss
 from .naive import bits, identity, regression, rows, seeded
 
 ERRORS = [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError]
@@ -77,7 +78,7 @@ class Session:
                 out.register_hook(fail)
             return (out - y).square().mean()
 
-        return loss
+        return fitting_loss(self.sam, loss)
 
     def everything(self):
         """All that a call could leave changed."""

@@ -79,6 +79,7 @@ def test_a_preset_shows_all_options_but_those_that_it_sets(name):
         "n_sam": {"source"},
         "max_sum": {"source"},
         "multi_step": set(),
+        "functional_sam": set(),
         "sam_on": {"perturb"},
         **{key: {"combine"} for key in ("gsam", "wsam", "wsam_decoupled")},
         **{key: {"combine"} for key in ("look_sam", "stable_sam", "step_size_only")},

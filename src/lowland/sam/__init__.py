@@ -31,6 +31,7 @@ from lowland.sam.combine import (
     stable,
 )
 from lowland.sam.diagnostics import Diagnostics
+from lowland.sam.functional import Functional
 from lowland.sam.gradient import sam_gradient
 from lowland.sam.norm import l2_norm
 from lowland.sam.part import Call, Part
@@ -61,6 +62,7 @@ __all__ = [
     "Diagnostics",
     "Friendly",
     "FromLoader",
+    "Functional",
     "Look",
     "MicroBatches",
     "Part",

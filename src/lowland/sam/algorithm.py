@@ -69,6 +69,8 @@ def m_sam(look: Look, how: Climbing, source: Callable[[], Climb] | None = None) 
             e = look.drawn(how.blind.without_gradient)
             found = Climb(e, math.nan, length(look, how, e))
             start = look.mean(None, first=True) if how.both else None
+            if how.in_halves and start is None:
+                start = look.value(None, first=True)
         elif source is None:
             start = look.slope(begun(look, how), first=True)
             found = climb(look, how, start)

@@ -15,6 +15,7 @@ from lowland.sam.batch import MicroBatches
 from lowland.sam.choice import OF_SAM, Engine, non_negative, positive
 from lowland.sam.combine import Combine
 from lowland.sam.containers import tensors_of
+from lowland.sam.functional import Functional
 from lowland.sam.kinds import is_a
 from lowland.sam.part import Part
 
@@ -62,13 +63,16 @@ def check_params(params: Sequence[Tensor]) -> None:
         raise ValueError("params must be different tensors, got one twice.")
 
 
-def check_loss(loss: Any) -> None:
-    """Refuses what a loss returned in place of the loss itself."""
+def check_loss(loss: Any, ascent: Ascent | BlindAscent) -> None:
+    """Refuses what a loss returned in place of the loss itself, and halves of which nothing is seen at w."""
     if not callable(loss):
         raise TypeError(
             "loss must be a function, which is called with the batch: backward(loss, x, y), not "
             f"backward(loss(x, y), x, y); got {type(loss).__name__}."
         )
+    if isinstance(loss, Functional) and is_a(ascent, StartingAscent):
+        name = type(ascent).__name__
+        raise ValueError(f"loss must not be Functional with {name}, which starts elsewhere, got one.")
 
 
 def check_batch(batch: Any, params: Sequence[Tensor]) -> None:

@@ -25,6 +25,7 @@ class Climbing:
         step_size: Size of one in units of the radius.
         both: Whether the gradient at the unperturbed weights, and the perturbation's length, are asked for.
         noise: Randomness of the ascent, and of the rounding of perturbed weights.
+        in_halves: Whether the loss is asked for at the unperturbed weights in any case.
     """
 
     ascent: Ascent | BlindAscent
@@ -34,6 +35,7 @@ class Climbing:
     step_size: float = 1.0
     both: bool = False
     noise: Noise | None = None
+    in_halves: bool = False
 
     # What kind an ascent is, is asked once: a runtime-checkable protocol takes longer than a small layer.
 
@@ -55,7 +57,7 @@ class Climbing:
     @cached_property
     def one_pass(self) -> bool:
         """Whether a group takes a single pass."""
-        return self.radii.rho == 0.0 or (self.blind is not None and not self.both)
+        return self.radii.rho == 0.0 or (self.blind is not None and not (self.both or self.in_halves))
 
     @cached_property
     def by_row(self) -> bool:

@@ -32,6 +32,7 @@ from lowland.sam.combine import Combine
 from lowland.sam.containers import tensors_of
 from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
 from lowland.sam.engine import Plan
+from lowland.sam.functional import Functional
 from lowland.sam.grouped import Grouped
 from lowland.sam.leaves import OtherLeaves
 from lowland.sam.named import modules_named_by
@@ -88,7 +89,7 @@ def sam_gradient(
     Args:
         loss: ``loss(*group)`` is the mean loss of the examples it is given, at the current ``params``: a
             scalar (their sum, with ``reduction="sum"``), or one value per example, or either with an ``aux``
-            beside it, ``(loss, aux)``.
+            beside it, ``(loss, aux)``. Or a :class:`~lowland.sam.Functional`, for functional SAM.
         params: The weights :math:`w`, leaf tensors that require gradients, or a mapping from their names;
             unchanged, bit for bit, on return and on error.
         batch: The loss's arguments: with ``m``, tensors of first dimension B, or nested dicts, lists and
@@ -162,7 +163,7 @@ def sam_gradient(
     params = list(params.values()) if isinstance(params, Mapping) else list(params)
     ascent = L2() if ascent is None else ascent
     check_params(params)
-    check_loss(loss)
+    check_loss(loss, ascent)
     check_numbers(m=m, steps=steps, step_size=step_size, l2=l2, scale=scale)
     check_rho(rho, len(params))
     check_engine(engine, max_memory)
@@ -187,7 +188,8 @@ def sam_gradient(
             if isinstance(sources, MicroBatches) and radii.rho > 0.0:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
             at = Shown.all_that_move(radii, params, names)
-            how = Climbing(ascent, radii, at, steps, step_size, combine is not None or diagnostics, noise)
+            both, in_halves = combine is not None or diagnostics, isinstance(loss, Functional)
+            how = Climbing(ascent, radii, at, steps, step_size, both, noise, in_halves)
             objective = Objective(
                 loss,
                 params,

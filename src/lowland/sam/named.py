@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from lowland.sam.functional import functions_of
+
 
 def modules_named_by(loss: Any) -> Iterator[nn.Module]:
     """Modules that a loss closes over, names as globals, is given by default, or has as attributes."""
@@ -17,6 +19,11 @@ def modules_named_by(loss: Any) -> Iterator[nn.Module]:
 
 def named_by(loss: Any) -> Iterator[Any]:
     """The loss, and what it closes over, names as globals, is given by default, or has as attributes."""
+    for function in functions_of(loss):
+        yield from _named_by(function)
+
+
+def _named_by(loss: Any) -> Iterator[Any]:
     while isinstance(loss, functools.partial):
         yield from loss.args
         loss = loss.func

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lowland.sam.functional import functions_of
+
 _INSIDE = ("lowland.", "torch.", "contextlib")
 
 
@@ -50,6 +52,8 @@ _said: Any = WeakIdKeyDictionary()
 
 def loss_key(loss: Any) -> Hashable:
     """What is the same for a loss that is defined anew in each step."""
+    if len(functions := functions_of(loss)) > 1:
+        return tuple(map(loss_key, functions))
     while isinstance(loss, functools.partial):
         loss = loss.func
     function = getattr(loss, "__func__", loss)

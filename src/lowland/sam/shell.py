@@ -146,7 +146,8 @@ class SAM:
         if name in OF_SAM:
             OF_SAM[name](name, value)
         elif name == "step" or (
-            type(self) is SAM and not (name in OWN or hasattr(SAM, name) or name[0] == "_")
+            type(self).__module__.startswith("lowland.")
+            and not (name in OWN or hasattr(SAM, name) or name[0] == "_")
         ):
             raise AttributeError(unknown(name))
         super().__setattr__(name, value)

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lowland.sam import Functional
+
 from ..naive import relative_error, tensors
 from .agreement import assert_engines_agree, ran
 
@@ -142,3 +144,44 @@ def test_bert_with_padding_is_trained_by_auto_whatever_it_takes(attention, monke
         found, _ = ran("auto", lambda: bert(attention), m=1)
     assert relative_error(found.gradients, expected.gradients) <= 1e-10
     assert len([w for w in heard if "one after the other" in str(w.message)]) <= 1
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_functional_sam_of_padded_gpt2_is_two_passes_by_hand_and_counts_tokens(m, attention):
+    def padded():
+        module, _, (ids,) = gpt2(attention)
+        mask = torch.ones_like(ids)
+        mask[1, 3:] = 0
+        loss = Functional(lambda batch: module(batch["ids"], attention_mask=batch["mask"]), next_token)
+        return module, loss, ({"ids": ids, "mask": mask, "labels": ids.masked_fill(mask == 0, -100)},)
+
+    def tokens(batch):
+        return (batch["labels"][:, 1:] != -100).sum().item()
+
+    found = assert_engines_agree(padded, 1e-10, m=m, weight=tokens)
+    module, _, (batch,) = padded()
+    params, expected, counted = list(module.parameters()), 0.0, tokens(batch)
+    before = [p.detach().clone() for p in params]
+    for start in range(0, B, m):
+        group = {key: value[start : start + m] for key, value in batch.items()}
+        logits = module(group["ids"], attention_mask=group["mask"]).logits
+        given = logits.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(next_token(given, group), given)
+        g = torch.autograd.grad(logits, params, slope)
+        with torch.no_grad():
+            for p, t in zip(params, g, strict=True):
+                p.add_(0.1 * t / torch.cat([t.flatten() for t in g]).norm())
+        logits = module(group["ids"], attention_mask=group["mask"]).logits
+        share = tokens(group) / counted
+        moved = torch.cat([t.flatten() for t in torch.autograd.grad(logits, params, slope)])
+        expected = expected + share * moved
+        with torch.no_grad():
+            for p, w in zip(params, before, strict=True):
+                p.copy_(w)
+    assert relative_error([torch.cat([g.flatten() for g in found.gradients])], [expected]) <= 1e-10
+
+
+def next_token(outputs, batch):
+    logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())

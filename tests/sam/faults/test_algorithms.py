@@ -9,6 +9,7 @@ from torch import nn
 from lowland import SAM, SAMOptimizer, presets
 from lowland.sam import BSAM, Look, Random, Weighted
 
+from ..halves import fitting_loss
 from ..naive import (
     added,
     bits,
@@ -40,7 +41,7 @@ def loss_of(module):
 def run(module, base, sam, steps, batch=BATCH, loss=None):
     for _ in range(steps):
         base.zero_grad()
-        sam.backward(loss or loss_of(module), *batch)
+        sam.backward(fitting_loss(sam, loss or loss_of(module)), *batch)
         base.step()
 
 
@@ -85,12 +86,12 @@ def test_every_variant_perturbs(name):
 
     base.zero_grad()
     sam = preset_of(name, module, base)
-    sam.backward(loss, *BATCH)
+    sam.backward(fitting_loss(sam, loss), *BATCH)
     base.step()
     start = copies(module)
     sam.combine = None if name == "look_sam" else sam.combine
     distances.clear()
-    sam.backward(loss, *BATCH)
+    sam.backward(fitting_loss(sam, loss), *BATCH)
     assert max(distances) > 0.01
 
 

@@ -25,6 +25,7 @@ from lowland.sam.batched.tape import Tape
 from lowland.sam.batched.weights import Weight
 from lowland.sam.caches import fresh_caches
 from lowland.sam.containers import holds_same, mapped, rebuilt, tensors_of, version_of
+from lowland.sam.linearized import Linearized, evaluated, gradients
 from lowland.sam.looks.look import Pass
 from lowland.sam.noise import Noise
 from lowland.sam.objective import Objective
@@ -95,14 +96,15 @@ class Evaluator:
         e: Sequence[PerGroup | None] | None = None,
         *,
         first: bool = False,
+        linearized: Linearized | None = None,
     ) -> Recorded:
         """The pass at ``w + e_S``, with the gradients of the parameters ``wanted`` group by group."""
         weights = self._weights(batch.groups, e)
         for i in wanted:
             weights[i].gradient = PerGroup(self.objective.params[i])
-        with self._forward(batch, weights, first=first) as (losses, aux, tape):
+        with self._forward(batch, weights, linearized, first=first) as (losses, aux, tape):
             self.objective.require_gradient(losses)
-            self._record(losses, tape, weights, wanted)
+            self._record(losses, tape, weights, wanted, linearized)
         gradient = [w.gradient or PerGroup(w.param) for w in weights]
         products = [product for w in weights for product in w.products]
         return Recorded(losses.detach(), aux, gradient, products, tape.calls, tape.outside.changed)
@@ -116,27 +118,36 @@ class Evaluator:
         *,
         first: bool = False,
         spend: bool = False,
+        linearized: Linearized | None = None,
     ) -> Pass:
         """The pass at ``w + e_S``, with the gradient of the groups' weighted sum.
 
         With ``spend`` the perturbation ``e`` is not needed afterwards.
         """
         weights = self._weights(batch.groups, e, spend=spend)
-        with self._forward(batch, weights, first=first) as (losses, aux, _):
+        with self._forward(batch, weights, linearized, first=first) as (losses, aux, _):
             self.objective.require_gradient(losses)
             weighted = (losses * share.to(losses)).sum() * self.objective.scale
+            over = share * self.objective.scale
             with autocast_off(losses):
-                found = torch.autograd.grad(weighted, self.objective.params, allow_unused=True)
+                found = gradients(linearized, weighted, self.objective.params, over)
         mean = One([None if g is None else working(g) for g in found])
         return Pass(losses.detach(), aux, mean=mean, connected=any(g is not None for g in found))
 
     def values(
-        self, batch: Stacked, e: Sequence[PerGroup | None] | None = None, *, first: bool = False
+        self,
+        batch: Stacked,
+        e: Sequence[PerGroup | None] | None = None,
+        *,
+        first: bool = False,
+        linearized: Linearized | None = None,
     ) -> Pass:
-        """The objectives at ``w + e_S``, without a gradient."""
+        """The objectives at ``w + e_S``, without a gradient by the parameters."""
         weights = self._weights(batch.groups, e)
-        with torch.no_grad(), self._forward(batch, weights, first=first) as (losses, aux, _):
-            return Pass(losses, aux, connected=False)
+        with torch.no_grad(), self._forward(batch, weights, linearized, first=first) as (losses, aux, _):
+            if linearized is not None:
+                linearized.keep(losses)
+            return Pass(losses.detach(), aux, connected=False)
 
     def _weights(
         self, groups: int, e: Sequence[PerGroup | None] | None, *, spend: bool = False
@@ -155,7 +166,14 @@ class Evaluator:
             for i, (p, move) in enumerate(zip(self.objective.params, moves, strict=True))
         ]
 
-    def _record(self, losses: Tensor, tape: Tape, weights: list[Weight], wanted: Sequence[int]) -> None:
+    def _record(
+        self,
+        losses: Tensor,
+        tape: Tape,
+        weights: list[Weight],
+        wanted: Sequence[int],
+        linearized: Linearized | None,
+    ) -> None:
         """Fills the gradients of the ``wanted`` weights, group by group."""
         copies = [(w, leaf) for w in weights if (leaf := w.leaf()) is not None]
         live = [self.objective.params[i] for i in wanted]
@@ -165,7 +183,7 @@ class Evaluator:
         scaled = losses.sum() if self.objective.scale == 1.0 else losses.sum() * self.objective.scale
         inputs = [*ours, *live]
         with autocast_off(losses):
-            found = torch.autograd.grad(scaled, inputs, allow_unused=True)
+            found = gradients(linearized, scaled, inputs, self.objective.scale)
         if any(g is not None for g in found[1 + len(copies) :]):
             raise Unbatchable("a parameter inside a custom autograd.Function, out of sight")
         for (weight, _), g in zip(copies, found[1:], strict=False):
@@ -177,7 +195,7 @@ class Evaluator:
 
     @contextmanager
     def _forward(
-        self, batch: Stacked, weights: list[Weight], *, first: bool
+        self, batch: Stacked, weights: list[Weight], linearized: Linearized | None, *, first: bool
     ) -> Iterator[tuple[Tensor, list[Any], Tape]]:
         """The losses of all groups; buffers are put back, if they are, at the end of the block.
 
@@ -189,9 +207,10 @@ class Evaluator:
         outside = Outside(sharing, batch.groups, buffers.ids, moves_stats=moves_stats)
         tape = Tape(weights, batch.groups, outside, self.results)
         structure: list[Any] = []
+        kept = [] if linearized is None else linearized.leaves
 
         def of_one_group(*leaves: Tensor) -> tuple[Tensor, ...]:
-            part = batch.rebuild(leaves)
+            part, of_outputs = batch.rebuild(leaves), leaves[len(batch.leaves) :]
             given = mapped(lambda t: t, part)
             if self.objective.cuts and first:
                 tape.touches = require_touched(part, self.objective.loss, self.objective.asked)
@@ -199,7 +218,11 @@ class Evaluator:
             outside.begin(tensors_of(part))
             mass = self.objective.mass(part, batch.examples) if self.objective.reduction == "sum" else 1.0
             with tape, PastTheTape(params, tape) if self.probes else nullcontext():
-                value, aux = self.objective.checked(self.objective.loss(*part), batch.examples, mass)
+                value, aux = evaluated(
+                    *(self.objective, linearized, part, batch.examples, mass),
+                    through=tape.beside,
+                    leaves=of_outputs,
+                )
             if not holds_same(part, given):
                 raise Unbatchable("a change of the containers of the batch")
             structure[:] = [aux]
@@ -214,7 +237,7 @@ class Evaluator:
             marks, writes = buffers.marks(), buffers.num_writes
             versions = [version_of(t) for t in batch.leaves]
             with buffers.writes_noticed(), self.autocast:
-                losses, *aux = _mapped(tape, of_one_group, batch.leaves)
+                losses, *aux = _mapped(tape, of_one_group, [*batch.leaves, *kept])
             if tape.touches is not None:
                 tape.touches.require_any(batch.rebuild([leaf[0] for leaf in batch.leaves]))
             _require_unchanged(batch, versions, weights)

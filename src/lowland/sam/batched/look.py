@@ -14,6 +14,7 @@ from lowland.sam.batched.evaluator import Evaluator
 from lowland.sam.batched.precision import autocast_as_it_is
 from lowland.sam.batched.refused import require_gone, require_no_draws
 from lowland.sam.climbing import Climbing
+from lowland.sam.linearized import Linearized
 from lowland.sam.looks.look import Drawn, Pass
 from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
@@ -59,6 +60,7 @@ class ManyGroups:
             self.objective, formed, autocast=autocast, follow=self.follow, noise=noise
         )
         self._all = range(len(self.objective.params))
+        self._linearized: Linearized | None = None
 
     def same_world(self) -> World:
         """The block of all passes."""
@@ -67,22 +69,26 @@ class ManyGroups:
     def slope(self, e: Many | None, *, first: bool = False) -> Pass:
         """The gradient of each group at ``w + e``."""
         wanted = self._all if first and self.how.both else self.how.radii.wanted or self._all
-        return self._recorded(e, wanted, first=first)
+        return self._recorded(e, wanted, self._in_halves(first=first), first=first)
 
     def mean(self, e: Many | None, *, first: bool = False) -> Pass:
         """The mean gradient of the groups at ``w + e``, which is used up."""
+        linearized = self._in_halves(first=first, last=True)
         if self.objective.measure:
-            return self._recorded(e, self._all, first=first)
+            return self._recorded(e, self._all, linearized, first=first)
         self.world.again()
         spend = e is not None and not e.kept
-        seen = self._evaluator.summed(self.batch, self._share, self._moves(e), first=first, spend=spend)
+        seen = self._evaluator.summed(
+            self.batch, self._share, self._moves(e), first=first, spend=spend, linearized=linearized
+        )
         self._note(first)
         return seen
 
     def value(self, e: Many | None, *, first: bool = False) -> Pass:
         """The objectives at ``w + e``."""
         self.world.again()
-        seen = self._evaluator.values(self.batch, self._moves(e), first=first)
+        linearized = self._in_halves(first=first)
+        seen = self._evaluator.values(self.batch, self._moves(e), first=first, linearized=linearized)
         self._note(first)
         return seen
 
@@ -136,9 +142,18 @@ class ManyGroups:
     def _moves(self, e: Many | None) -> list[PerGroup | None] | None:
         return None if e is None else [None if t.absent else t for t in self.everywhere(e).each]
 
-    def _recorded(self, e: Many | None, wanted: Sequence[int], *, first: bool) -> Pass:
+    def _in_halves(self, *, first: bool, last: bool = False) -> Linearized | None:
+        """The loss as functional SAM sees it, in its first pass and its last."""
+        if first and self.how.in_halves and self.how.radii.rho > 0.0:
+            self._linearized = Linearized(self.objective)
+        return self._linearized if first or last else None
+
+    def _recorded(
+        self, e: Many | None, wanted: Sequence[int], linearized: Linearized | None, *, first: bool
+    ) -> Pass:
         self.world.again()
-        found = self._evaluator.recorded(self.batch, wanted, self._moves(e), first=first)
+        moves = self._moves(e)
+        found = self._evaluator.recorded(self.batch, wanted, moves, first=first, linearized=linearized)
         self._note(first)
         realised = self._realised(e) if self.objective.measure and e is not None else None
         return Pass(

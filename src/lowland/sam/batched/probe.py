@@ -12,6 +12,8 @@ from lowland.sam.batched.evaluator import Evaluator, Recorded
 from lowland.sam.batched.memory import held_bytes, saved_bytes
 from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.refused import refuse_modules, require_gone, require_known, require_no_draws
+from lowland.sam.functional import Functional
+from lowland.sam.linearized import Linearized
 from lowland.sam.objective import Objective
 from lowland.sam.randomness import RandomState
 from lowland.sam.stacked import Stacked
@@ -24,7 +26,7 @@ class Probe:
     Attributes:
         found: The pass.
         saved: Bytes that its backward pass held on to.
-        recorded: Bytes of its gradients as they are recorded.
+        recorded: Bytes of its gradients as they are recorded, those by the outputs of a loss in halves too.
     """
 
     found: Recorded
@@ -54,11 +56,12 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
     refuse_modules(objective)
     params, one = objective.params, one.copied()
     run = Evaluator(objective, forms, planned_groups=planned_groups, probes=True)
+    linearized = Linearized(objective) if isinstance(objective.loss, Functional) else None
     put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
     draws = RandomState.capture(objective.devices)
     try:
         with objective.buffers.kept() as kept, saved_bytes([*params, *one.leaves]) as saved:
-            found = run.recorded(one, range(len(params)), first=True)
+            found = run.recorded(one, range(len(params)), first=True, linearized=linearized)
             require_known(kept.changed(), found.changed)
             require_no_draws(draws, planned_groups)
             require_gone(run.results)
@@ -68,4 +71,6 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
     finally:
         draws.restore()
     put_back()
-    return Probe(found, saved.bytes, held_bytes(found.gradient))
+    of_outputs = [] if linearized is None else linearized.leaves
+    recorded = held_bytes(found.gradient) + sum(r.numel() * r.element_size() for r in of_outputs)
+    return Probe(found, saved.bytes, recorded)

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowland.sam.functional import functions_of
 from lowland.sam.kept import CONTAINERS, kept_containers
 
 MOST = 20_000
@@ -39,7 +40,7 @@ class Reachable:
         self._containers: list[Any] = []
         self._cells: list[types.CellType] = []
         self._globals: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
-        self._search([loss, *modules])
+        self._search([*functions_of(loss), *modules])
 
     def taken(self) -> Callable[[], None]:
         """Takes everything as it is now.

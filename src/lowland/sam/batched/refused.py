@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lowland.sam.functional import functions_of
 from lowland.sam.objective import Objective
 from lowland.sam.randomness import RandomState
 from lowland.sam.unbatchable import Unbatchable
@@ -18,7 +19,7 @@ from lowland.sam.unbatchable import Unbatchable
 
 def refuse_modules(objective: Objective) -> None:
     """Refuses modules that would run, or leave behind, what is only meant for the inside of a pass."""
-    if hasattr(objective.loss, "_torchdynamo_orig_callable"):
+    if any(hasattr(function, "_torchdynamo_orig_callable") for function in functions_of(objective.loss)):
         raise Unbatchable("a compiled loss")
     memory = [p.untyped_storage().data_ptr() for p in objective.params if p.numel() > 0]
     if len(set(memory)) < len(memory):

@@ -18,7 +18,7 @@ from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
 from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.weights import Use, View, Weight
 from lowland.sam.modes import OwnMode
-from lowland.sam.private import is_in_vmap, saving_hooks
+from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
 from lowland.sam.said import line_outside
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Branches, Unbatchable
@@ -190,6 +190,16 @@ class Tape(OwnMode):
             return function(*(next(remaining) if w is None else _copy(w) for w in whole))
 
         return self._level.at_groups(with_copies if len(lifted) < len(tensors) else function, lifted)
+
+    def beside(self, function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        """The same of one tensor, which is none of the loss's operations."""
+        self.depth += 1
+        try:
+            with unseen_by_modes():
+                found: Tensor = self.at_groups(function, tensor)
+        finally:
+            self.depth -= 1
+        return found
 
     def _taking_part(self, tensor: Tensor | None) -> Weight | None:
         """The parameter that ``tensor`` is, if it is not just a constant."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from lowland.sam.average import Average, Gradients
 from lowland.sam.caches import fresh_caches
 from lowland.sam.climbing import Climbing
 from lowland.sam.examples import Examples
+from lowland.sam.linearized import Linearized, evaluated
+from lowland.sam.linearized import gradients as by_halves
 from lowland.sam.looks.look import Drawn, Pass
 from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
@@ -45,6 +47,7 @@ class OneGroup:
     world: World
     process_group: ProcessGroup | None = None
     _passed = 0.0
+    _linearized: dict[int, Linearized] = field(default_factory=dict)
 
     @property
     def masses(self) -> Sequence[float]:
@@ -112,21 +115,31 @@ class OneGroup:
             parts = (
                 self.examples.own(again=not self.how.one_pass) if first else self.examples.copies(last=last)
             )
-            for part, examples in parts:
+            for i, (part, examples) in enumerate(parts):
                 mass = objective.mass(part, examples)
                 if mass == 0.0:
                     continue
+                linearized = self._in_halves(i, first=first, last=last)
                 with fresh_caches():
                     with objective.touching(part, first=first):
-                        returned = objective.loss(*part)
-                    value, aux = objective.checked(returned, examples, mass)
-                    gradients = self._differentiated(value, wanted) if torch.is_grad_enabled() else []
+                        value, aux = evaluated(objective, linearized, part, examples, mass)
+                    gradients: Gradients = []
+                    if torch.is_grad_enabled():
+                        gradients = self._differentiated(value, wanted, linearized)
+                    elif linearized is not None:
+                        linearized.keep(value)
                 found.add(value.detach(), aux, gradients, mass)
             realised = self._realised(moved)
         if first:
             self.world.stays()
         self._passed = found.mass
         return found.seen(realised, whole=wanted is None)
+
+    def _in_halves(self, i: int, *, first: bool, last: bool) -> Linearized | None:
+        """The loss of the i-th part as functional SAM sees it, in its first pass and its last."""
+        if first and self.how.in_halves and self.how.radii.rho > 0.0:
+            self._linearized[i] = Linearized(self.objective)
+        return self._linearized.get(i) if first or last else None
 
     def _moved(self, e: One | None) -> AbstractContextManager[Moved | None]:
         if e is None or e.at is None:
@@ -140,27 +153,31 @@ class OneGroup:
         total = sum(p.numel() for p in self.how.radii.moving(self.objective.params))
         return moved.norm(), moved.count() / total
 
-    def _differentiated(self, value: Tensor, wanted: Sequence[int] | None) -> Gradients:
+    def _differentiated(
+        self, value: Tensor, wanted: Sequence[int] | None, linearized: Linearized | None
+    ) -> Gradients:
         """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
         objective = self.objective
         objective.require_gradient(value)
         if objective.others is not None:
             objective.others.note(value)
         scaled = value if objective.scale == 1.0 else value * objective.scale
+        inputs = objective.params if wanted is None else [objective.params[i] for i in wanted]
+        with _reentrant_refused():
+            some = by_halves(linearized, scaled, inputs, objective.scale)
         if wanted is None:
-            found = _gradients(scaled, objective.params)
-            return [None if g is None else working(g) for g in found] if objective.in_half else list(found)
-        some = _gradients(scaled, [objective.params[i] for i in wanted])
+            return [None if g is None else working(g) for g in some] if objective.in_half else list(some)
         gradients: Gradients = [None] * len(objective.params)
         for i, g in zip(wanted, some, strict=True):
             gradients[i] = None if g is None else working(g)
         return gradients
 
 
-def _gradients(value: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Gradients of ``value`` by ``params``; ``None`` where it does not depend on one."""
+@contextmanager
+def _reentrant_refused() -> Iterator[None]:
+    """Says what to do about checkpoints that torch does not differentiate so."""
     try:
-        return torch.autograd.grad(value, params, allow_unused=True)
+        yield
     except RuntimeError as error:
         if "use_reentrant=True" in str(error):
             raise ValueError(
