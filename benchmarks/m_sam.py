@@ -2,6 +2,7 @@
 
     python benchmarks/m_sam.py --rounds 15 --floor
     python benchmarks/m_sam.py --networks vit --m 4 --profile
+    python benchmarks/m_sam.py --networks bert --checkpoint
 
 Ordinary SAM is the leanest two-pass step that plain PyTorch allows (``networks.ordinary_sam``). All is
 float32; ``.grad`` is used by no side but pytorch_optimizer's; each engine's first call, which settles how it
@@ -11,6 +12,8 @@ quarter of the rounds. Memory is the peak within a step above what was held befo
 
 Where parameters take the time, a second table compares ordinary SAM itself with one plain gradient. There
 pytorch_optimizer's SAM wraps an optimizer whose step does nothing, since the others make no update either.
+
+With ``--checkpoint`` models of transformers run their layers again in every backward pass, for all kinds.
 
 ``--floor`` adds the least that this machine could take: floor.py says how it is found. Shown are the floor as
 a share of the floor of the step compared with, and as a share of the time that this step really took.
@@ -48,12 +51,14 @@ class Setting:
         device: Where.
         rounds: How often.
         batch: Examples; ``None`` for each network's own.
+        checkpoint: Whether activations are checkpointed.
         machine: Speeds for the floor; ``None`` leaves it out.
     """
 
     device: torch.device
     rounds: int
     batch: int | None
+    checkpoint: bool
     machine: Machine | None
 
 
@@ -69,7 +74,7 @@ def main() -> None:
     machine = measured_machine(device) if arguments.floor else None
     if machine is not None:
         print(f"peak {machine.operations / 1e9:.0f} Gflop/s, bandwidth {machine.bytes / 1e9:.1f} GB/s")
-    setting = Setting(device, arguments.rounds, arguments.batch, machine)
+    setting = Setting(device, arguments.rounds, arguments.batch, arguments.checkpoint, machine)
     _many_groups([name for name in arguments.networks if name in MANY_GROUPS], arguments.m, setting)
     _many_weights([name for name in arguments.networks if name in MANY_WEIGHTS], setting)
 
@@ -84,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, help="examples, in place of each network's own")
+    parser.add_argument("--checkpoint", action="store_true", help="checkpoint activations")
     parser.add_argument("--profile", action="store_true", help="operators of the first network and m")
     parser.add_argument("--floor", action="store_true", help="the least time this machine could take")
     return parser.parse_args()
@@ -95,6 +101,8 @@ def _many_groups(names: list[str], ms: list[str], setting: Setting) -> None:
     columns = ["network", "B", "m", "SAM ms", "batched / SAM", "quartiles", "auto / SAM", "loop / batched"]
     _header([*columns, "memory / SAM's", *_floor_columns("SAM", setting)])
     for name, problem in available(names, setting.device, setting.batch):
+        if setting.checkpoint:
+            problem.checkpoint()
         for m in _sizes(ms, len(problem.x)):
             _row([NETWORKS[name].title, len(problem.x), m, *_m_sam_cells(problem, m, setting)])
 
@@ -127,6 +135,8 @@ def _many_weights(names: list[str], setting: Setting) -> None:
     _header([*columns, *_floor_columns("plain step", setting)])
     kinds = _kinds()
     for name, problem in available(names, setting.device, setting.batch):
+        if setting.checkpoint:
+            problem.checkpoint()
         steps = {kind: make(problem) for kind, make in kinds.items()}
         memory = {kind: peak_memory(partial(make, problem)) for kind, make in kinds.items()}
         times = measured(steps, setting.rounds)

@@ -39,6 +39,11 @@ class Problem:
         """Mean cross entropy."""
         return F.cross_entropy(self.model(x).flatten(0, -2), y.flatten())
 
+    def checkpoint(self) -> None:
+        """Has the model run its layers again in its backward pass, which those of transformers can."""
+        inner = self.model.train().model
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+
     def gradient(self) -> tuple[Tensor, ...]:
         """Gradient of the whole batch."""
         return torch.autograd.grad(self.loss(self.x, self.y), self.params)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 # Before torch is loaded, and for every process of a test: threads that wait, as those of tiny tensors mostly
 # do, would take the cores from the other workers, five times what the work takes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no network: a download would be tried for half a minute
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowland.sam.modes import OwnMode
+from lowland.sam.place import place_of
 from lowland.sam.private import is_transformed
 
 
@@ -28,7 +29,7 @@ class Writes(OwnMode):
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Takes more of them."""
-        self._by_memory.update((t.untyped_storage().data_ptr(), t) for t in tensors if _has_memory(t))
+        self._by_memory.update((place_of(t), t) for t in tensors if _has_memory(t))
 
     def __torch_function__(
         self,
@@ -39,7 +40,7 @@ class Writes(OwnMode):
     ) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors(_targets(getattr(func, "__name__", ""), args, kwargs)):
-            known = self._by_memory.get(tensor.untyped_storage().data_ptr())
+            known = self._by_memory.get(place_of(tensor))
             if known is not None:
                 self._tell(known)
         return func(*args, **kwargs)

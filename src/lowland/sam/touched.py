@@ -13,6 +13,7 @@ from lowland.sam.buffers import is_compiled
 from lowland.sam.containers import copied, is_container, items
 from lowland.sam.modes import OwnMode
 from lowland.sam.named import modules_named_by, named_by
+from lowland.sam.place import place_of
 from lowland.sam.private import is_in_vmap
 
 
@@ -89,7 +90,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, part: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._part = copied(part)
-        self._memory = {_memory(t) for t in _tensors(self._part)}
+        self._memory = {place_of(t) for t in _tensors(self._part)}
         self._any = False
 
     def any_of(self, loss: Callable[..., Any]) -> bool:
@@ -104,17 +105,13 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        self._any = self._any or any(_memory(t) in self._memory for t in _tensors((args, kwargs)))
+        self._any = self._any or any(place_of(t) in self._memory for t in _tensors((args, kwargs)))
         return func(*args, **(kwargs or {}))
 
 
 def _runs_compiled_code(loss: Any) -> bool:
     compiled = any(is_compiled(m) for module in modules_named_by(loss) for m in module.modules())
     return compiled or any(hasattr(thing, "_torchdynamo_orig_callable") for thing in named_by(loss))
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _tensors(element: Any) -> Iterator[Tensor]:

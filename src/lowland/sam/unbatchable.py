@@ -14,18 +14,22 @@ class Unbatchable(RuntimeError):
 
     Attributes:
         what: The operation or option, in the user's words.
+        where: The line of the loss that has it; empty where none has.
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__(
-            f"engine='batched' must be able to run every part for all groups at once, got {what}."
-        )
+        super().__init__(what)
         self.what = what
+        self.where = ""
+
+    def __str__(self) -> str:
+        wanted = "engine='batched' must be able to run every part for all groups at once"
+        return f"{wanted}, got {self.what}{self.where}."
 
     @property
     def done_instead(self) -> str:
         """What is said where another engine may be used."""
-        return f"the groups were run one after the other because of {self.what}."
+        return f"the groups were run one after the other because of {self.what}{self.where}."
 
 
 class Branches(Unbatchable):
@@ -36,7 +40,8 @@ class Branches(Unbatchable):
     """
 
     def __init__(self, condition: str, taken: Sequence[bool]) -> None:
-        super().__init__(f"control flow that differs between groups{condition}")
+        super().__init__("control flow that differs between groups")
+        self.where = condition
         self.taken = tuple(taken)
 
 

@@ -164,6 +164,34 @@ def test_lambda_that_is_written_anew_in_each_call_does_not_settle_again():
     assert [counted.gradient(loss=lambda x, y: counted.loss(x, y))[1] for _ in range(3)] == [3, 2, 2]
 
 
+def test_module_that_the_loss_makes_anew_in_each_pass_settles_nothing_anew():
+    counted = Counted()
+    expected, _ = by_the_loop()
+
+    def loss(x, y):
+        counted.loss(x, y)
+        return nn.MSELoss()(nn.Identity()(counted.module(x)), y)
+
+    for calls in (3, 2, 2):
+        found, ran = counted.gradient(loss=loss)
+        assert ran == calls
+        assert_same(found, expected)
+
+
+def test_module_with_parts_that_is_gone_settles_anew():
+    counted, around = Counted(), [None]
+
+    def loss(x, y):
+        counted.loss(x, y)
+        return nn.MSELoss()(around[0](x), y)
+
+    def calls():
+        around[0] = nn.Sequential(counted.module)
+        return counted.gradient(loss=loss)[1]
+
+    assert [calls() for _ in range(3)] == [3, 3, 3]
+
+
 def test_another_loss_of_the_same_network_settles_anew():
     counted = Counted()
     counted.gradient(loss=lambda x, y: counted.loss(x, y))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from lowland.sam.batched import rules as _rules  # noqa: F401 - registers them
+from lowland.sam.batched.cause import cause_of
 from lowland.sam.batched.cost import Product
 from lowland.sam.batched.outside import Outside
 from lowland.sam.batched.past_the_tape import PastTheTape
@@ -31,6 +32,7 @@ from lowland.sam.noise import Noise
 from lowland.sam.objective import Objective
 from lowland.sam.perturb import seen_as_perturbed
 from lowland.sam.precision import is_half, working
+from lowland.sam.said import line_that_raised
 from lowland.sam.stacked import Stacked
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Unbatchable
@@ -267,23 +269,36 @@ def _mapped(tape: Tape, function: Any, leaves: list[Tensor]) -> Any:
         warnings.filterwarnings("ignore", "There is a performance drop")
         try:
             found = vmap(function, randomness="different")(*leaves)
-        except (Unbatchable, torch.OutOfMemoryError):
+        except Unbatchable as error:
+            raise _refusal(error, None) from None
+        except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
             if tape.passed_by:
                 raise Unbatchable(_SCRIPTED) from error
-            if error is tape.failed:
-                raise Unbatchable(_what(tape, error)) from error
-            if any(word in str(error) for word in _NOT_AT_ONCE):
-                if error.__context__ is not None:  # vmap was left in disorder by what came first
-                    raise error.__context__ from None
-                raise Unbatchable(_what(tape, error)) from error
-            raise  # the loss's own
+            operation = tape.failed[1] if tape.failed is not None and tape.failed[0] is error else None
+            if operation is None and not any(words in str(error) for words in _NOT_AT_ONCE):
+                raise  # the loss's own
+            if operation is None and error.__context__ is not None:  # vmap was left in disorder by that
+                raise error.__context__ from None
+            raise _refusal(error, operation) from error
+        except Exception as error:
+            if tape.failed is not None:  # it may be what the loss has made of that
+                raise _refusal(*tape.failed) from error
+            raise
         finally:
             tape.ended = True
     if tape.passed_by:
         raise Unbatchable(_SCRIPTED)
+    if tape.failed is not None:  # and the loss has caught it
+        raise _refusal(*tape.failed)
     return found
+
+
+def _refusal(error: Exception, operation: Callable[..., Any] | None) -> Unbatchable:
+    refusal = error if isinstance(error, Unbatchable) else cause_of(error, operation)
+    refusal.where = refusal.where or line_that_raised(error)
+    return refusal
 
 
 @contextmanager
@@ -300,12 +315,5 @@ _OUT_OF_ORDER = "control flow that differs between groups, whose running statist
 
 _SCRIPTED = "a parameter in scripted or traced code, out of sight"
 
-_NOT_AT_ONCE = ("vmap", "functorch", "saved tensor hooks")
+_NOT_AT_ONCE = ("vmap", "functorch", "saved tensor hooks", "Batching rule")
 """What torch says where it cannot run something for all groups, wherever it says it."""
-
-
-def _what(tape: Tape, error: Exception) -> str:
-    """The operation that failed, and why."""
-    name = getattr(tape.running, "__name__", None) or str(tape.running)
-    reason = str(error).split("\n")[0].strip()
-    return f"{name} ({reason})"

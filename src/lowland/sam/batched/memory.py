@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowland.sam.batched.level import unwrapped
+from lowland.sam.place import place_of
 from lowland.sam.private import is_in_vmap, unseen_by_modes
 from lowland.sam.vectors.per_group import PerGroup
 
@@ -26,31 +27,28 @@ REST = 0.9
 
 @dataclass
 class Saved:
-    """Memory that a backward pass holds on to.
+    """Memory that a backward pass holds on to."""
 
-    Attributes:
-        bytes: Of tensors that are not parameters or the batch itself.
-    """
-
-    known: set[int]
-    seen: set[int] = field(default_factory=set)
-    bytes: int = 0
+    _sizes: dict[int, int] = field(default_factory=dict)
 
     def note(self, tensor: Tensor) -> Tensor:
-        """Adds the storage of ``tensor`` if it is new, and returns the tensor."""
+        """Takes note of the storage of ``tensor``, and returns the tensor."""
         with unseen_by_modes():
             whole = unwrapped(tensor) if is_in_vmap(tensor) else tensor
-            storage = whole.untyped_storage() if whole.layout == torch.strided else None
-            if storage is not None and storage.data_ptr() not in self.known | self.seen:
-                self.seen.add(storage.data_ptr())
-                self.bytes += storage.nbytes()
+            if whole.layout == torch.strided:
+                self._sizes[place_of(whole)] = whole.untyped_storage().nbytes()
         return tensor
+
+    def bytes(self, known: Iterable[Tensor]) -> int:
+        """Its size, without what is ``known``: parameters, trained or not, buffers, and the batch."""
+        places = {place_of(t) for t in known}
+        return sum(size for place, size in self._sizes.items() if place not in places)
 
 
 @contextmanager
-def saved_bytes(known: Sequence[Tensor]) -> Iterator[Saved]:
+def what_is_saved() -> Iterator[Saved]:
     """Counts what is saved for a backward pass inside the block."""
-    saved = Saved({t.untyped_storage().data_ptr() for t in known})
+    saved = Saved()
     with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda t: t):
         yield saved
 

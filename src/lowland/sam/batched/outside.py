@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowland.sam.batched.running import track
+from lowland.sam.place import place_of
 from lowland.sam.private import is_in_vmap
 from lowland.sam.unbatchable import Unbatchable
 
@@ -37,7 +37,7 @@ class Outside:
         self.runs_twice = False
         self._groups = groups
         self._buffers = buffers
-        self._memory = {p.untyped_storage().data_ptr() for p in params if p.numel() > 0}
+        self._memory = {place_of(p) for p in params if p.numel() > 0}
         self._inputs: dict[int, Tensor] = {}
         self._read: set[int] = set()
         self._written: set[int] = set()
@@ -108,9 +108,7 @@ class Outside:
         return target, args[1] * self._groups
 
     def _require_own_memory(self, tensor: Tensor) -> None:
-        if is_in_vmap(tensor) or tensor.layout != torch.strided:
-            return
-        if tensor.untyped_storage().data_ptr() in self._memory and tensor.numel() > 0:
+        if not is_in_vmap(tensor) and place_of(tensor) in self._memory and tensor.numel() > 0:
             raise Unbatchable("a parameter by another name, such as its .detach() from outside the loss")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowland.sam.batched.cost import seconds
 from lowland.sam.batched.evaluator import Evaluator, Recorded
-from lowland.sam.batched.memory import held_bytes, saved_bytes
+from lowland.sam.batched.memory import held_bytes, what_is_saved
 from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.refused import refuse_modules, require_gone, require_known, require_no_draws
 from lowland.sam.functional import Functional
@@ -60,7 +60,7 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
     put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
     draws = RandomState.capture(objective.devices)
     try:
-        with objective.buffers.kept() as kept, saved_bytes([*params, *one.leaves]) as saved:
+        with objective.buffers.kept() as kept, what_is_saved() as saved:
             found = run.recorded(one, range(len(params)), first=True, linearized=linearized)
             require_known(kept.changed(), found.changed)
             require_no_draws(draws, planned_groups)
@@ -71,6 +71,8 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
     finally:
         draws.restore()
     put_back()
+    modules = objective.buffers.modules()
+    held = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     of_outputs = [] if linearized is None else linearized.leaves
     recorded = held_bytes(found.gradient) + sum(r.numel() * r.element_size() for r in of_outputs)
-    return Probe(found, saved.bytes, recorded)
+    return Probe(found, saved.bytes([*params, *one.leaves, *held]), recorded)

@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lowland.sam.functional import functions_of
 from lowland.sam.objective import Objective
+from lowland.sam.place import place_of
 from lowland.sam.randomness import RandomState
 from lowland.sam.unbatchable import Unbatchable
 
@@ -21,7 +22,7 @@ def refuse_modules(objective: Objective) -> None:
     """Refuses modules that would run, or leave behind, what is only meant for the inside of a pass."""
     if any(hasattr(function, "_torchdynamo_orig_callable") for function in functions_of(objective.loss)):
         raise Unbatchable("a compiled loss")
-    memory = [p.untyped_storage().data_ptr() for p in objective.params if p.numel() > 0]
+    memory = [place_of(p) for p in objective.params if p.numel() > 0]
     if len(set(memory)) < len(memory):
         raise Unbatchable("parameters that share their memory")
     for module in () if objective.buffers.module is None else objective.buffers.module.modules():

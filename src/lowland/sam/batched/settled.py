@@ -21,20 +21,26 @@ LONGEST = 1024
 class Fingerprint:
     """What a verdict depends on in the modules that ran: their parts, hooks and modes.
 
+    A module without parameters, buffers and parts that is gone was made by the loss, for one pass: that it is
+    gone changes nothing.
+
     Args:
         modules: The modules.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = [weakref.ref(module) for module in modules]
-        self._found = self._now()
+        self._found = [(weakref.ref(m), _of_module(m), _is_bare(m)) for m in modules]
 
     def still_holds(self) -> bool:
         """Whether nothing of it has changed."""
-        return self._now() == self._found
+        return all(
+            is_bare if (m := ref()) is None else _of_module(m) == found for ref, found, is_bare in self._found
+        )
 
-    def _now(self) -> list[Hashable]:
-        return [None if (m := ref()) is None else _of_module(m) for ref in self._modules]
+
+def _is_bare(m: nn.Module) -> bool:
+    held = (*m._parameters.values(), *m._buffers.values(), *m._modules.values())
+    return all(thing is None for thing in held)
 
 
 def _of_module(m: nn.Module) -> Hashable:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowland.sam.batched.cause import CUSTOM
 from lowland.sam.batched.checkpointing import follow
 from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
 from lowland.sam.batched.outside import Outside, tensors_in
 from lowland.sam.batched.weights import Use, View, Weight
 from lowland.sam.modes import OwnMode
+from lowland.sam.place import place_of
 from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
 from lowland.sam.said import line_outside
 from lowland.sam.touched import require_touched
@@ -54,6 +56,7 @@ class Tape(OwnMode):
 
     Attributes:
         touches: What asks whether the loss touches its arguments, if that is asked.
+        failed: The last error of an operation, and the operation.
         ended: Whether its pass is over: what an interrupt has left of it sees nothing.
     """
 
@@ -63,11 +66,10 @@ class Tape(OwnMode):
         super().__init__()
         self.groups = groups
         self.outside = outside
-        self.running: Callable[..., Any] | None = None
         self.calls = 0
         self.depth = 0
         self.passed_by = False
-        self.failed: Exception | None = None
+        self.failed: tuple[Exception, Callable[..., Any]] | None = None
         self.results = results
         recorded = next((w.param for w in weights if w.gradient is not None), None)
         self.anchor = (
@@ -95,16 +97,15 @@ class Tape(OwnMode):
     ) -> Any:
         if self.ended:
             return func(*args, **(kwargs or {}))
-        self.running = func
         self.calls += 1
         if self.touches is not None:
             self.touches.note((args, kwargs))
         self.depth += 1
         try:
             result = self._run(func, args, kwargs or {})
-        except Exception as error:
-            if not self._repeats:  # which ends by an exception: its frames hold everything
-                self.failed = error
+        except (RuntimeError, NotImplementedError) as error:  # no other: frames hold what they have computed
+            if self.failed is None or self.failed[0] is not error:
+                self.failed = error, func
             raise
         finally:
             self.depth -= 1
@@ -112,6 +113,8 @@ class Tape(OwnMode):
         return result
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is CUSTOM_FUNCTION:
+            raise Unbatchable(f"{CUSTOM}, {args[0].__name__}")
         if func in _REFUSED:
             raise Unbatchable(_REFUSED[func])
         hooks = saving_hooks()
@@ -238,8 +241,11 @@ class Tape(OwnMode):
     def _with_parameter(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if name == "__set__" or _writes(name, kwargs):
+        writes = _writes(name, kwargs)
+        if name == "__set__" or (writes and any(map(self._known, tensors_in((args[:1], kwargs))))):
             raise Unbatchable(f"{_named(func)}, which changes a parameter")
+        if writes:
+            self.outside.passed(_named(func), writes=True, args=args[:1], kwargs={})
         viewed = name in _VIEWS and self._known(args[0]) and torch.is_grad_enabled()
         if viewed and not any(True for _ in tensors_in((args[1:], kwargs))):
             found = self._view(func, name, args, kwargs)
@@ -260,8 +266,8 @@ class Tape(OwnMode):
             return func(*args, **kwargs)
         with torch.no_grad():
             result = func(base.detach(), *rest, **kwargs)
-        memory = weight.param.untyped_storage().data_ptr()
-        if any(t.untyped_storage().data_ptr() != memory for t in tensors_in(result)):
+        memory = place_of(weight.param)
+        if any(place_of(t) != memory for t in tensors_in(result)):
             return None  # a selection, which is a copy
         several = not isinstance(result, Tensor)
         for k, tensor in enumerate(result if several else [result]):
@@ -349,7 +355,6 @@ _REFUSED: dict[Callable[..., Any], str] = {
     Tensor.register_hook: "Tensor.register_hook inside the loss",
     Tensor.as_strided: "as_strided",
     torch.as_strided: "as_strided",
-    CUSTOM_FUNCTION: "a custom autograd.Function",
 }
 
 _TRUE = ((), (True,))

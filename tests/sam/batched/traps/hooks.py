@@ -24,16 +24,12 @@ def tripled(grads):
     return tuple(None if g is None else 3.0 * g for g in grads)
 
 
-@refused(
-    "backward hooks of a module, Linear", without_module=r"\w+ \(.*autograd\.Function with functorch.*\)"
-)
+@refused("backward hooks of a module, Linear", without_module="backward hooks of a module")
 def backward_hook_that_changes_the_gradient():
     return hooked(lambda s: s.b.register_full_backward_hook(lambda *seen: tripled(seen[1])))
 
 
-@refused(
-    "backward hooks of a module, Linear", without_module=r"\w+ \(.*autograd\.Function with functorch.*\)"
-)
+@refused("backward hooks of a module, Linear", without_module="backward hooks of a module")
 def backward_pre_hook_that_changes_the_gradient():
     return hooked(lambda s: s.b.register_full_backward_pre_hook(lambda *seen: tripled(seen[1])))
 

@@ -1,7 +1,9 @@
 """Operations in place: on what a rule has made, and on the batch."""
 
+import torch
 from torch import nn
 
+from ..models import parameter
 from .making import images, plain, sequences, squared, two_layers, vectors, words
 from .registry import exact, refused
 
@@ -81,6 +83,36 @@ def addition_in_place_to_what_a_linear_layer_made():
         return s.b(y)
 
     return two_layers(forward)
+
+
+@exact
+def parameter_added_in_place_to_an_activation():
+    def forward(s, x):
+        y = 2.0 * s.a(x).tanh()
+        y += s.c
+        y[:, :2] = s.c[2:]
+        return s.b(y.addcmul_(x, s.c))
+
+    return two_layers(forward, c=parameter(4))
+
+
+@refused("indexing, which writes to a tensor that all groups share")
+def parameter_written_to_a_tensor_that_is_made_in_the_loss():
+    def forward(s, x):
+        y = torch.zeros(4, dtype=x.dtype)
+        y[1:3] = s.c[:2]
+        return s.b(s.a(x).tanh() + y)
+
+    return two_layers(forward, c=parameter(4))
+
+
+@refused("copy_, which changes a buffer")
+def parameter_written_to_a_buffer():
+    def forward(s, x):
+        s.n.copy_(s.c.detach())
+        return s.b(s.a(x).tanh() + s.n)
+
+    return two_layers(forward, c=parameter(4), n=torch.zeros(4, dtype=torch.float64))
 
 
 @refused("mul_, which changes the batch")

@@ -1,5 +1,7 @@
 """Losses: means over the batch, gradients inside, labels to ignore, control flow that asks the data."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,7 +37,7 @@ def gradient_penalty():
     return two_layers(forward)
 
 
-@refused(r"linear \(torch\.func\.\{grad, .*\} don't yet support saved tensor hooks\..*\)")
+@refused(r"a transform of torch\.func inside the loss")
 def gradient_of_gradients_by_torch_func():
     def forward(s, x):
         return plain(s, x) + torch.func.grad(lambda t: plain(s, t).sum())(x).square().sum()
@@ -43,7 +45,7 @@ def gradient_of_gradients_by_torch_func():
     return two_layers(forward)
 
 
-@refused(r"linear \(torch\.func\.\{grad, .*\} don't yet support saved tensor hooks\..*\)")
+@refused(r"a transform of torch\.func inside the loss")
 def gradient_of_an_elementwise_function_by_torch_func():
     def forward(s, x):
         return s.b(s.a(x) * torch.func.grad(lambda c: (x * c).tanh().sum())(s.c))
@@ -67,7 +69,7 @@ def class_weights_and_an_index_to_ignore():
     return classes(weight=torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64))
 
 
-@refused(r"cross_entropy \(vmap: .*masked_select.*\)")
+@refused("a result whose shape depends on the data, by cross_entropy")
 def label_smoothing_with_class_weights():
     return classes(weight=torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64), label_smoothing=0.2)
 
@@ -91,7 +93,7 @@ def routing_that_differs_between_groups():
     return two_layers(lambda s, x: torch.where(x[:, :1] > 0, s.b(s.a(x)), s.b(x)))
 
 
-@refused(r"__getitem__ \(vmap: .*boolean mask.*\)")
+@refused("a result whose shape depends on the data, by indexing")
 def routing_by_boolean_indexing():
     def forward(s, x):
         y = torch.zeros(len(x), 3, dtype=x.dtype)
@@ -108,27 +110,74 @@ def branch_on_the_data():
     return two_layers(lambda s, x: plain(s, x) * 2 if x.sum() > 0 else plain(s, x))
 
 
-@refused(r"item \(.*calling \.item\(\) on a Tensor.*\)")
+@refused(r"a value that is read from a tensor, by \.item\(\)")
 def item_of_an_activation():
     return two_layers(lambda s, x: plain(s, x) * x.abs().sum().item())
 
 
-@refused(r"numpy \(.*Tensor that doesn't have storage.*\)")
+@refused(r"a value that is read from a tensor, by \.item\(\)")
+def item_that_is_given_up_where_it_fails():
+    def forward(s, x):
+        try:
+            factor = x.abs().sum().item()
+        except RuntimeError:
+            factor = 1.0
+        return plain(s, x) * factor
+
+    return two_layers(forward)
+
+
+@refused(r"a value that is read from a tensor, by \.item\(\)")
+def item_whose_failure_the_loss_raises_as_its_own():
+    def forward(s, x):
+        try:
+            factor = x.abs().sum().item()
+        except RuntimeError as error:
+            raise ValueError("no factor") from error
+        return plain(s, x) * factor
+
+    return two_layers(forward)
+
+
+@refused(r"Tensor\.register_hook inside the loss")
+def hook_that_is_given_up_where_it_fails():
+    def forward(s, x):
+        y = s.a(x).tanh()
+        with contextlib.suppress(Exception):
+            y.register_hook(torch.neg)
+        return s.b(y)
+
+    return two_layers(forward)
+
+
+@exact
+def branch_on_the_data_in_a_block_that_catches_errors():
+    def forward(s, x):
+        try:
+            up = bool(x.sum() > 0)
+        except RuntimeError:
+            up = True
+        return plain(s, x) * (2.0 if up else 1.0)
+
+    return two_layers(forward)
+
+
+@refused(r"a value that is read from a tensor, by \.numpy\(\)")
 def conversion_to_numpy():
     return two_layers(lambda s, x: plain(s, x) * float(x.detach().numpy().sum()))
 
 
-@refused(r"numpy \(.*Tensor that doesn't have storage.*\)")
+@refused(r"a value that is read from a tensor, by \.numpy\(\)")
 def conversion_of_a_weight_to_numpy():
     return two_layers(lambda s, x: plain(s, x) * float(s.a.weight.detach().numpy().sum()))
 
 
-@refused(r"__float__ \(.*calling \.item\(\) on a Tensor.*\)")
+@refused(r"a value that is read from a tensor, by float\(\)")
 def number_of_a_weight():
     return two_layers(lambda s, x: plain(s, x) * (1.0 + float(s.a.weight.detach()[0, 0]) ** 2))
 
 
-@refused(r"equal \(Batching rule not implemented for aten::equal.*\)")
+@refused(r"equal, which torch\.func\.vmap cannot run")
 def comparison_of_whole_tensors():
     return two_layers(lambda s, x: plain(s, x) * (2.0 if torch.equal(x, x.abs()) else 1.0))
 
