@@ -55,9 +55,29 @@ def test_result_is_one_of_the_two_neighbours(dtype, values, seed):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_number_of_the_type_stays_as_it_is(dtype):
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    found = rounded(x.float(), dtype)
-    assert torch.equal(x.isnan(), found.isnan())
-    assert torch.equal(x[~x.isnan()], found[~x.isnan()])
+    for seed in range(20):
+        found = rounded(x.float(), dtype, seed)
+        assert torch.equal(x.isnan(), found.isnan())
+        assert torch.equal(x[~x.isnan()], found[~x.isnan()])
+
+
+def test_noise_of_other_keys_is_other_noise():
+    noise = Noise(3)
+    seeds = [n.generator(torch.device("cpu")).initial_seed() for n in map(noise.of, range(50))]
+    for chunk in (noise.next(), noise.next()):
+        seeds += [chunk.of(key).generator(torch.device("cpu")).initial_seed() for key in range(50)]
+    assert len(set(seeds)) == 150
+    assert noise.of(7).generator(torch.device("cpu")).initial_seed() == seeds[7]
+
+
+def test_means_of_mixed_types_are_taken_in_float32():
+    """The first parameter is of float32, the second is not."""
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2).bfloat16())]
+    x = torch.arange(1.0, 9.0)
+    slopes = [torch.tensor([1.0, -2.0, 0.5]), torch.tensor([4.0, 1.0])]
+    found = sam_gradient(linear(params, slopes), params, (x,), rho=0.01, m=2, engine="loop").gradients
+    for g, slope, p in zip(found, slopes, params, strict=True):
+        assert torch.equal(g, (slope * x.mean()).to(p.dtype))
 
 
 @pytest.mark.parametrize("dtype", HALVES)

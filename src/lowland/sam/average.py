@@ -14,7 +14,9 @@ Gradients = list[Tensor | None]
 
 
 class Average:
-    """The mean, weighted, of lists of gradients; an absent gradient counts as zero.
+    """The mean, weighted, of lists of gradients, in float32 or better; an absent gradient counts as zero.
+
+    Of a single list it is that, in its own type.
 
     Attributes:
         weight: Sum of the weights so far.
@@ -34,11 +36,11 @@ class Average:
             self._mean = list(gradients)
             return
         means, others = _all_dense(self._mean), _all_dense(gradients)
-        if self._own and means and others:
+        if self._own and means and [m.dtype for m in means] == [g.dtype for g in others]:
             torch._foreach_lerp_(means, others, share)
             return
         self._own = bool(means and others)
-        del means
+        del means, others
         for i, b in enumerate(gradients):  # one by one: what was there goes as it is replaced
             self._mean[i] = _mean_of(self._mean[i], b, share)
 
@@ -62,6 +64,7 @@ def _all_dense(tensors: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def _mean_of(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
+    a, b = (None if t is None else working(t) for t in (a, b))
     if a is not None and b is not None and not (a.is_sparse or b.is_sparse):
         return torch.lerp(a, b, share)
     parts = [t * s for t, s in ((a, 1.0 - share), (b, share)) if t is not None]

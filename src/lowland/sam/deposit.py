@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from lowland.sam.containers import version_of
+from lowland.sam.place import place_of
 
 
 class Deposit:
@@ -93,7 +94,7 @@ def _unshare(gradients: list[Tensor | None]) -> None:
     for i, g in enumerate(gradients):
         if g is None or g.is_sparse:
             continue
-        memory = g.untyped_storage().data_ptr()
+        memory = place_of(g)
         if memory in seen:
             gradients[i] = g.clone()
         seen.add(memory)

@@ -26,7 +26,8 @@ class Diagnostics:
         gradient_norm: The l2 norm of the gradient that the climb started from; NaN for an ascent that
             needs none.
         perturbation_norm: The l2 norm of the perturbation, as intended.
-        realised_norm: The l2 norm of what it was after rounding to the weights' type.
+        realised_norm: The l2 norm of what it was after rounding to the weights' type; of weights of half
+            precision, which the batched engine does not move, what it was before.
         moved: Share of the weights with a radius that differed from their unperturbed values.
         cosine: Cosine between the gradients at the unperturbed and at the perturbed weights; NaN if one
             is zero or not finite.

@@ -132,8 +132,10 @@ def sam_gradient(
         engine: ``"loop"`` runs the groups one after the other; ``"batched"`` all at once, in one pass over
             the batch, with the same result; ``"auto"`` whichever is faster, and the loop, with a warning,
             for what cannot be run at once.
-        max_memory: Bytes that running groups at once may take: they are run in as many chunks as that
-            needs. ``None`` for twice what one perturbation for the whole batch would take.
+        max_memory: Bytes above the weights that running groups at once may take: they are run in as many
+            chunks as that needs. ``None`` for 1.05 times what plain training with Adam takes for the batch,
+            weights and Adam's state included, or 32 MiB above the weights if that is more. The loop does
+            not read it.
         diagnostics: Whether to return :class:`Diagnostics`.
         then: Is given the result before the call ends: if it fails, everything is put back as if there had
             been no call.
@@ -144,7 +146,8 @@ def sam_gradient(
     Raises:
         TypeError: If ``params``, ``batch`` or what ``loss`` returns is of the wrong kind.
         ValueError: If a number is out of its range, shapes do not match, ``loss`` depends on none of the
-            ``params``, or touches none of its arguments although ``m`` cuts them.
+            ``params``, or touches none of its arguments although ``m`` cuts them, or if ``max_memory`` is
+            less than what one group at a time takes.
         RuntimeError: If another thread is at work on the same ``params``.
 
     Example:

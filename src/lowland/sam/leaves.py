@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,7 +59,12 @@ class OtherLeaves:
 
 def leaves_of(value: Tensor) -> list[Tensor]:
     """The leaves of a graph that require a gradient, each once."""
-    found: dict[int, Tensor] = {}
+    variables = (getattr(node, "variable", None) for node in nodes_of(value))
+    return list({id(v): v for v in variables if isinstance(v, Tensor)}.values())
+
+
+def nodes_of(value: Tensor) -> Iterator[Any]:
+    """The nodes of a graph, each once."""
     seen: set[Any] = set()
     stack = [value.grad_fn]
     while stack:
@@ -67,11 +72,8 @@ def leaves_of(value: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            found[id(variable)] = variable
+        yield node
         stack.extend(following for following, _ in node.next_functions)
-    return list(found.values())
 
 
 def _names(modules: Iterable[nn.Module]) -> dict[int, str]:

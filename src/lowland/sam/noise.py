@@ -39,14 +39,22 @@ class Noise:
     def next(self) -> Noise:
         """Other noise at each call."""
         self._made += 1
-        return Noise((self._seed * 6364136223846793005 + self._made) % 2**63)
+        return self.of(self._made)
 
     def of(self, key: int) -> Noise:
         """Other noise, the same for the same key."""
-        return Noise((self._seed + key) % 2**63)
+        return Noise(_mixed(self._seed, key))
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator for tensors on ``device``; each call continues where the last one stopped."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
+
+
+def _mixed(seed: int, key: int) -> int:
+    """A seed for each key (splitmix64; Steele, Lea and Flood, 2014)."""
+    z = (seed + (key + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return (z ^ z >> 31) % 2**63

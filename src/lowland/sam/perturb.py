@@ -135,15 +135,16 @@ class _Perturbed(AbstractContextManager[Any]):
         self._moved = Moved(workspace)
 
     def __enter__(self) -> Moved:
-        e = self._e
-        del self._e  # the caller may have given it up: half the memory of a step
+        e = One.of(self._e)
+        factor, directions = e.factor, list(e.tensors)
+        del self._e, e  # the caller may have given it up: half the memory of a step
         self._outside = blocks_open()
         self._moved.workspace.open.append(self._moved)
         try:
             forget_caches()
             close_blocks((*self._outside, weakref.ref(self._block)))
             with torch.no_grad():
-                self._moved.move(list(self._block.params), e, self._noise)
+                self._moved.move(list(self._block.params), directions, factor, self._noise)
         except BaseException:
             self._leave()
             raise
@@ -183,19 +184,27 @@ class Moved:
         """The number of weights that differ from what they were."""
         return sum(int(d.count_nonzero().item()) for d in self._differences())
 
-    def move(self, params: list[Tensor], perturbation: Sequence[Tensor], noise: Noise | None) -> None:
-        """Moves ``params``; what was moved is known even if this raises half-way."""
-        e = One.of(perturbation)
-        factor, pairs = e.factor, list(zip(params, e.tensors, strict=True))
+    def move(
+        self, params: list[Tensor], directions: list[Tensor], factor: float, noise: Noise | None
+    ) -> None:
+        """Moves ``params`` by ``factor`` times the ``directions``, of which the list is emptied.
+
+        What was moved is known even if this raises half-way.
+        """
         if noise is None and any(p.dtype in HALF for p in params):
             noise = Noise.draw()
-        plain = [(p, d) for p, d in pairs if p.dtype not in HALF and not d.is_sparse]
-        if plain:
-            self._move_plain([p for p, _ in plain], [d for _, d in plain], factor)
-        for p, d in pairs:
+        is_plain = [p.dtype not in HALF and not d.is_sparse for p, d in zip(params, directions, strict=True)]
+        if any(is_plain):
+            self._move_plain(
+                [p for p, plain in zip(params, is_plain, strict=True) if plain],
+                [d for d, plain in zip(directions, is_plain, strict=True) if plain],
+                factor,
+            )
+        for p, plain in zip(params, is_plain, strict=True):
+            d = directions.pop(0)
             if d.is_sparse:
                 self._move_rows(p, d, factor, noise)
-            elif p.dtype in HALF:
+            elif not plain:
                 self._move_half(p, d, factor, noise)
 
     @torch.no_grad()

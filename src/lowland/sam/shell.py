@@ -68,7 +68,7 @@ class SAM:
         rows: Names of entries of the batch whose elements are examples.
         process_group: Processes that climb together; ``None`` for climbs of each process by itself.
         engine: ``"auto"``, ``"loop"`` or ``"batched"``: whether groups run one after the other or at once.
-        max_memory: Bytes that running groups at once may take.
+        max_memory: Bytes above the weights that running groups at once may take.
         diagnostics: Whether ``last_diagnostics`` is filled after each call.
 
     Attributes:

@@ -17,6 +17,7 @@ from lowland.sam.batch import join
 from lowland.sam.combine import Combine
 from lowland.sam.diagnostics import Diagnostics, diagnosed, together
 from lowland.sam.looks.look import Look, Pass
+from lowland.sam.precision import working
 from lowland.sam.vectors import any_of
 from lowland.sam.workspace import Workspace
 
@@ -137,7 +138,8 @@ class Total:
         if combine is None or not self._climbed:
             return perturbed
         unperturbed = self._unperturbed.result()
-        combined = combine(dense(unperturbed, params), dense(perturbed, params))
+        both = ([working(g) for g in dense(means, params)] for means in (unperturbed, perturbed))
+        combined = combine(*both)
         used = [a is not None or b is not None for a, b in zip(unperturbed, perturbed, strict=True)]
         return [g if u else None for g, u in zip(combined, used, strict=True)]
 

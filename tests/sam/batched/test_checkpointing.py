@@ -134,11 +134,31 @@ class PerPosition(nn.BatchNorm1d):
 
 
 def test_statistics_that_would_move_twice_are_left_to_the_loop() -> None:
-    with pytest.raises(Unbatchable, match="inside activation checkpointing, which moves them twice"):
+    with pytest.raises(Unbatchable, match="inside hooks on saved tensors: a checkpoint moves them twice"):
         gradient(checkpointed, "batched", 2, norm=PerPosition)
     expected, _, _ = gradient(plainly, "loop", 2, norm=PerPosition, bn_stats="frozen")
     found, _, _ = gradient(checkpointed, "batched", 2, norm=PerPosition, bn_stats="frozen")
     assert relative_error(found, expected) <= 1e-12
+
+
+def test_statistics_inside_an_offload_inside_a_checkpoint_are_left_to_the_loop_too() -> None:
+    def run(block, x):
+        return checkpointed(partial(offloaded, block), x)
+
+    with pytest.raises(Unbatchable, match="a checkpoint moves them twice"):
+        gradient(run, "batched", 2, norm=PerPosition)
+
+
+class Pack:
+    """Hooks that are no functions."""
+
+    def __call__(self, tensor):
+        return tensor
+
+
+def by_an_object(block, x):
+    with torch.autograd.graph.saved_tensors_hooks(Pack(), Pack()):
+        return block(x)
 
 
 def doubled(block, x):
@@ -155,6 +175,7 @@ selective = partial(
     ("run", "said"),
     [
         (doubled, r"hooks on saved tensors, .*test_checkpointing\.doubled"),
+        (by_an_object, r"hooks on saved tensors, .*test_checkpointing\.Pack"),
         (selective, "selective activation checkpointing, which keeps what rules write to"),
     ],
 )
@@ -191,3 +212,41 @@ def test_an_error_when_it_runs_again_leaves_nothing() -> None:
     calls.extend([1] * 9)
     sam.backward(loss, x)
     assert sam.steps_done == 1
+
+
+@pytest.mark.parametrize("engine", ["loop", "auto"])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_reentrant_checkpoint_that_hides_its_parameters_is_refused(engine, other) -> None:
+    """Nothing before it is trained, so that torch has nothing to complain of: adapters on a frozen base."""
+    torch.manual_seed(0)
+    inner, head = nn.Linear(4, 4), nn.Linear(4, 3).requires_grad_(other)
+    params = [*inner.parameters(), *(head.parameters() if other else ())]
+
+    def loss(x):
+        x = x.detach().requires_grad_()
+        return head(checkpoint(lambda t: torch.tanh(inner(t)), x, use_reentrant=True)).square().mean()
+
+    with pytest.raises(
+        ValueError, match="^loss must checkpoint its activations with use_reentrant=False, got"
+    ):
+        SAM(params, rho=0.1, m=2, engine=engine).backward(loss, torch.randn(64, 4))
+    assert all(p.grad is None for p in params)
+
+
+def test_what_is_saved_when_a_part_runs_again_counts_as_memory() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.Tanh())]).double()
+    calls = []
+    for run in (plainly, checkpointed):
+        count = Count()
+
+        def loss(x, run=run, count=count):
+            count.add()
+            return run(layers, x).square().mean()
+
+        sam = SAM(layers, rho=0.1, m=1, engine="batched", max_memory=100_000)
+        for _ in range(2):
+            before = len(count)
+            sam.backward(loss, torch.randn(48, 4, 16).double())
+        calls.append(len(count) - before)
+    assert calls[0] == calls[1] > 2

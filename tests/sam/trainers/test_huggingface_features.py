@@ -300,6 +300,30 @@ def test_loss_of_a_subclass_is_what_is_minimized(tmp_path):
     assert trainer.sam.steps_done == 1
 
 
+class Mixed:
+    """A loss that stands before the trainer among the bases."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
+        return (loss**2, outputs) if return_outputs else loss**2
+
+
+class SAMMixed(Mixed, SAMTrainer):
+    pass
+
+
+class SAMMixedAgain(SAMMixed):
+    pass
+
+
+@pytest.mark.parametrize("kind", [SAMMixed, SAMMixedAgain])
+def test_loss_of_a_base_before_the_trainer_is_what_is_minimized(tmp_path, kind):
+    trainer = run(kind, tmp_path, {"rho": 0.3}, **ONE_STEP)
+    loss, _ = of_texts(TEXTS[:4])
+    expected = sam_by_hand(language_model(), [lambda model: loss(model) ** 2], [1], 0.3)
+    assert relative_error(moved(trainer), expected) < 1e-12
+
+
 class OfMeans(transformers.Trainer):
     """Has a mean of its own, which the trainer divides by the number of micro-batches."""
 

@@ -1,7 +1,7 @@
 """Trainers whose loss notes numbers for their logs, and other subclasses."""
 
 import inspect
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import pytest
 import torch
@@ -44,6 +44,21 @@ class Noting(transformers.Trainer):
 
     def noted(self):
         return self.calls, self.rows, self.last, dict(self.metrics["train"]), self.total.item()
+
+
+def test_notes_in_tuples_and_queues_are_seen_and_put_back():
+    class Owner:
+        pass
+
+    owner = Owner()
+    owner.pair, owner.queue = (1.0, 2.0), deque([1.0], maxlen=3)
+    noted = Noted(owner)
+    assert not noted.changed()
+    owner.pair = (1.0, 3.0)
+    owner.queue.append(2.0)
+    assert noted.changed()
+    noted.put_back()
+    assert (owner.pair, list(owner.queue), owner.queue.maxlen) == ((1.0, 2.0), [1.0], 3)
 
 
 class SAMNoting(huggingface.SAMTrainerMixin, Noting):

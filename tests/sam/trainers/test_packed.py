@@ -95,6 +95,15 @@ def test_other_batches_are_rows(inputs):
     assert Packed.of(inputs) is None
 
 
+def test_a_row_that_is_padded_on_the_left_is_a_row():
+    row = {
+        "input_ids": torch.ones(1, 5, dtype=torch.long),
+        "position_ids": torch.tensor([[1, 1, 0, 1, 2]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1]]),
+    }
+    assert Packed.of(row) is None
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 12, 12), (3, 4), (1,)])
 def test_entries_that_do_not_lie_along_the_tokens_are_refused(shape):
     batch = {**COLLATORS["positions"](TEXTS[:3]), "mask": torch.ones(shape)}

@@ -198,8 +198,9 @@ class AtOnce:
         params = self.objective.params
         one = self.groups.stacked(indices[:1])
         seen = probe(self.objective, one, planned_groups=len(indices), forms=forms(self.how.ascent))
-        weights = sum(p.numel() * p.element_size() for p in params)
-        needs = Needs(len(indices), seen.saved, seen.recorded, weights)
+        gradient = sum(p.numel() * p.element_size() for p in params)
+        mean = sum(p.numel() * max(p.element_size(), 4) for p in params)  # in float32 or better
+        needs = Needs(len(indices), seen.saved, seen.recorded, gradient, mean)
         chunk = needs.groups_at_once(self.plan.max_memory)
         chunks = math.ceil(len(indices) / chunk)
         slower = self.plan.engine == "auto" and seen.loop_is_faster(len(indices), chunks, params)

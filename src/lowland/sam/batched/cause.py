@@ -68,6 +68,7 @@ _SAID = {
     "differently shaped": "a result whose shape depends on the data, by {}",
     "accessing `data`": "Tensor.data",
     "storage of Batched": "the memory of a tensor, by {}",
+    "broadcast shape": "{}, which writes to a tensor that all groups share",
     "out-of-place": "{}, which writes to a tensor that all groups share",
     "inplace": "{}, which writes to a tensor that all groups share",
     "Batching rule": "{}, which torch.func.vmap cannot run",

@@ -6,12 +6,14 @@ told to enter both.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from lowland.sam.place import place_of
 from lowland.sam.unbatchable import Unbatchable
 
 _CHECKPOINT = "torch.utils.checkpoint._checkpoint_hook.__init__"
@@ -20,47 +22,56 @@ _SELECTIVE = "_CachingTorchDispatchMode"
 _OFFLOAD = "torch.autograd.graph.save_on_cpu.__init__"
 
 
-def follow(hooks: Any, again: Callable[[], AbstractContextManager[None]]) -> bool:
+def follow(
+    hooks: Any, again: Callable[[], AbstractContextManager[None]], note: Callable[[int], None]
+) -> None:
     """Sees to it that what ``hooks`` run again is run in the block ``again``.
 
     Args:
         hooks: The innermost hooks on saved tensors, set by the loss.
         again: The block of the pass.
-
-    Returns:
-        Whether something is run twice.
+        note: Is told the bytes of what was saved there.
 
     Raises:
         Unbatchable: If they are others than those of a checkpoint that keeps its inputs only, or of
             ``save_on_cpu``.
     """
     pack = hooks[0]
-    place = f"{pack.__module__}.{pack.__qualname__}".partition(".<locals>")[0]
+    named = pack if hasattr(pack, "__qualname__") else type(pack)
+    place = f"{named.__module__}.{named.__qualname__}".partition(".<locals>")[0]
     if place == _CHECKPOINT:
         if any(type(mode).__name__ == _SELECTIVE for mode in _get_current_dispatch_mode_stack()):
             raise Unbatchable("selective activation checkpointing, which keeps what rules write to")
         frame = _held(pack, "frame")
         if not isinstance(frame.recompute_fn, _Again):
-            frame.recompute_fn = _Again(frame.recompute_fn, again)
+            frame.recompute_fn = _Again(frame, again, note)
     elif place not in {_AGAIN, _OFFLOAD}:
         raise Unbatchable(f"hooks on saved tensors, {place}")
-    return place != _OFFLOAD
 
 
 class _Again:
     """A part of a loss that is run once more.
 
     Args:
-        run: Runs it.
+        frame: The checkpoint's record of it.
         block: Where.
+        note: Is told the bytes of what was saved.
     """
 
-    def __init__(self, run: Callable[..., None], block: Callable[[], AbstractContextManager[None]]) -> None:
-        self._run, self._block = run, block
+    def __init__(
+        self, frame: Any, block: Callable[[], AbstractContextManager[None]], note: Callable[[int], None]
+    ) -> None:
+        self._frame, self._run = weakref.ref(frame), frame.recompute_fn
+        self._block, self._note = block, note
 
     def __call__(self, *args: Any) -> None:
-        with self._block():
-            self._run(*args)
+        try:
+            with self._block():
+                self._run(*args)
+        finally:
+            frame = self._frame()
+            saved = [t for found in frame.recomputed.values() for t in found.values()] if frame else []
+            self._note(sum({place_of(t): t.numel() * t.element_size() for t in saved}.values()))
 
 
 def _held(function: Any, name: str) -> Any:

@@ -31,7 +31,7 @@ from lowland.sam.looks.look import Pass
 from lowland.sam.noise import Noise
 from lowland.sam.objective import Objective
 from lowland.sam.perturb import seen_as_perturbed
-from lowland.sam.precision import is_half, working
+from lowland.sam.precision import is_half
 from lowland.sam.said import line_that_raised
 from lowland.sam.stacked import Stacked
 from lowland.sam.touched import require_touched
@@ -51,6 +51,7 @@ class Recorded:
         products: Uses of weights as matrices.
         calls: Number of operations of the loss.
         changed: Identities of the buffers that are known to change.
+        saved_again: Bytes of the most that a checkpoint saved when it ran a part of the loss again.
     """
 
     losses: Float[Tensor, " groups"]
@@ -59,6 +60,7 @@ class Recorded:
     products: list[Product]
     calls: int
     changed: set[int]
+    saved_again: int
 
     @property
     def connected(self) -> bool:
@@ -109,7 +111,9 @@ class Evaluator:
             self._record(losses, tape, weights, wanted, linearized)
         gradient = [w.gradient or PerGroup(w.param) for w in weights]
         products = [product for w in weights for product in w.products]
-        return Recorded(losses.detach(), aux, gradient, products, tape.calls, tape.outside.changed)
+        return Recorded(
+            *(losses.detach(), aux, gradient, products, tape.calls, tape.outside.changed, tape.saved_again)
+        )
 
     @torch.enable_grad()
     def summed(
@@ -133,8 +137,7 @@ class Evaluator:
             over = share * self.objective.scale
             with autocast_off(losses):
                 found = gradients(linearized, weighted, self.objective.params, over)
-        mean = One([None if g is None else working(g) for g in found])
-        return Pass(losses.detach(), aux, mean=mean, connected=any(g is not None for g in found))
+        return Pass(losses.detach(), aux, mean=One(found), connected=any(g is not None for g in found))
 
     def values(
         self,

@@ -57,7 +57,7 @@ def held_bytes(gradient: Sequence[PerGroup]) -> int:
     """Memory of recorded gradients, formed or not: what several share counts once."""
     formed = [g.dense for g in gradient if g.dense is not None]
     kept = [t for g in gradient for part in g.parts for t in part.factor.tensors()]
-    return sum({t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in formed + kept}.values())
+    return sum({place_of(t): t.untyped_storage().nbytes() for t in formed + kept}.values())
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ class Needs:
         saved: Of what the pass over one group saves for its backward pass.
         recorded: Of the gradient of one group as it is recorded, which becomes its perturbation.
         gradient: Of a gradient of all parameters.
+        mean: Of the mean of such gradients.
     """
 
     groups: int
     saved: int
     recorded: int
     gradient: int
+    mean: int
 
     def at_once(self, chunk: int) -> int:
         """The peak with so many groups at once.
@@ -82,11 +84,11 @@ class Needs:
         They hold what they recorded while they save again for the perturbed pass, whose backward pass frees
         both; where there are several chunks, the mean of those before is there too.
         """
-        means = self.gradient if chunk < self.groups else 0
-        return means + max(chunk * (self.saved + self.recorded), self.gradient)
+        mean = self.mean if chunk < self.groups else 0
+        return mean + max(chunk * (self.saved + self.recorded), self.gradient)
 
     def allowed(self) -> float:
-        """What plain training takes, with Adam, and a little more."""
+        """Bytes within :data:`ALLOWANCE` of plain training, less Adam's state; at least :data:`SMALL`."""
         plain = self.groups * self.saved + 4 * self.gradient
         return max(ALLOWANCE * plain - 3 * self.gradient, SMALL)
 
@@ -111,7 +113,8 @@ class Needs:
             return best
         least = self.at_once(best)
         raise ValueError(
-            f"max_memory must be at least {math.ceil(least / REST)} bytes for this batch, got {max_memory}."
+            f"max_memory must be at least {math.ceil(least / REST)} bytes for this batch, got {max_memory} "
+            "(engine='loop' has no limit)."
         )
 
 

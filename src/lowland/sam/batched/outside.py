@@ -27,7 +27,7 @@ class Outside:
         moves_stats: Whether the pass moves running statistics.
 
     Attributes:
-        runs_twice: Whether what runs now is run again in the backward pass.
+        runs_twice: Whether what runs now may be run again in the backward pass.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class Outside:
         if running is None or not self.moves_stats:
             return
         if self.runs_twice:
-            raise Unbatchable("running statistics inside activation checkpointing, which moves them twice")
+            raise Unbatchable(
+                "running statistics inside hooks on saved tensors: a checkpoint moves them twice"
+            )
         if id(running) in self._read:
             raise Unbatchable("running statistics that are read before they move")
         self._tracked.setdefault(id(running), (running, []))[1].append((found, momentum))

@@ -25,7 +25,7 @@ class Probe:
 
     Attributes:
         found: The pass.
-        saved: Bytes that its backward pass held on to.
+        saved: Bytes that its backward pass held on to, or made again.
         recorded: Bytes of its gradients as they are recorded, those by the outputs of a loss in halves too.
     """
 
@@ -75,4 +75,4 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
     held = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     of_outputs = [] if linearized is None else linearized.leaves
     recorded = held_bytes(found.gradient) + sum(r.numel() * r.element_size() for r in of_outputs)
-    return Probe(found, saved.bytes([*params, *one.leaves, *held]), recorded)
+    return Probe(found, saved.bytes([*params, *one.leaves, *held]) + found.saved_again, recorded)

@@ -49,6 +49,7 @@ def _of_module(m: nn.Module) -> Hashable:
         *(
             type(m),
             m.training,
+            getattr(m, "gradient_checkpointing", None),  # as the models of transformers call it
             *map(tuple, hooks),
             tuple(m._buffers.keys()),
             tuple(map(id, m._modules.values())),

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from lowland.sam.batched.cause import CUSTOM
+from lowland.sam.batched.cause import CUSTOM, named
 from lowland.sam.batched.checkpointing import follow
 from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
 from lowland.sam.batched.outside import Outside, tensors_in
@@ -58,6 +59,7 @@ class Tape(OwnMode):
         touches: What asks whether the loss touches its arguments, if that is asked.
         failed: The last error of an operation, and the operation.
         ended: Whether its pass is over: what an interrupt has left of it sees nothing.
+        saved_again: Bytes of the most that a checkpoint saved when it ran a part of the loss again.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Tape(OwnMode):
         self._level: Level | None = None
         self._hooks = saving_hooks()
         self._repeats = False
+        self.saved_again = 0
+        self._required: Any = WeakIdKeyDictionary()
 
     def begin(self) -> None:
         """Tells the tape that ``vmap`` has begun."""
@@ -118,7 +122,9 @@ class Tape(OwnMode):
         if func in _REFUSED:
             raise Unbatchable(_REFUSED[func])
         hooks = saving_hooks()
-        self.outside.runs_twice = hooks != self._hooks and follow(hooks, self._again)
+        self.outside.runs_twice = hooks != self._hooks
+        if self.outside.runs_twice:
+            follow(hooks, self._again, self._note_again)
         found = RULES.get(func)
         if found is not None:
             result = found(self, *args, **kwargs)
@@ -134,14 +140,18 @@ class Tape(OwnMode):
         elif name == "__bool__" and is_in_vmap(args[0]):
             return _agreed(args[0])
         elif name == "requires_grad_" and is_in_vmap(args[0]) and (*args, *kwargs.values())[1:] in _TRUE:
-            return args[0]  # a leaf of the loss's own, whose gradient nobody can ask for
+            self._required[args[0]] = True  # a leaf of the loss's own, whose gradient nobody can ask for
+            return args[0]
         if any(self._known(t) for t in tensors_in((args, kwargs))):
             return self._with_parameter(func, name, args, kwargs)
         if func in _ENTERED:
             return self._enter(func, args, kwargs)
         writes = _writes(name, kwargs) or _in_place(func, args, kwargs)
-        passed = self.outside.passed(_named(func), writes=writes, args=args, kwargs=kwargs)
+        passed = self.outside.passed(named(func), writes=writes, args=args, kwargs=kwargs)
         return func(*passed, **kwargs)
+
+    def _note_again(self, saved: int) -> None:
+        self.saved_again = max(self.saved_again, saved)
 
     @contextmanager
     def _again(self) -> Iterator[None]:
@@ -159,7 +169,7 @@ class Tape(OwnMode):
         if name in {"requires_grad", "grad_fn", "is_leaf"} and is_in_vmap(tensor):
             if name != "requires_grad":
                 raise Unbatchable(f"Tensor.{name}")
-            return bool(unwrapped(tensor).requires_grad)
+            return tensor in self._required or bool(unwrapped(tensor).requires_grad)
         return func(tensor)
 
     # What rules use
@@ -243,9 +253,9 @@ class Tape(OwnMode):
     ) -> Any:
         writes = _writes(name, kwargs)
         if name == "__set__" or (writes and any(map(self._known, tensors_in((args[:1], kwargs))))):
-            raise Unbatchable(f"{_named(func)}, which changes a parameter")
+            raise Unbatchable(f"{named(func)}, which changes a parameter")
         if writes:
-            self.outside.passed(_named(func), writes=True, args=args[:1], kwargs={})
+            self.outside.passed(named(func), writes=True, args=args[:1], kwargs={})
         viewed = name in _VIEWS and self._known(args[0]) and torch.is_grad_enabled()
         if viewed and not any(True for _ in tensors_in((args[1:], kwargs))):
             found = self._view(func, name, args, kwargs)
@@ -339,10 +349,6 @@ def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return False
     place = code.co_varnames.index("inplace")
     return bool(args[place] if len(args) > place else kwargs.get("inplace", False))
-
-
-def _named(func: Callable[..., Any]) -> str:
-    return getattr(func, "__name__", str(func))
 
 
 _ENTERED = {F.batch_norm, F.instance_norm, F.multi_head_attention_forward}

@@ -16,6 +16,7 @@ from lowland.sam.average import Average, Gradients
 from lowland.sam.caches import fresh_caches
 from lowland.sam.climbing import Climbing
 from lowland.sam.examples import Examples
+from lowland.sam.leaves import nodes_of
 from lowland.sam.linearized import Linearized, evaluated
 from lowland.sam.linearized import gradients as by_halves
 from lowland.sam.looks.look import Drawn, Pass
@@ -110,8 +111,9 @@ class OneGroup:
     def _pass(self, e: One | None, wanted: Sequence[int] | None, *, first: bool, last: bool = False) -> Pass:
         objective, found = self.objective, _Sums()
         self.world.again()
-        with self._moved(e) as moved, objective.buffer_policy(first), objective.buffers.writes_noticed():
-            del e  # half the memory of a step, where nobody else holds it
+        block = self._moved(e)
+        del e  # half the memory of a step, where nobody else holds it
+        with block as moved, objective.buffer_policy(first), objective.buffers.writes_noticed():
             parts = (
                 self.examples.own(again=not self.how.one_pass) if first else self.examples.copies(last=last)
             )
@@ -125,7 +127,7 @@ class OneGroup:
                         value, aux = evaluated(objective, linearized, part, examples, mass)
                     gradients: Gradients = []
                     if torch.is_grad_enabled():
-                        gradients = self._differentiated(value, wanted, linearized)
+                        gradients = self._differentiated(value, wanted, linearized, last=last)
                     elif linearized is not None:
                         linearized.keep(value)
                 found.add(value.detach(), aux, gradients, mass)
@@ -154,22 +156,29 @@ class OneGroup:
         return moved.norm(), moved.count() / total
 
     def _differentiated(
-        self, value: Tensor, wanted: Sequence[int] | None, linearized: Linearized | None
+        self, value: Tensor, wanted: Sequence[int] | None, linearized: Linearized | None, *, last: bool
     ) -> Gradients:
-        """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used."""
+        """Gradients of the scaled ``value``; ``None`` where not ``wanted`` or not used.
+
+        Those that are climbed along have float32 or better, the others the type of their parameter.
+        """
         objective = self.objective
         objective.require_gradient(value)
         if objective.others is not None:
             objective.others.note(value)
         scaled = value if objective.scale == 1.0 else value * objective.scale
-        inputs = objective.params if wanted is None else [objective.params[i] for i in wanted]
+        places = range(len(objective.params)) if wanted is None else wanted
         with _reentrant_refused():
-            some = by_halves(linearized, scaled, inputs, objective.scale)
-        if wanted is None:
-            return [None if g is None else working(g) for g in some] if objective.in_half else list(some)
+            found = by_halves(linearized, scaled, [objective.params[i] for i in places], objective.scale)
+            if any(g is None for g in found) and not last:
+                _require_all_seen(value)
         gradients: Gradients = [None] * len(objective.params)
-        for i, g in zip(wanted, some, strict=True):
-            gradients[i] = None if g is None else working(g)
+        for i, g in zip(places, found, strict=True):
+            gradients[i] = g
+        del found
+        if objective.in_half and not last:
+            for i, g in enumerate(gradients):  # one by one: each goes as it is replaced
+                gradients[i] = None if g is None else working(g)
         return gradients
 
 
@@ -180,11 +189,20 @@ def _reentrant_refused() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "use_reentrant=True" in str(error):
-            raise ValueError(
-                "loss must checkpoint its activations with use_reentrant=False, got True, "
-                "whose backward pass knows no gradients but those in .grad."
-            ) from None
+            raise ValueError(_REENTRANT) from None
         raise
+
+
+def _require_all_seen(value: Tensor) -> None:
+    """Refuses a reentrant checkpoint that was not asked for its input's gradient: it hides its parameters."""
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes_of(value)):
+        raise ValueError(_REENTRANT)
+
+
+_REENTRANT = (
+    "loss must checkpoint its activations with use_reentrant=False, got True, "
+    "whose backward pass knows no gradients but those in .grad."
+)
 
 
 class _Sums:

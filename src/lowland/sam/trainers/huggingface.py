@@ -57,7 +57,7 @@ def _labels(inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _outermost(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A subclass's ``compute_loss``, as the objective of SAM: it is what the trainer calls."""
+    """The ``compute_loss`` of a subclass or of its bases, as the objective of SAM: it is what is called."""
 
     @functools.wraps(own)
     def compute_loss(
@@ -70,6 +70,7 @@ def _outermost(own: Callable[..., Any]) -> Callable[..., Any]:
         bound = functools.partial(own, self)
         return self._minimized(bound, model, inputs, return_outputs, num_items_in_batch)
 
+    compute_loss.is_minimized = True  # type: ignore[attr-defined]
     return compute_loss
 
 
@@ -135,8 +136,9 @@ class SAMTrainerMixin(_Base):
                 f"{cls.__name__}."
             )
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
-        if "compute_loss" in cls.__dict__:
-            cls.compute_loss = _outermost(cls.__dict__["compute_loss"])  # type: ignore[method-assign]
+        own: Any = cls.compute_loss
+        if own is not SAMTrainerMixin.compute_loss and not hasattr(own, "is_minimized"):
+            cls.compute_loss = _outermost(own)  # type: ignore[method-assign]
 
     @property
     def sam(self) -> SAM:

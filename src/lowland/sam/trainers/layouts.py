@@ -104,7 +104,9 @@ def _starts(inputs: Mapping[str, Any]) -> list[int] | None:
     bounds, positions, index = (inputs.get(name) for name in ("cu_seq_lens_q", "position_ids", "seq_idx"))
     if isinstance(bounds, Tensor):
         return [int(bound) for bound in bounds]
-    if isinstance(positions, Tensor) and positions.shape == ids.shape:
+    mask = inputs.get("attention_mask")
+    padded = isinstance(mask, Tensor) and not bool(mask.all())
+    if isinstance(positions, Tensor) and positions.shape == ids.shape and not padded:
         begins = positions[0, 1:] <= positions[0, :-1]
     elif isinstance(index, Tensor) and index.shape == ids.shape:
         begins = index[0, 1:] != index[0, :-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 _LONG = 64
 """Entries above which a list is not copied, only its length is taken, and a dictionary is no note."""
 
-_Place = dict[str, Any] | list[Any]
+_Place = dict[str, Any] | list[Any] | deque[Any]
 
 
 class Noted:
@@ -30,7 +31,10 @@ class Noted:
     def put_back(self) -> None:
         """Makes the numbers what they were."""
         for place, length, entries in self._places.values():
-            if isinstance(place, list):
+            if isinstance(place, deque):
+                place.clear()
+                place.extend(entries)
+            elif isinstance(place, list):
                 place[length:] = []
                 place[: len(entries)] = entries
             elif isinstance(entries, dict):
@@ -58,14 +62,15 @@ class Noted:
         for value in entries.values() if isinstance(entries, dict) else entries:
             if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
                 self._scalars.append((value, value.clone()))
-            elif isinstance(value, list) and id(value) not in self._places:
-                self._take(value, list(value) if len(value) <= _LONG else [])
+            elif isinstance(value, list | deque) and id(value) not in self._places:
+                whole = len(value) <= _LONG or isinstance(value, deque)
+                self._take(value, list(value) if whole else [])
             elif isinstance(value, dict) and id(value) not in self._places and len(value) <= _LONG:
                 self._take(value, dict(value))
 
 
 def _notes(attributes: dict[str, Any]) -> dict[str, Any]:
-    kinds = (int, float, str, Tensor, dict, list, type(None))
+    kinds = (int, float, str, Tensor, dict, list, tuple, deque, type(None))
     return {name: value for name, value in attributes.items() if isinstance(value, kinds)}
 
 

@@ -201,6 +201,15 @@ def branch_on_requires_grad():
 
 
 @exact
+def branch_on_a_gradient_that_was_asked_for():
+    def forward(s, x):
+        t = x.clone().requires_grad_()
+        return plain(s, t) * (2.0 if t.requires_grad else 1.0)
+
+    return two_layers(forward)
+
+
+@exact
 def branch_on_requires_grad_of_what_a_rule_made():
     return two_layers(lambda s, x: plain(s, x) * (2.0 if s.a(x).requires_grad else 1.0))
 
