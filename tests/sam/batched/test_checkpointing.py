@@ -227,7 +227,7 @@ def test_a_reentrant_checkpoint_that_hides_its_parameters_is_refused(engine, oth
         return head(checkpoint(lambda t: torch.tanh(inner(t)), x, use_reentrant=True)).square().mean()
 
     with pytest.raises(
-        ValueError, match="^loss must checkpoint its activations with use_reentrant=False, got"
+        ValueError, match=r"^loss must checkpoint its activations with use_reentrant=False, got"
     ):
         SAM(params, rho=0.1, m=2, engine=engine).backward(loss, torch.randn(64, 4))
     assert all(p.grad is None for p in params)
