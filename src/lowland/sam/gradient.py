@@ -132,10 +132,10 @@ def sam_gradient(
         engine: ``"loop"`` runs the groups one after the other; ``"batched"`` all at once, in one pass over
             the batch, with the same result; ``"auto"`` whichever is faster, and the loop, with a warning,
             for what cannot be run at once.
-        max_memory: Bytes above the weights that running groups at once may take: they are run in as many
-            chunks as that needs. ``None`` for 1.05 times what plain training with Adam takes for the batch,
-            weights and Adam's state included, or 32 MiB above the weights if that is more. The loop does
-            not read it.
+        max_memory: Bytes above the weights that running groups at once may take, as one group tells: they
+            are run in as many chunks as that needs. ``None`` for 1.05 times what plain training with Adam
+            takes for the batch, weights and Adam's state included, or 32 MiB above the weights if that is
+            more. The loop does not read it.
         diagnostics: Whether to return :class:`Diagnostics`.
         then: Is given the result before the call ends: if it fails, everything is put back as if there had
             been no call.

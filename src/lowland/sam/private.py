@@ -78,7 +78,7 @@ class ModeStacks:
         while _len_functions() > self._functions:
             _core._pop_torch_function_stack()
         while _len_dispatch() > self._dispatch:
-            _core._pop_torch_dispatch_stack()
+            _core._pop_torch_dispatch_stack(None)
 
 
 def is_innermost(mode: Any) -> bool:

@@ -95,6 +95,23 @@ def test_gradient_is_that_without_it_with(options) -> None:
     assert relative_error(found, expected) <= 1e-12
 
 
+@pytest.mark.parametrize("m", [1, 3])
+def test_an_inner_checkpoint_of_what_the_outer_one_made_is_run_again(m) -> None:
+    """Its operations save something only because its input needs a gradient."""
+    found = []
+    for run, engine in ((plainly, "loop"), (checkpointed, "loop"), (checkpointed, "batched")):
+        torch.manual_seed(0)
+        w = [nn.Parameter(torch.randn(4, 4).double()) for _ in range(2)]
+
+        def loss(x, run=run, w=w):
+            return F.linear(run(lambda x: run(torch.tanh, F.linear(x, w[0])), x), w[1]).square().mean()
+
+        SAM(w, rho=0.2, m=m, engine=engine).backward(loss, torch.randn(B, 4).double())
+        found.append([p.grad for p in w])
+    assert relative_error(found[1], found[0]) <= 1e-12
+    assert relative_error(found[2], found[0]) <= 1e-12
+
+
 @pytest.mark.parametrize("m", [1, 2])
 def test_draws_are_the_same_when_it_runs_again(m) -> None:
     expected, _, _ = gradient(plainly, "batched", m, drop=0.5)

@@ -140,6 +140,33 @@ def test_what_a_checkpoint_runs_again_is_rounded_alike() -> None:
     assert relative_error(*found) == 0.0
 
 
+def test_a_weight_with_two_kinds_of_use_is_rounded_alike_when_it_runs_again() -> None:
+    both = Through(lambda s, x: torch.tanh(F.linear(x, s.w)) * s.w.sum(), w=parameter(4, 4))
+    module = seeded(both).bfloat16()
+    x, found = torch.randn(B, 4).bfloat16(), []
+    for run in (lambda x: module(x), lambda x: checkpoint(module, x, use_reentrant=False)):
+        torch.manual_seed(1)
+        found.append(
+            gradient(module, (x,), rho=0.5, m=2, loss=lambda x, run=run: run(x).float().sin().mean())
+        )
+    assert relative_error(*found) == 0.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 30.0])
+def test_gradients_of_a_norm_are_as_exact_where_rows_have_a_mean(offset) -> None:
+    """Sums over rows of what is normalized cancel there."""
+    module = seeded(nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 3))).bfloat16()
+    batch = ((torch.randn(64, 64) + offset).bfloat16(),)
+    exact, given = in_double(module, batch)
+
+    def loss_of(module):
+        return lambda x: module(x).double().sin().mean()
+
+    options = {"rho": 0.05, "m": 16}
+    expected = gradient(exact, given, engine="loop", loss=loss_of(exact), **options)
+    assert relative_error(gradient(module, batch, loss=loss_of(module), **options), expected) < 0.02
+
+
 def test_weights_are_never_touched_and_gradients_have_their_type() -> None:
     module = network().bfloat16()
     before = [p.detach().clone() for p in module.parameters()]

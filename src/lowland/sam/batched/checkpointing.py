@@ -6,14 +6,19 @@ told to enter both.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from lowland.sam.batched.level import leaf
 from lowland.sam.place import place_of
+from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
 from lowland.sam.unbatchable import Unbatchable
 
 _CHECKPOINT = "torch.utils.checkpoint._checkpoint_hook.__init__"
@@ -66,12 +71,27 @@ class _Again:
 
     def __call__(self, *args: Any) -> None:
         try:
-            with self._block():
+            with self._block(), _needs_kept(saving_hooks()):
                 self._run(*args)
         finally:
             frame = self._frame()
             saved = [t for found in frame.recomputed.values() for t in found.values()] if frame else []
             self._note(sum({place_of(t): t.numel() * t.element_size() for t in saved}.values()))
+
+
+def _needs_kept(hooks: Any) -> AbstractContextManager[None]:
+    """Hooks like ``hooks``, that see a gradient to be needed of a tensor inside ``vmap``, which hides it.
+
+    What a checkpoint inside this one is given would not need one otherwise.
+    """
+    pack, unpack = hooks
+
+    @functools.wraps(pack)
+    def pack_as_needed(tensor: Tensor) -> Any:
+        with unseen_by_modes():
+            return pack(leaf(tensor) if is_in_vmap(tensor) else tensor)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack_as_needed, unpack)
 
 
 def _held(function: Any, name: str) -> Any:

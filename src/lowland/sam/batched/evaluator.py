@@ -194,9 +194,10 @@ class Evaluator:
         for (weight, _), g in zip(copies, found[1:], strict=False):
             if g is not None and weight.gradient is not None:
                 weight.gradient.add_dense(g)
-        for weight in weights:
-            if weight.gradient is not None:
-                weight.gradient.tidy()
+        with torch.no_grad():
+            for weight in weights:
+                if weight.gradient is not None:
+                    weight.gradient.tidy()
 
     @contextmanager
     def _forward(

@@ -24,7 +24,7 @@ _functorch: Any = torch._C._functorch
 _NEEDED = (
     *("maybe_current_level", "pop_dynamic_layer_stack", "push_dynamic_layer_stack"),
     *("_add_batch_dim", "_remove_batch_dim", "get_unwrapped"),
-    *("_vmap_increment_nesting", "_vmap_decrement_nesting"),
+    *("_vmap_increment_nesting", "_vmap_decrement_nesting", "maybe_get_bdim", "maybe_get_level"),
 )
 for _name in _NEEDED:
     if not hasattr(_functorch, _name):
@@ -84,6 +84,18 @@ def _remove(tensor: Tensor, level: int, groups: int) -> Tensor:
 def unwrapped(tensor: Tensor) -> Tensor:
     """What a tensor inside ``vmap`` stands for: those of all groups."""
     found: Tensor = _functorch.get_unwrapped(tensor)
+    return found
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """A tensor inside ``vmap`` without its history, which needs a gradient if it did."""
+    whole = unwrapped(tensor)
+    if not whole.requires_grad:
+        return tensor
+    with outside():
+        whole = whole.detach().requires_grad_()
+    place, level = _functorch.maybe_get_bdim(tensor), _functorch.maybe_get_level(tensor)
+    found: Tensor = _functorch._add_batch_dim(whole, place, level)
     return found
 
 

@@ -124,6 +124,7 @@ class Weight:
             self._moved = None
             self.move.give_up()
 
+    @torch.no_grad()
     def _as_it_is_used(self) -> Tensor:
         """The weights of every group in the parameter's type."""
         moves = self._moved is not None or not (self.move is None or self.move.absent)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lowland.sam.batched.precision import reshaped, result_type
 from lowland.sam.batched.tape import Tape, rule
+from lowland.sam.precision import is_half, working
 
 
 @rule(torch.layer_norm)
@@ -60,7 +61,7 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, shape: list[int], eps: float) -> Tensor:
-        ctx.shape, ctx.shared = shape, w.stride(0) == 0 and b.stride(0) == 0
+        ctx.shape, ctx.eps, ctx.shared = shape, eps, w.stride(0) == 0 and b.stride(0) == 0
         if ctx.shared:
             y, mean, rstd = torch.native_layer_norm(x, shape, w[0], b[0], eps)
         else:
@@ -75,7 +76,8 @@ class _LayerNorm(torch.autograd.Function):
         x, w, mean, rstd = ctx.saved_tensors
         gx = gw = gb = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            gw, gb = _sums(grad, x, mean, rstd, w)
+            found = _sums(working(grad), working(x), *_statistics(ctx, x, mean, rstd), w)
+            gw, gb = (s.to(w.dtype) for s in found)
         if ctx.needs_input_grad[0]:
             weight = w[0] if ctx.shared else None
             scaled = grad if ctx.shared else grad * _aligned(w, grad, ctx.shape)
@@ -88,6 +90,14 @@ class _LayerNorm(torch.autograd.Function):
 def _aligned(t: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
     """Each group's own scale or shift, against rows of that group."""
     return t.reshape(len(t), *[1] * (like.dim() - 1 - len(shape)), *shape)
+
+
+def _statistics(ctx: Any, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation of each row; anew in half precision, whose sums cancel."""
+    if not is_half(x):
+        return mean, rstd
+    var, mean = torch.var_mean(x.float(), [*range(-len(ctx.shape), 0)], correction=0)
+    return mean, (var + ctx.eps).rsqrt()
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
