@@ -83,6 +83,7 @@ class Total:
         self._climbed = False
         self._connected = False
         self._all_finite = True
+        self._type = torch.float32
 
     @torch.no_grad()
     def add(self, look: Look, found: Passes, places: Sequence[int]) -> None:
@@ -94,7 +95,9 @@ class Total:
             self._unperturbed.add(_mean(look, found.at_weights), weight)
         if climb.remembered is not None:
             self._climb_gradients.add(look.summed(climb.remembered).formed(), weight)
-        self._losses.add([_of_groups(look, found.at_weights.losses)], weight)
+        loss = _of_groups(look, found.at_weights.losses)
+        self._losses.add([loss], weight)
+        self._type = loss.dtype
         each = found.at_weights.aux  # of one group that is evaluated in parts, of each part
         self._aux.extend(zip(places if len(places) > 1 else [*places] * len(each), each, strict=True))
         self._climbed = self._climbed or any_of(climb.length > 0.0)
@@ -126,7 +129,7 @@ class Total:
         remembered = [g for g in self._climb_gradients.result() if g is not None]
         return SAMGradient(
             gradients,
-            loss * times,
+            (loss * times).to(self._type),
             aux,
             together(self._rows, self.places) if self._diagnosed else None,
             remembered if remembered and self._all_finite else None,
