@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SITE := docs/_build/html
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test docs quick format clean
+.PHONY: train test docs stress quick format clean
 
 train: $(VENV)/installed
 	$(RUN) -m lowland demo
@@ -13,14 +13,17 @@ train: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not stress"
+
+stress: $(VENV)/installed-dev
+	$(RUN) -m pytest -n auto --dist load -m stress
 
 docs: $(VENV)/installed-docs
 	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs $(SITE)
 	@echo "The site is $(SITE)/index.html"
 
 quick: $(VENV)/installed-dev
-	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
+	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not stress"
 
 format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix .

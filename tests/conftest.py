@@ -29,11 +29,6 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the processors: many tests wait for processes of their own."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="module", autouse=True)
 def old_stays() -> None:
     """What is there before a file's tests is not walked through when garbage is collected in them.

@@ -5,7 +5,7 @@ import re
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_no_damaged_file_gives_a_traceback_but_an_error_of_our_own_does(script) -> None:
     done = script("fuzz.py", "--count", "3")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,7 +15,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(script) -> None
     assert done.stdout.endswith("weights and metrics are identical\n")
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("words", "last"),
     [

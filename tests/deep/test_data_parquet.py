@@ -471,7 +471,7 @@ def test_the_real_images_are_those_that_pillow_decodes(
         assert labels[row] == table["label"][row].as_py()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.skipif(REAL_DATA is None, reason="needs LOWLAND_DATA with the real images")
 def test_cifar10_is_whole_and_balanced(tmp_path: Path) -> None:
     data = load_training_data("cifar10", data_dir=REAL_DATA, cache_dir=tmp_path)

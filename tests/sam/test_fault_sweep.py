@@ -35,7 +35,7 @@ def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_ca
     assert bad == 0, said
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_fault_anywhere_in_any_engine_leaves_the_world_before_or_after_the_call():
     said, (faults, _, _, bad) = swept(
         "--presets sam wsam_decoupled friendly_sam look_sam bsam --engines loop batched --m 2",
