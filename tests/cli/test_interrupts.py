@@ -115,15 +115,20 @@ def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint(tmp_path) -> None:
 
 
 LONG = {
+    "diagonal --steps 400000000": "x/.lock",
     "diagonal --steps 400000000 --kernel algebraic --threads 1": "x/.lock",
     "relu --steps 100000000 --stop_loss 0": "x/.lock",
     "theorem2 --steps 100000000": "x/.lock",
     "landscape a --points 2000 --device cpu": "x/metrics.jsonl",
     "sharpness a --steps 100000 --m 1 2 --rho 0.1 --n_eval 512 --device cpu": "running",
     "figure fig6 --scale paper --jobs 1": "x/runs/*/.lock",
+    "figure fig6 --scale paper --engine here": "x/runs/*/.lock",
     "demo --seeds 50": "x/*/metrics.jsonl",
 }
 """Commands that take hours, and the file that tells that one has begun."""
+
+SECOND = {"diagonal --steps 400000000", "figure fig6 --scale paper --engine here"}
+"""Commands of which another one is a sample too."""
 
 RUNNING = """
 import sys, pathlib, lowland.cli.sharpness as command
@@ -146,7 +151,9 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", LONG)
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, marks=pytest.mark.stress) if words in SECOND else words for words in LONG]
+)
 def test_every_command_ends_at_ctrl_c_and_leaves_nothing_half_written(tmp_path, trained, words) -> None:
     shutil.copytree(trained, tmp_path / "a")
     process = subprocess.Popen(

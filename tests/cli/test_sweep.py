@@ -102,9 +102,10 @@ def test_the_report_has_the_sweep(made, capsys, tmp_path) -> None:
     assert "scale" not in page.partition("<figure")[0].partition("</head>")[2]
 
 
-def test_stopped_and_killed_sweeps_go_on_to_the_same_bytes(made, tmp_path) -> None:
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.stress), "2"])
+def test_stopped_and_killed_sweeps_go_on_to_the_same_bytes(made, tmp_path, jobs) -> None:
     folder, _ = made
-    command = [sys.executable, "-m", "lowland", *sweep("--jobs", "2", "--out", str(tmp_path))]
+    command = [sys.executable, "-m", "lowland", *sweep("--jobs", jobs, "--out", str(tmp_path))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for number in (signal.SIGINT, signal.SIGKILL):
         with subprocess.Popen(

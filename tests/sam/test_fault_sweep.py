@@ -28,9 +28,9 @@ def swept(*options, ends_with=(0,)):
 def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_call():
     said, (faults, before, after, bad) = swept(
         "--presets sam --engines loop --m 0 --variants first --places lines",
-        "--kinds error sigint interrupt --sample 5",
+        "--kinds error sigint interrupt --sample 2",
     )
-    assert faults > 60, said
+    assert faults > 150, said
     assert before > after > 0, said
     assert bad == 0, said
 
@@ -39,9 +39,9 @@ def test_a_fault_at_any_line_of_the_loop_leaves_the_world_before_or_after_the_ca
 def test_a_fault_anywhere_in_any_engine_leaves_the_world_before_or_after_the_call():
     said, (faults, _, _, bad) = swept(
         "--presets sam wsam_decoupled friendly_sam look_sam bsam --engines loop batched --m 2",
-        "--variants later hooked autocast accumulated --kinds error sigint interrupt --sample 401",
+        "--variants later hooked autocast accumulated --kinds error sigint interrupt --sample 151",
     )
-    assert faults > 40, said
+    assert faults > 100, said
     assert bad == 0, said
 
 
