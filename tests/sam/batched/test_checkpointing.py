@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from lowland import SAM
+from lowland.sam import Random
 from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import Count, relative_error
@@ -233,7 +234,8 @@ def test_an_error_when_it_runs_again_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("engine", ["loop", "auto"])
 @pytest.mark.parametrize("other", [False, True])
-def test_a_reentrant_checkpoint_that_hides_its_parameters_is_refused(engine, other) -> None:
+@pytest.mark.parametrize("options", [{"rho": 0.1}, {"rho": 0.0}, {"rho": 0.1, "ascent": Random()}])
+def test_a_reentrant_checkpoint_that_hides_its_parameters_is_refused(engine, other, options) -> None:
     """Nothing before it is trained, so that torch has nothing to complain of: adapters on a frozen base."""
     torch.manual_seed(0)
     inner, head = nn.Linear(4, 4), nn.Linear(4, 3).requires_grad_(other)
@@ -246,7 +248,7 @@ def test_a_reentrant_checkpoint_that_hides_its_parameters_is_refused(engine, oth
     with pytest.raises(
         ValueError, match=r"^loss must checkpoint its activations with use_reentrant=False, got"
     ):
-        SAM(params, rho=0.1, m=2, engine=engine).backward(loss, torch.randn(64, 4))
+        SAM(params, m=2, engine=engine, **options).backward(loss, torch.randn(64, 4))
     assert all(p.grad is None for p in params)
 
 

@@ -170,7 +170,7 @@ class OneGroup:
         places = range(len(objective.params)) if wanted is None else wanted
         with _reentrant_refused():
             found = by_halves(linearized, scaled, [objective.params[i] for i in places], objective.scale)
-            if any(g is None for g in found) and not last:
+            if any(g is None for g in found):
                 _require_all_seen(value)
         gradients: Gradients = [None] * len(objective.params)
         for i, g in zip(places, found, strict=True):
