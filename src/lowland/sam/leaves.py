@@ -63,9 +63,9 @@ def leaves_of(value: Tensor) -> list[Tensor]:
     return list({id(v): v for v in variables if isinstance(v, Tensor)}.values())
 
 
-def nodes_of(value: Tensor) -> Iterator[Any]:
-    """The nodes of a graph, each once."""
-    seen: set[Any] = set()
+def nodes_of(value: Tensor, until: Sequence[Tensor] = ()) -> Iterator[Any]:
+    """The nodes of a graph, each once; of its part that ``until`` leads to, only what is reached without."""
+    seen: set[Any] = {t.grad_fn for t in until}
     stack = [value.grad_fn]
     while stack:
         node = stack.pop()

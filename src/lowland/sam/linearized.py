@@ -11,6 +11,7 @@ from torch import Tensor
 from lowland.sam.containers import mapped, tensors_of, version_of
 from lowland.sam.examples import Part
 from lowland.sam.functional import Functional
+from lowland.sam.leaves import nodes_of
 from lowland.sam.objective import Objective
 from lowland.sam.precision import working
 
@@ -138,19 +139,12 @@ class Linearized:
     def _require_between(self, value: Tensor, outputs: Sequence[Tensor], ours: Sequence[Tensor]) -> None:
         """Refuses a criterion that parameters reach past the outputs: the last pass would not see them."""
         known = {id(t) for t in ours}
-        seen: set[Any] = {t.grad_fn for t in outputs}
-        stack = [value.grad_fn]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if id(getattr(node, "variable", None)) in known:
-                raise ValueError(
-                    "criterion must depend on the params through the outputs only, got one that also uses "
-                    "them by itself (outputs may return them, or what is made of them)."
-                )
-            stack.extend(following for following, _ in node.next_functions)
+        past = nodes_of(value, until=outputs)
+        if any(id(getattr(node, "variable", None)) in known for node in past):
+            raise ValueError(
+                "criterion must depend on the params through the outputs only, got one that also uses "
+                "them by itself (outputs may return them, or what is made of them)."
+            )
 
 
 def evaluated(

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import torch
@@ -195,11 +196,7 @@ class Moved:
             noise = Noise.draw()
         is_plain = [p.dtype not in HALF and not d.is_sparse for p, d in zip(params, directions, strict=True)]
         if any(is_plain):
-            self._move_plain(
-                [p for p, plain in zip(params, is_plain, strict=True) if plain],
-                [d for d, plain in zip(directions, is_plain, strict=True) if plain],
-                factor,
-            )
+            self._move_plain([*compress(params, is_plain)], [*compress(directions, is_plain)], factor)
         for p, plain in zip(params, is_plain, strict=True):
             d = directions.pop(0)
             if d.is_sparse:

@@ -46,8 +46,9 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, noise: Noise) -> Tenso
     rounded = rounded.view(torch.float32)
     if limits.smallest_normal > torch.finfo(x.dtype).smallest_normal:
         step = limits.smallest_normal * limits.eps
-        whole = (x / step).floor_()
-        up = bits * 2.0**-_RANDOM >= 1.0 - (x / step - whole)
+        steps = x / step
+        whole = steps.floor()
+        up = bits * 2.0**-_RANDOM >= 1.0 - (steps - whole)
         small = whole.add_(up).mul_(step).copysign_(x)
         rounded = torch.where(x.abs() < limits.smallest_normal, small, rounded)
     return torch.where(x.isfinite(), rounded.clamp_(limits.min, limits.max), x).to(dtype)

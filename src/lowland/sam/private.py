@@ -31,6 +31,7 @@ _leave_hooks = _named(_autograd, "_pop_saved_tensors_default_hooks", None)
 _function_state = _named(_core, "_get_torch_function_state", None)
 _len_functions = _named(_core, "_len_torch_function_stack", 0)
 _len_dispatch = _named(_core, "_len_torch_dispatch_stack", 0)
+_dispatch_at = _named(_core, "_get_dispatch_stack_at", None)
 
 
 def is_in_vmap(tensor: Tensor) -> bool:
@@ -62,6 +63,11 @@ def saving_hooks() -> Any:
 def leave_saving_hooks() -> None:
     """Takes them away."""
     _leave_hooks()
+
+
+def dispatch_modes() -> list[Any]:
+    """The modes that see torch's operations, the outermost first."""
+    return [_dispatch_at(i) for i in range(_len_dispatch())]
 
 
 class ModeStacks:

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lowland.sam.batched.level import leaf
 from lowland.sam.place import place_of
-from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
+from lowland.sam.private import dispatch_modes, is_in_vmap, saving_hooks, unseen_by_modes
 from lowland.sam.unbatchable import Unbatchable
 
 _CHECKPOINT = "torch.utils.checkpoint._checkpoint_hook.__init__"
@@ -45,7 +44,7 @@ def follow(
     named = pack if hasattr(pack, "__qualname__") else type(pack)
     place = f"{named.__module__}.{named.__qualname__}".partition(".<locals>")[0]
     if place == _CHECKPOINT:
-        if any(type(mode).__name__ == _SELECTIVE for mode in _get_current_dispatch_mode_stack()):
+        if any(type(mode).__name__ == _SELECTIVE for mode in dispatch_modes()):
             raise Unbatchable("selective activation checkpointing, which keeps what rules write to")
         frame = _held(pack, "frame")
         if not isinstance(frame.recompute_fn, _Again):

@@ -190,8 +190,7 @@ class Use:
         """The perturbed matrices of every group, if they are formed."""
         if not self.weight.is_formed and not self._overlaps():
             return None
-        moved = self.weight.moved().flatten(2)[:, self.start : self.stop].to(dtype)
-        return moved.transpose(1, 2) if self.transposed else moved
+        return self._of_all(self.weight.moved(), dtype)
 
     def added(self, dtype: torch.dtype) -> Float[Tensor, "groups q p"] | None:
         """Of a weight of half precision, what is formed of the perturbation: not its sum with the matrix."""
@@ -202,8 +201,7 @@ class Use:
             move.form()
         if move.dense is None:
             return None
-        found = move.dense.flatten(2)[:, self.start : self.stop].to(dtype)
-        return found.transpose(1, 2) if self.transposed else found
+        return self._of_all(move.dense, dtype)
 
     def along(self) -> Float[Tensor, " groups"] | None:
         """Multiple of the matrix itself that the perturbation adds."""
@@ -219,6 +217,11 @@ class Use:
                 left = left.to(dtype) if isinstance(left, Tensor) else left
                 found.append((right, left) if self.transposed else (left, right))
         return found
+
+    def _of_all(self, whole: Float[Tensor, "groups ..."], dtype: torch.dtype) -> Float[Tensor, "groups q p"]:
+        """The matrices of every group in tensors of the parameter's shape."""
+        found = whole.flatten(2)[:, self.start : self.stop].to(dtype)
+        return found.transpose(1, 2) if self.transposed else found
 
     def _parts(self) -> list[LowRank]:
         return [] if self.weight.move is None else self.weight.move.parts
