@@ -221,6 +221,7 @@ def _gpt2(d: int) -> nn.Module:
 
 _IMAGE = (3, 32, 32)
 NETWORKS = {
+    "tiny_mlp": Network("MLP 4-8-8-10", lambda width: mlp(4, width, width, 10), 8, 16, (4,)),
     "mlp": Network("MLP 784-1024-1024-10", lambda width: mlp(784, width, width, 10), 1024, 128, (784,)),
     "resnet_gn": Network("PreAct ResNet GN, width 16", _resnet("resnet_tiny_gn"), 16, 64, _IMAGE),
     "resnet18_gn": Network("PreAct ResNet-18 GN, width 64", _resnet("resnet18_gn"), 64, 16, _IMAGE),
@@ -252,7 +253,7 @@ NETWORKS = {
         every_position=True,
     ),
 }
-MANY_GROUPS = ["mlp", "resnet_gn", "resnet18_gn", "resnet18_bn", "vit", "bert"]
+MANY_GROUPS = ["tiny_mlp", "mlp", "resnet_gn", "resnet18_gn", "resnet18_bn", "vit", "bert"]
 """Where m matters: forward and backward take the time."""
 MANY_WEIGHTS = ["wide_mlp", "gpt2"]
 """Where parameters take the time, so that ordinary SAM gains too."""

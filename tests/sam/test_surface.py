@@ -191,7 +191,7 @@ def test_wrapper_of_an_optimizer_refuses_the_same(name, value, error, message):
 def test_every_literal_option_takes_each_of_its_values():
     hints = get_type_hints(SAM.__init__)
     literal = {name: hints[name].__args__ for name in OF_SAM if get_origin(hints[name]) is Literal}
-    assert literal.keys() == {"bn_stats", "reduction", "engine"}
+    assert literal.keys() == {"bn_stats", "reduction", "engine", "capture"}
     for name, values in literal.items():
         for value in values:
             assert getattr(SAM(mlp(), **{"rho": 0.1, name: value}), name) == value

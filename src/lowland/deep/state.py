@@ -23,6 +23,8 @@ from lowland.deep.trial import require_meaning, tried
 from lowland.deep.weights import load_weights
 from lowland.errors import InputError
 from lowland.sam import L2, SAM, Ascent, ClippedUnnormalized, Unnormalized, magnitude_only, perturbed
+from lowland.sam.captures import reason_against
+from lowland.sam.choice import Capture
 
 
 class TrainState:
@@ -105,6 +107,7 @@ class TrainState:
             combine=magnitude_only if config.only_sam_step_size else None,
             bn_stats=config.bn_stats,
             engine=config.engine,
+            capture=_capture(config),
         )
         self.objective = Objective(config, self.model, self.criterion)
         self.epoch, self.iteration, self.steps = 1, 0, 0
@@ -289,6 +292,12 @@ def _start(model_path: str, beside: Path | None) -> Path:
     """Where the weights are: the path itself, or the run of that name."""
     path = Path(model_path)
     return path if beside is None or path.exists() or not (beside / path).exists() else beside / path
+
+
+def _capture(config: TrainConfig) -> Capture:
+    """Steps of a loss of ours are recorded: nothing changes but the time that they take."""
+    ours = not (config.has_own_model or config.has_own_loss)
+    return "replay" if ours and reason_against(_ascent(config), engine=config.engine) is None else "off"
 
 
 def _ascent(config: TrainConfig) -> Ascent:

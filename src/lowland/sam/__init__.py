@@ -20,6 +20,7 @@ from lowland.sam.ascent import (
 from lowland.sam.batch import MicroBatches
 from lowland.sam.bayesian import BSAM, BayesianAscent
 from lowland.sam.buffers import BatchNormStats
+from lowland.sam.captures import Captures
 from lowland.sam.choose import norm_layers
 from lowland.sam.combine import (
     Combine,
@@ -55,6 +56,7 @@ __all__ = [
     "BayesianAscent",
     "BlindAscent",
     "Call",
+    "Captures",
     "ClippedUnnormalized",
     "Combine",
     "Cosine",

@@ -62,7 +62,7 @@ def m_sam(look: Look, how: Climbing, source: Callable[[], Climb] | None = None) 
         source: The climb on other examples than the groups' own.
     """
     with nullcontext() if how.one_pass else look.same_world():
-        if how.radii.rho == 0.0:
+        if not how.radii.move:
             only = look.mean(None, first=True)
             return Passes(only, only, Climb())
         if how.blind is not None:

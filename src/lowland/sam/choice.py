@@ -14,6 +14,9 @@ from lowland.sam.objective import Reduction
 Engine = Literal["auto", "loop", "batched"]
 """``loop``: one group after the other; ``batched``: all at once; ``auto``: whichever is faster."""
 
+Capture = Literal["off", "replay", "compile"]
+"""``replay``: steps at many groups at once are recorded and replayed; ``compile``: and compiled."""
+
 Check = Callable[[str, Any], None]
 
 
@@ -135,6 +138,7 @@ OF_SAM: dict[str, Check] = {
     "engine": among(Engine),
     "max_memory": is_bytes,
     "diagnostics": is_switch,
+    "capture": among(Capture),
 }
 """The options of :class:`~lowland.SAM`."""
 

@@ -57,7 +57,7 @@ class Climbing:
     @cached_property
     def one_pass(self) -> bool:
         """Whether a group takes a single pass."""
-        return self.radii.rho == 0.0 or (self.blind is not None and not (self.both or self.in_halves))
+        return not self.radii.move or (self.blind is not None and not (self.both or self.in_halves))
 
     @cached_property
     def by_row(self) -> bool:

@@ -77,7 +77,7 @@ def diagnosed(look: Look, found: Passes) -> Diagnostics:
     norm = before.gradient.norm() / look.objective.scale if norm is None else norm
     realised, moved = after.realised or (0.0, 0.0)
     return Diagnostics(
-        group_size=_column(torch.tensor(look.masses, dtype=torch.float64, device="cpu"), losses),
+        group_size=_column(look.masses, losses),
         loss=losses,
         perturbed_loss=torch.where(climbed, working(after.losses.reshape(-1)), losses),
         gradient_norm=_column(norm, losses),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed import ProcessGroup
 
-from lowland.sam.algorithm import Climb, Passes, climb_from_start
+from lowland.sam.algorithm import Climb, climb_from_start, m_sam
 from lowland.sam.arguments import Engine
 from lowland.sam.batch import MicroBatches
 from lowland.sam.climbing import Climbing
@@ -22,8 +22,11 @@ from lowland.sam.looks.penalized import Penalized
 from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
 from lowland.sam.said import loss_key, warn_once
-from lowland.sam.total import Total
+from lowland.sam.total import Found, Total
 from lowland.sam.unbatchable import Unbatchable, unless_torch_lacks_it
+
+if TYPE_CHECKING:
+    from lowland.sam.captures import Captures
 
 
 @dataclass
@@ -31,18 +34,16 @@ class Attempt:
     """Groups that are run together.
 
     Attributes:
-        look: What looks at them, once the block has begun.
-        source: The climb on other examples than their own.
+        run: Runs them, once the block has begun.
         block: Where they are run; what was found there is taken into the means at its end.
         found: What was found.
     """
 
-    look: Look = field(init=False)
-    source: Callable[[], Climb] | None = None
+    run: Callable[[], Found] = field(init=False)
     block: AbstractContextManager[object] = field(default_factory=nullcontext)
-    found: Passes = field(init=False)
+    found: Found = field(init=False)
 
-    def hand_over(self) -> Passes:
+    def hand_over(self) -> Found:
         """What was found, which is not held here any longer: who alone holds a gradient need not copy it."""
         found = self.found
         del self.found
@@ -64,6 +65,8 @@ class Plan:
         engine: Which engine.
         max_memory: Bytes that running groups at once may take.
         process_group: Processes whose i-th groups climb together.
+        combines: Whether a rule asks for the gradients at the unperturbed weights, too.
+        captures: Where steps at many groups at once are recorded; ``None`` for nowhere.
     """
 
     objective: Objective
@@ -75,6 +78,8 @@ class Plan:
     engine: Engine
     max_memory: int | None
     process_group: ProcessGroup | None
+    combines: bool = False
+    captures: Captures | None = None
 
     def attempts(self) -> Iterator[Attempt]:
         """All groups; those of weight 0 are left out."""
@@ -144,7 +149,7 @@ class Plan:
         from lowland.sam.batched.cost import around, machine
 
         params = self.objective.params
-        at = machine(params[0].device)
+        at = machine(params[0].device, captured=self.captures is not None)
         return around(groups, sum(p.numel() for p in params), at) < at.chunk
 
     @contextmanager
@@ -153,11 +158,15 @@ class Plan:
         cuts = i == 0 and len(self.groups) > 1
         objective = replace(self.objective, cuts=True) if cuts else self.objective
         with self.groups.lent(i) as group:
-            attempt.look = self._look(objective, group, self.mass(i), world)
-            if self.sources is not None:
-                attempt.source = lambda: self._climb_on_source(i, world)
+            look = self._look(objective, group, self.mass(i), world)
+            source = None if self.sources is None else partial(self._climb_on_source, i, world)
+            attempt.run = partial(self.found, look, self.how, source)
             yield
-        self.total.add(attempt.look, attempt.hand_over(), [i])
+        self.total.add(attempt.hand_over(), self.mass(i), [i])
+
+    def found(self, look: Look, how: Climbing, source: Callable[[], Climb] | None) -> Found:
+        """What the passes of the groups of a look find."""
+        return Found.by(look, m_sam(look, how, source), combines=self.combines)
 
     def _look(self, objective: Objective, group: Examples, mass: float, world: World) -> Look:
         look: Look = self.penalized(OneGroup(objective, self.how, group, mass, world, self.process_group))

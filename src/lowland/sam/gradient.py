@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from lowland.sam.algorithm import m_sam
 from lowland.sam.alone import Alone
 from lowland.sam.arguments import (
     Engine,
@@ -27,6 +26,7 @@ from lowland.sam.ascent import L2, Ascent, BlindAscent
 from lowland.sam.batch import UNNAMED, Entries, MicroBatches
 from lowland.sam.before import undone_on_error
 from lowland.sam.buffers import BatchNormStats, Buffers
+from lowland.sam.captures import Captures, reason_against, refuse_recording
 from lowland.sam.climbing import Climbing
 from lowland.sam.combine import Combine
 from lowland.sam.containers import tensors_of
@@ -72,6 +72,7 @@ def sam_gradient(
     engine: Engine = "auto",
     max_memory: int | None = None,
     diagnostics: bool = False,
+    captures: Captures | None = None,
     then: Then | None = None,
 ) -> SAMGradient:
     r"""Gradient of the m-SAM objective.
@@ -137,6 +138,8 @@ def sam_gradient(
             takes for the batch, weights and Adam's state included, or 32 MiB above the weights if that is
             more. The loop does not read it.
         diagnostics: Whether to return :class:`Diagnostics`.
+        captures: Steps that were recorded in calls before, with which groups at once are run; see
+            :class:`~lowland.sam.Captures`. ``None`` records nothing.
         then: Is given the result before the call ends: if it fails, everything is put back as if there had
             been no call.
 
@@ -173,12 +176,16 @@ def sam_gradient(
     check_choices(ascent, bn_stats, steps, ascent_batch, combine, reduction)
     radii = Radii.of(rho, len(params))
     entries = Entries(names_of("shared", shared), names_of("rows", rows)) if shared or rows else UNNAMED
+    if captures is not None:
+        in_half = any(params[i].dtype in HALF for i in radii.indices)
+        why = reason_against(ascent, engine=engine, reduction=reduction, weight=weight, in_half=in_half)
+        refuse_recording(captures.mode, why)
     groups, sources = _groups(batch, ascent_batch, m, entries, params)
     refuse_unreducible(module, params, len(groups))
     warn_of_single_examples(module, groups, params[0])
     if process_group is not None:
         require_alike(process_group, weight, len(groups), params[0].device)
-    total = Total(keep_unperturbed=combine is not None, diagnosed=diagnostics)
+    total = Total()
     buffers, others = Buffers(module, modules_named_by(loss), params), OtherLeaves(params, loss)
     workspace = Workspace() if then is None else then.workspace
     with (
@@ -188,7 +195,7 @@ def sam_gradient(
     ):
         with torch.enable_grad(), tensor_hooks_held(params):
             noise = _noise(ascent, radii, params, process_group)
-            if isinstance(sources, MicroBatches) and radii.rho > 0.0:
+            if isinstance(sources, MicroBatches) and radii.move:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
             at = Shown.all_that_move(radii, params, names)
             both, in_halves = combine is not None or diagnostics, isinstance(loss, Functional)
@@ -205,10 +212,14 @@ def sam_gradient(
                 measure=diagnostics,
                 others=others,
             )
-            plan = Plan(objective, how, l2, total, groups, sources, engine, max_memory, process_group)
+            plan = Plan(
+                *(objective, how, l2, total, groups, sources, engine, max_memory, process_group),
+                combines=combine is not None,
+                captures=captures,
+            )
             for attempt in plan.attempts():
                 with attempt.block:
-                    attempt.found = m_sam(attempt.look, how, attempt.source)
+                    attempt.found = attempt.run()
             result = total.result(params, combine, times=plan.times)
         if then is not None:
             then(result)
@@ -236,6 +247,6 @@ def _noise(
 ) -> Noise | None:
     """Randomness, if some is needed: drawing it advances the default generator."""
     rounding = any(params[i].dtype in HALF for i in radii.indices)
-    if radii.rho == 0.0 or not (rounding or getattr(ascent, "random", False)):
+    if not radii.move or not (rounding or getattr(ascent, "random", False)):
         return None
     return Noise.draw(process_group, params[0].device)

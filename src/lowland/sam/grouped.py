@@ -137,7 +137,8 @@ class Grouped:
 
         (part,) = self.parts
         leaves = [grouped(leaf) for _, leaf in rows_of(part, self.entries)]
-        return Stacked(leaves, rebuilder(part, self.entries), len(indices), first.stop - first.start)
+        rebuild, size = rebuilder(part, self.entries), first.stop - first.start
+        return Stacked(leaves, rebuild, len(indices), size, part, self.entries)
 
     def _pieces(self, rows: slice) -> list[tuple[int, Part, int]]:
         """The examples ``rows``, counted across the parts, the parts that they are of, and how many."""

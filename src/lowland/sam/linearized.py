@@ -104,7 +104,7 @@ class Linearized:
         self._objective.require_gradient(values)
         scale = self._objective.scale
         with torch.enable_grad():
-            self.gradients(values.sum() * scale, (), scale)
+            self.gradients(self._objective.scaled(values.sum()), (), scale)
 
     def _begin(self, output: Tensor) -> Tensor:
         """An output where the criterion begins."""
@@ -194,6 +194,8 @@ def gradients(
 
 def _over(slope: Tensor, over: float | Tensor) -> Tensor:
     """The slope of what was multiplied; as it is, in the type of the output, where it was not."""
+    if isinstance(over, Tensor) and over.dim() == 0:
+        over = over.expand(len(slope))
     if isinstance(over, Tensor):
         return working(slope) / over.to(working(slope)).reshape(-1, *[1] * (slope.dim() - 1))
     return slope if over == 1.0 else working(slope) / over

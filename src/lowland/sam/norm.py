@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lowland.sam.asked import holds
+
 
 def l2_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
     r"""Norm :math:`\sqrt{\sum_i \|t_i\|_2^2}` of all ``tensors`` together, in float32 or better.
@@ -25,11 +27,11 @@ def l2_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
     tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     total = _norm_of_norms(tensors)
     limits = torch.finfo(total.dtype)
-    if limits.tiny**0.5 / limits.eps < total < limits.max:
+    if holds((total > limits.tiny**0.5 / limits.eps) & (total < limits.max)):
         return total
     # Squares may have left the range of the type: once more, in units of the largest entry.
     peak = torch.stack([_to(t.abs().max(), total) for t in tensors if t.numel()] or [total]).max()
-    if peak == 0 or not peak.isfinite():
+    if not holds((peak != 0) & peak.isfinite()):
         return total
     return peak * _norm_of_norms([t.to(_accumulation_dtype(t)) / peak.to(t.device) for t in tensors])
 

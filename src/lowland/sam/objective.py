@@ -36,7 +36,7 @@ class Objective:
         params: The parameters.
         buffers: What its modules hold besides.
         bn_stats: Which passes move that.
-        scale: Factor on the gradients that are returned.
+        scale: Factor on the gradients that are returned; a tensor of one element while a step is recorded.
         weight: Weight of a part in means, in place of its number of examples.
         reduction: Whether a scalar is the mean over the examples, or their sum, which is then divided.
         workspace: Where weights are copied to while they are perturbed.
@@ -49,7 +49,7 @@ class Objective:
     params: list[Tensor]
     buffers: Buffers
     bn_stats: BatchNormStats = "frozen"
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     weight: Weight | None = None
     reduction: Reduction = "mean"
     workspace: Workspace = field(default_factory=Workspace)
@@ -66,6 +66,17 @@ class Objective:
     def in_half(self) -> bool:
         """Whether some parameters have fewer digits than float32."""
         return any(p.dtype in HALF for p in self.params)
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """``value`` times the scale."""
+        if isinstance(self.scale, Tensor):
+            return value * self.scale.to(value)
+        return value if self.scale == 1.0 else value * self.scale
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the scale is not 1; while a step is recorded it is not known."""
+        return isinstance(self.scale, Tensor) or self.scale != 1.0
 
     def mass(self, part: Part, examples: int | None) -> float:
         """Weight of ``part`` in means: its number of examples, or what the user's ``weight`` says."""

@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from lowland.sam.ascent import Ascent, BlindAscent
 from lowland.sam.buffers import BatchNormStats
-from lowland.sam.choice import Engine
+from lowland.sam.choice import Capture, Engine
 from lowland.sam.combine import Combine
 from lowland.sam.objective import Reduction, Weight
 from lowland.sam.schedule import Schedule
@@ -27,6 +27,7 @@ class _Rest(TypedDict, total=False):
     engine: Engine
     max_memory: int | None
     diagnostics: bool
+    capture: Capture
 
 
 class _M(TypedDict, total=False):

@@ -34,6 +34,11 @@ class Radii:
         return cls(largest, indices, [radii[i] / largest for i in indices], 0 < len(indices) < num_params)
 
     @property
+    def move(self) -> bool:
+        """Whether any parameter may move."""
+        return len(self.indices) > 0
+
+    @property
     def wanted(self) -> list[int] | None:
         """The parameters whose gradients a climb needs; ``None`` if all."""
         return self.indices if self.partial else None

@@ -14,7 +14,8 @@ from lowland.sam.arguments import check_together
 from lowland.sam.ascent import L2, Ascent, BlindAscent
 from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import BatchNormStats
-from lowland.sam.choice import OF_SAM, Engine, non_negative
+from lowland.sam.captures import Captures, reason_against, refuse_recording
+from lowland.sam.choice import OF_SAM, Capture, Engine, non_negative
 from lowland.sam.choose import Chosen, Params, is_trained
 from lowland.sam.combine import Combine
 from lowland.sam.deposit import as_loss
@@ -34,7 +35,7 @@ Scale = float | Tensor | torch.amp.GradScaler
 AscentBatch = tuple[Any, ...] | MicroBatches | None
 
 _REFUSAL = "a SAM must make one gradient at a time, got a call inside its own loss or in another thread."
-_HANDED_ON = tuple(name for name in OF_SAM if name not in {"rho", "perturb", "source"})
+_HANDED_ON = tuple(name for name in OF_SAM if name not in {"rho", "perturb", "source", "capture"})
 
 
 class SAM:
@@ -70,6 +71,8 @@ class SAM:
         engine: ``"auto"``, ``"loop"`` or ``"batched"``: whether groups run one after the other or at once.
         max_memory: Bytes above the weights that running groups at once may take.
         diagnostics: Whether ``last_diagnostics`` is filled after each call.
+        capture: ``"replay"`` records steps at many groups at once and replays them, ``"compile"`` also has
+            ``torch.compile`` make something faster of them, and ``"off"`` runs each as it is.
 
     Attributes:
         module: The module, if one was given.
@@ -103,6 +106,8 @@ class SAM:
     bn_stats: BatchNormStats
     reduction: Reduction
     engine: Engine
+    capture: Capture
+    _captures: Captures | None
 
     @understood
     def __init__(
@@ -127,6 +132,7 @@ class SAM:
         engine: Engine = "auto",
         max_memory: int | None = None,
         diagnostics: bool = False,
+        capture: Capture = "off",
     ) -> None:
         self.module = params if isinstance(params, nn.Module) else None
         self._chosen, self._workspace = Chosen(params), Workspace()
@@ -135,11 +141,15 @@ class SAM:
         self.bn_stats, self.weight, self.reduction = bn_stats, weight, reduction
         self.shared, self.rows, self.process_group = shared, rows, process_group
         self.engine, self.max_memory, self.diagnostics = engine, max_memory, diagnostics
+        self.capture, self._captures = capture, None
         self.steps_done = 0
         self.last_diagnostics: Diagnostics | None = None
         for own in filter(None, self._chosen.radii):
             non_negative("rho", own)
         check_together(ascent or L2(), steps, combine, source)
+        if capture != "off":
+            why = reason_against(ascent or L2(), engine=engine, reduction=reduction, weight=weight)
+            refuse_recording(capture, why)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Takes the options that there are, each if its value is one."""
@@ -164,6 +174,15 @@ class SAM:
             if list(map(id, found.tensors)) != list(map(id, self._chosen.tensors)):
                 self._choose(found, self._perturb)
         return self._chosen.tensors
+
+    @property
+    def captures(self) -> Captures | None:
+        """The steps that were recorded; ``None`` with ``capture="off"``."""
+        if self.capture == "off":
+            return None
+        if self._captures is None or self._captures.mode != self.capture:
+            self._captures = Captures(self.capture)
+        return self._captures
 
     @property
     def perturb(self) -> str | Sequence[str] | None:
@@ -290,6 +309,7 @@ class SAM:
                     ascent_batch=ascent_batch,
                     scale=call.factor,
                     module=self.module,
+                    captures=self.captures,
                     then=finish,
                     **{name: getattr(self, name) for name in _HANDED_ON},
                 )

@@ -65,6 +65,50 @@ class Then(Protocol):
         ...
 
 
+@dataclass
+class Found:
+    """What the passes of some groups found.
+
+    Attributes:
+        perturbed: The weighted mean over the groups of the gradients of the last pass.
+        unperturbed: The same of the first pass; ``None`` unless a rule asks for it.
+        climb_gradients: The same of those that the climbs started from; ``None`` unless they are remembered.
+        loss: The weighted mean of the objectives of the first pass.
+        aux: What the loss returned beside its value in the first pass.
+        climbed: Whether some group's weights moved, where the length of perturbations is asked for.
+        connected: Whether any parameter got a gradient from the loss itself.
+        finite: Whether no gradient ended a climb by not being so.
+        diagnostics: What the climbs did; ``None`` unless asked for.
+    """
+
+    perturbed: Gradients
+    unperturbed: Gradients | None
+    climb_gradients: Gradients | None
+    loss: Tensor
+    aux: list[Any]
+    climbed: bool
+    connected: bool
+    finite: bool
+    diagnostics: Diagnostics | None
+
+    @classmethod
+    @torch.no_grad()
+    def by(cls, look: Look, passes: Passes, *, combines: bool) -> Found:
+        """What the ``passes`` of the groups of ``look`` found, for a rule if one ``combines``."""
+        climb = passes.climb
+        return cls(
+            _mean(look, passes.perturbed),
+            _mean(look, passes.at_weights) if combines else None,
+            None if climb.remembered is None else look.summed(climb.remembered).formed(),
+            _of_groups(look, passes.at_weights.losses),
+            passes.at_weights.aux,
+            any_of(climb.length > 0.0),
+            passes.at_weights.connected or passes.perturbed.connected,
+            climb.stopped is None,
+            diagnosed(look, passes) if look.objective.measure else None,
+        )
+
+
 class Total:
     """Means over groups, each weighted by its share of the examples.
 
@@ -72,9 +116,7 @@ class Total:
         places: The groups that are in them, in the order in which they came.
     """
 
-    def __init__(self, *, keep_unperturbed: bool, diagnosed: bool) -> None:
-        self._keep_unperturbed = keep_unperturbed
-        self._diagnosed = diagnosed
+    def __init__(self) -> None:
         self._perturbed, self._unperturbed = Average(), Average()
         self._climb_gradients, self._losses = Average(), Average()
         self._aux: list[tuple[int, Any]] = []
@@ -86,25 +128,23 @@ class Total:
         self._type = torch.float32
 
     @torch.no_grad()
-    def add(self, look: Look, found: Passes, places: Sequence[int]) -> None:
+    def add(self, found: Found, weight: float, places: Sequence[int]) -> None:
         """Takes what was found of some groups, the ``places`` of the batch, into the means."""
-        weight, climb = sum(look.masses), found.climb
         self.places.extend(places)
-        self._perturbed.add(_mean(look, found.perturbed), weight)
-        if self._keep_unperturbed:
-            self._unperturbed.add(_mean(look, found.at_weights), weight)
-        if climb.remembered is not None:
-            self._climb_gradients.add(look.summed(climb.remembered).formed(), weight)
-        loss = _of_groups(look, found.at_weights.losses)
-        self._losses.add([loss], weight)
-        self._type = loss.dtype
-        each = found.at_weights.aux  # of one group that is evaluated in parts, of each part
+        self._perturbed.add(found.perturbed, weight)
+        if found.unperturbed is not None:
+            self._unperturbed.add(found.unperturbed, weight)
+        if found.climb_gradients is not None:
+            self._climb_gradients.add(found.climb_gradients, weight)
+        self._losses.add([found.loss], weight)
+        self._type = found.loss.dtype
+        each = found.aux  # of one group that is evaluated in parts, of each part
         self._aux.extend(zip(places if len(places) > 1 else [*places] * len(each), each, strict=True))
-        self._climbed = self._climbed or any_of(climb.length > 0.0)
-        self._connected = self._connected or found.at_weights.connected or found.perturbed.connected
-        self._all_finite = self._all_finite and climb.stopped is None
-        if self._diagnosed:
-            self._rows.append(diagnosed(look, found))
+        self._climbed = self._climbed or found.climbed
+        self._connected = self._connected or found.connected
+        self._all_finite = self._all_finite and found.finite
+        if found.diagnostics is not None:
+            self._rows.append(found.diagnostics)
 
     def result(self, params: list[Tensor], combine: Combine | None, *, times: float = 1.0) -> SAMGradient:
         """What the call returns, by the rule ``combine``, as the objective of ``times`` as much."""
@@ -131,7 +171,7 @@ class Total:
             gradients,
             (loss * times).to(self._type),
             aux,
-            together(self._rows, self.places) if self._diagnosed else None,
+            together(self._rows, self.places) if self._rows else None,
             remembered if remembered and self._all_finite else None,
         )
 
@@ -157,5 +197,4 @@ def _of_groups(look: Look, losses: Tensor) -> Tensor:
     """The weighted mean of the groups' losses."""
     if losses.dim() == 0:
         return losses
-    masses = torch.tensor(look.masses, dtype=torch.float64, device="cpu")
-    return (losses * (masses / masses.sum()).to(losses)).sum()
+    return (losses * (look.masses / look.masses.sum()).to(losses)).sum()

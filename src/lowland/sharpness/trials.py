@@ -231,7 +231,8 @@ class _Climb:
             return Nearby(OneGroup(passes, how, groups.group(indices[0]), 1.0, self.world))
         from lowland.sam.batched.look import ManyGroups
 
-        stacked, masses = groups.stacked(indices), [1.0] * len(indices)
+        stacked = groups.stacked(indices)
+        masses = torch.ones(len(indices), dtype=torch.float64, device="cpu")
         return Nearby(ManyGroups(passes, how, stacked, masses, self.world, formed=self.chunk.formed))
 
     def _start(self) -> Vector:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lowland.sam.asked import holds
 from lowland.sam.noise import Noise
 from lowland.sam.vectors import Number, One, Vector, at_most, over
 
@@ -87,7 +88,7 @@ class AscentStep:
     @property
     def stays_inside(self) -> bool:
         """Whether a step of length ``size`` cannot leave the ball."""
-        return self.e is None and self.size <= self.rho
+        return self.e is None and holds(self.size <= self.rho)
 
     def along(self, factor: Number) -> Vector:
         """The perturbation moved by ``factor * g``."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowland.sam.algorithm import climb_from_start
-from lowland.sam.batched.look import ManyGroups, NotFinite
+from lowland.sam.batched.look import NotFinite
 from lowland.sam.batched.memory import Needs
-from lowland.sam.batched.precision import TypesClash, autocast_off
+from lowland.sam.batched.precision import TypesClash
 from lowland.sam.batched.probe import probe
 from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.settled import Fingerprint, Verdict, verdicts_of
+from lowland.sam.batched.step import Otherwise, Step, masses_of
 from lowland.sam.before import undone_on_error
 from lowland.sam.engine import Attempt, Plan
 from lowland.sam.grouped import Grouped
@@ -26,6 +26,11 @@ from lowland.sam.looks.world import World
 from lowland.sam.said import loss_key
 from lowland.sam.unbatchable import IN_SEVERAL_PARTS, Branches, Unbatchable
 from lowland.sam.vectors.many import forms
+
+if TYPE_CHECKING:
+    from lowland.sam.captured.captured import Captured
+    from lowland.sam.captures import Captures
+    from lowland.sam.total import Found
 
 _MOST = 8
 """How often the groups of a chunk are parted by the branches that they take."""
@@ -39,11 +44,13 @@ class _Chunk:
         indices: Their numbers.
         attempt: The attempt.
         failed: Why it failed: they cannot be run at once, or their gradients are not finite.
+        check: Refuses what was found, if a replay has found something else.
     """
 
     indices: list[int]
     attempt: Attempt
     failed: Exception | None = None
+    check: Callable[[Found], None] = lambda _: None
 
 
 class AtOnce:
@@ -137,9 +144,14 @@ class AtOnce:
         Raises:
             Unbatchable: If they cannot be run so; everything is then as if they had not been.
         """
+        step = self._step(indices)
         chunk = _Chunk(indices, Attempt())
-        chunk.attempt.block = self._together(chunk)
-        yield chunk.attempt
+        captures = self.plan.captures
+        if captures is None:
+            chunk.attempt.block = self._together(chunk, step)
+            yield chunk.attempt
+        else:
+            yield from self._captured(captures, chunk, step)
         error = chunk.failed
         if isinstance(error, Branches) and self._parted < _MOST and len(error.taken) == len(indices):
             self._parted += 1
@@ -152,18 +164,56 @@ class AtOnce:
         elif error is not None and not is_part:
             yield from self.plan.one_by_one(indices)
 
+    def _captured(self, captures: Captures, chunk: _Chunk, step: Step) -> Iterator[Attempt]:
+        """The groups of a chunk by a recorded step, or as they are, which is then perhaps recorded."""
+        from lowland.sam.captured.kind import kind_of
+
+        kind = kind_of(captures, step)
+        captured = kind.current(step)
+        if captured is not None:
+            replayed = kind.expected(step)
+            if replayed is not None:
+                chunk.check = partial(kind.check, step, replayed)
+            else:
+                chunk.attempt.run = partial(captured.run, step)
+                chunk.attempt.block = self._replayed(chunk, captured)
+                yield chunk.attempt
+                captures.replayed += chunk.failed is None
+                if chunk.failed is None:
+                    return
+        chunk.failed, chunk.attempt = None, Attempt()
+        chunk.attempt.block = self._together(chunk, step)
+        yield chunk.attempt
+        captures.run += 1
+        if chunk.failed is None:
+            captures.recorded += kind.learn(step)
+
     @contextmanager
-    def _together(self, chunk: _Chunk) -> Iterator[None]:
+    def _replayed(self, chunk: _Chunk, captured: Captured) -> Iterator[None]:
+        plan, objective = self.plan, self.objective
+        leaves_traces = captured.draws or captured.writes
+        try:
+            with (
+                undone_on_error(objective.params, objective.buffers, objective.workspace)
+                if leaves_traces
+                else nullcontext()
+            ):
+                yield
+                plan.total.add(chunk.attempt.hand_over(), self._weight(chunk.indices), chunk.indices)
+        except Otherwise as error:
+            chunk.failed = error
+
+    @contextmanager
+    def _together(self, chunk: _Chunk, step: Step) -> Iterator[None]:
         plan, objective = self.plan, self.objective
         put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
         try:
             with undone_on_error(objective.params, objective.buffers, objective.workspace):
-                looks = self._looks(chunk)
-                with torch.no_grad(), autocast_off(objective.params[0]):
-                    yield
-                    for look in looks:
-                        look.require_gone()
-                    plan.total.add(chunk.attempt.look, chunk.attempt.hand_over(), chunk.indices)
+                chunk.attempt.run = partial(step.run, World(objective))
+                yield
+                step.require_gone()
+                chunk.check(chunk.attempt.found)
+                plan.total.add(chunk.attempt.hand_over(), self._weight(chunk.indices), chunk.indices)
         except (NotFinite, Unbatchable) as error:
             put_back()
             chunk.failed = error
@@ -174,18 +224,15 @@ class AtOnce:
             put_back()
             raise
 
-    def _looks(self, chunk: _Chunk) -> list[ManyGroups]:
-        plan, indices, world = self.plan, chunk.indices, World(self.objective)
-        objective = replace(self.objective, cuts=len(self.groups) > 1)
-        masses = [plan.mass(i) for i in indices]
-        follow = self._follow(indices)
-        look = ManyGroups(objective, self.how, self.groups.stacked(indices), masses, world, follow=follow)
-        chunk.attempt.look = plan.penalized(look)
-        if self.sources is None or self.how.radii.rho == 0.0:
-            return [look]
-        source = ManyGroups(self.objective, self.how, self.sources.stacked(indices), masses, world)
-        chunk.attempt.source = partial(climb_from_start, plan.penalized(source), self.how)
-        return [look, source]
+    def _weight(self, indices: list[int]) -> float:
+        return sum(self.plan.mass(i) for i in indices)
+
+    def _step(self, indices: list[int]) -> Step:
+        """What is done with some groups."""
+        sources = None if self.sources is None else self.sources.stacked(indices)
+        masses = masses_of(self.plan, indices)
+        batch, cuts = self.groups.stacked(indices), len(self.groups) > 1
+        return Step(self.plan, batch, sources, masses, cuts, self._follow(indices))
 
     def _follow(self, indices: list[int]) -> bool:
         """Whether these come next in the order of the groups, with nothing left out before them."""
@@ -203,7 +250,10 @@ class AtOnce:
         needs = Needs(len(indices), seen.saved, seen.recorded, gradient, mean)
         chunk = needs.groups_at_once(self.plan.max_memory)
         chunks = math.ceil(len(indices) / chunk)
-        slower = self.plan.engine == "auto" and seen.loop_is_faster(len(indices), chunks, params)
+        captured = self.plan.captures is not None
+        slower = self.plan.engine == "auto" and seen.loop_is_faster(
+            len(indices), chunks, params, captured=captured
+        )
         verdict.chunk = 0 if slower else chunk
         verdict.tried = True
         verdict.fingerprint = self._fingerprint()
@@ -217,6 +267,7 @@ class AtOnce:
         how, plan = self.how, self.plan
         return (
             *(loss_key(self.objective.loss), self.groups.shapes(indices[0]), len(indices), autocast),
-            *(type(how.ascent), forms(how.ascent), how.steps, how.radii.rho == 0.0, self.objective.measure),
+            *(type(how.ascent), forms(how.ascent), how.steps, how.radii.move, self.objective.measure),
             *(plan.engine, plan.max_memory, plan.sources is None, self.objective.reduction),
+            plan.captures is None,
         )

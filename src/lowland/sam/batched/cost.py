@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -110,12 +110,14 @@ class Machine:
     chunk: float
 
 
-def machine(device: torch.device) -> Machine:
-    """What to reckon with on ``device``."""
+def machine(device: torch.device, *, captured: bool = False) -> Machine:
+    """What to reckon with on ``device``, where groups at once are run by recorded steps or are not."""
     if device.type != "cpu":
-        return Machine(3e13, 1.5e12, 30e-6, 120e-6, 2e-3, 5e-3)
-    threads = min(torch.get_num_threads(), 16)
-    return Machine(4e10 * threads, 8e9, 80e-6, 240e-6, 8e-4, 8e-3)
+        found = Machine(3e13, 1.5e12, 30e-6, 120e-6, 2e-3, 5e-3)
+    else:
+        threads = min(torch.get_num_threads(), 16)
+        found = Machine(4e10 * threads, 8e9, 80e-6, 240e-6, 8e-4, 8e-3)
+    return replace(found, launch_all=found.launch_all / 5, chunk=found.chunk / 5) if captured else found
 
 
 def around(groups: int, params: int, at: Machine) -> float:
@@ -124,7 +126,7 @@ def around(groups: int, params: int, at: Machine) -> float:
 
 
 def seconds(
-    products: Sequence[Product], groups: int, chunks: int, *, calls: int, params: int, device: torch.device
+    products: Sequence[Product], groups: int, chunks: int, *, calls: int, params: int, at: Machine
 ) -> tuple[float, float]:
     """Time of a call by the loop and for all groups at once, without what both have in common.
 
@@ -134,9 +136,8 @@ def seconds(
         chunks: Number of chunks they are run in.
         calls: Operations of the loss.
         params: Number of weights.
-        device: Where.
+        at: Where.
     """
-    at = machine(device)
 
     def pass_over(times: int) -> float:
         """One product of every use, with ``times`` as many rows."""

@@ -133,7 +133,7 @@ class Evaluator:
         weights = self._weights(batch.groups, e, spend=spend)
         with self._forward(batch, weights, linearized, first=first) as (losses, aux, _):
             self.objective.require_gradient(losses)
-            weighted = (losses * share.to(losses)).sum() * self.objective.scale
+            weighted = self.objective.scaled((losses * share.to(losses)).sum())
             over = share * self.objective.scale
             with autocast_off(losses):
                 found = gradients(linearized, weighted, self.objective.params, over)
@@ -185,7 +185,7 @@ class Evaluator:
         ours = [t for t in (tape.anchor, *(leaf for _, leaf in copies)) if t is not None]
         if self.objective.others is not None:
             self.objective.others.note(losses, ours)
-        scaled = losses.sum() if self.objective.scale == 1.0 else losses.sum() * self.objective.scale
+        scaled = self.objective.scaled(losses.sum())
         inputs = [*ours, *live]
         with autocast_off(losses):
             found = gradients(linearized, scaled, inputs, self.objective.scale)

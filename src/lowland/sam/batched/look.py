@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lowland.sam.ascent.step import Weights
@@ -38,7 +39,7 @@ class ManyGroups:
         objective: The loss.
         how: The climb.
         batch: The groups.
-        masses: Weights of the groups in means.
+        masses: Weights of the groups in means, on the CPU, in double precision.
         world: What all passes see alike.
         formed: Whether gradients are formed; ``None`` for what the ascent needs.
         follow: Whether these are the next groups of the batch, so that running statistics may move.
@@ -47,7 +48,7 @@ class ManyGroups:
     objective: Objective
     how: Climbing
     batch: Stacked
-    masses: Sequence[float]
+    masses: Float[Tensor, " groups"]
     world: World
     formed: bool | None = None
     follow: bool = True
@@ -99,7 +100,7 @@ class ManyGroups:
         each = [seen.gradient.each[i] for i in how.radii.indices]
         used_up = how.steps == 1 and not (how.both or how.remembers)
         found = Many(each, groups, how.at, used_up=used_up)
-        if self.objective.scale != 1.0:
+        if self.objective.is_scaled:
             found = found.scaled(1.0 / self.objective.scale)
         if not found.is_finite():
             raise NotFinite
@@ -136,15 +137,14 @@ class ManyGroups:
 
     @cached_property
     def _share(self) -> Tensor:
-        masses = torch.tensor(self.masses, dtype=torch.float64, device="cpu")
-        return (masses / masses.sum()).to(self.objective.params[0].device)
+        return (self.masses / self.masses.sum()).to(self.objective.params[0].device)
 
     def _moves(self, e: Many | None) -> list[PerGroup | None] | None:
         return None if e is None else [None if t.absent else t for t in self.everywhere(e).each]
 
     def _in_halves(self, *, first: bool, last: bool = False) -> Linearized | None:
         """The loss as functional SAM sees it, in its first pass and its last."""
-        if first and self.how.in_halves and self.how.radii.rho > 0.0:
+        if first and self.how.in_halves and self.how.radii.move:
             self._linearized = Linearized(self.objective)
         return self._linearized if first or last else None
 

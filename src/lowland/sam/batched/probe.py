@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowland.sam.batched.cost import seconds
+from lowland.sam.batched.cost import machine, seconds
 from lowland.sam.batched.evaluator import Evaluator, Recorded
 from lowland.sam.batched.memory import held_bytes, what_is_saved
 from lowland.sam.batched.reachable import Reachable
@@ -33,11 +33,13 @@ class Probe:
     saved: int
     recorded: int
 
-    def loop_is_faster(self, groups: int, chunks: int, params: Sequence[Tensor]) -> bool:
+    def loop_is_faster(
+        self, groups: int, chunks: int, params: Sequence[Tensor], *, captured: bool = False
+    ) -> bool:
         """Whether ``groups`` like this one take longer in so many chunks than one after the other."""
-        weights, device = sum(p.numel() for p in params), params[0].device
+        weights, at = sum(p.numel() for p in params), machine(params[0].device, captured=captured)
         products, calls = self.found.products, self.found.calls
-        loop, batched = seconds(products, groups, chunks, calls=calls, params=weights, device=device)
+        loop, batched = seconds(products, groups, chunks, calls=calls, params=weights, at=at)
         return loop < batched
 
 

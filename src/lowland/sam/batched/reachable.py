@@ -11,9 +11,10 @@ import functools
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from lowland.sam.functional import functions_of
@@ -34,13 +35,26 @@ class Reachable:
     Args:
         loss: The loss.
         modules: Modules that it runs.
+        beside: Other things of the user's that decide on a pass.
+
+    Attributes:
+        containers: Dicts, lists and sets, those of attributes included.
+        cells: Variables that functions close over.
+        arrays: Arrays of NumPy.
+        is_whole: Whether the search came to an end.
     """
 
-    def __init__(self, loss: Any, modules: Iterable[nn.Module]) -> None:
-        self._containers: list[Any] = []
-        self._cells: list[types.CellType] = []
-        self._globals: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
-        self._search([*functions_of(loss), *modules])
+    def __init__(self, loss: Any, modules: Iterable[nn.Module], beside: Iterable[Any] = ()) -> None:
+        self.containers: list[Any] = []
+        self.cells: list[types.CellType] = []
+        self.arrays: list[np.ndarray[Any, Any]] = []
+        self.is_whole = True
+        self._spaces: dict[tuple[int, str], tuple[Mapping[str, Any], str]] = {}
+        self._search([*functions_of(loss), *modules, *beside])
+
+    def places(self) -> list[tuple[Mapping[str, Any], str]]:
+        """Global variables and attributes of modules and classes: where they are, and their names."""
+        return list(self._spaces.values())
 
     def taken(self) -> Callable[[], None]:
         """Takes everything as it is now.
@@ -48,9 +62,10 @@ class Reachable:
         Returns:
             What puts it back.
         """
-        put_containers_back = kept_containers(self._containers)
-        cells = [(cell, cell.cell_contents) for cell in self._cells if _is_full(cell)]
-        named = [(space, name, space[name]) for space, name in self._globals.values() if name in space]
+        put_containers_back = kept_containers(self.containers)
+        cells = [(cell, cell.cell_contents) for cell in self.cells if _is_full(cell)]
+        places = [(space, name) for space, name in self._spaces.values() if isinstance(space, dict)]
+        named = [(space, name, space[name]) for space, name in places if name in space]
 
         def put_back() -> None:
             put_containers_back()
@@ -65,7 +80,10 @@ class Reachable:
         seen: set[int] = set()
         waiting = deque(roots)
         alive = []  # so that no identity is used again
-        while waiting and len(seen) < MOST:
+        while waiting:
+            if len(seen) >= MOST:
+                self.is_whole = False
+                return
             thing = waiting.popleft()
             if id(thing) in seen or isinstance(thing, _SINGLE):
                 continue
@@ -76,7 +94,7 @@ class Reachable:
     def _inside(self, thing: Any) -> Iterator[Any]:
         """What ``thing`` leads to; what of it can change is noted."""
         if isinstance(thing, CONTAINERS):
-            self._containers.append(thing)
+            self.containers.append(thing)
             yield from list(thing.values() if isinstance(thing, dict) else thing)[:1000]
         elif isinstance(thing, (tuple, frozenset)):
             yield from thing
@@ -88,13 +106,16 @@ class Reachable:
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, nn.Module):
             yield from self._of_module(thing)
-        elif hasattr(thing, "__dict__") and not _is_of_library(type(thing)):
-            yield vars(thing)
+        elif isinstance(thing, np.ndarray):
+            self.arrays.append(thing)
+        elif not _is_of_library(type(thing)):
+            if hasattr(thing, "__dict__"):
+                yield vars(thing)
             yield from _methods(type(thing))
 
     def _of_module(self, module: nn.Module) -> Iterator[Any]:
         """Its attributes; parameters and buffers are put back elsewhere."""
-        self._containers.append(vars(module))
+        self.containers.append(vars(module))
         yield from (value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
         yield from module._modules.values()
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -103,17 +124,22 @@ class Reachable:
 
     def _of_function(self, function: types.FunctionType) -> Iterator[Any]:
         for cell in function.__closure__ or ():
-            self._cells.append(cell)
+            self.cells.append(cell)
             if _is_full(cell):
                 yield cell.cell_contents
         yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
         if function.__code__.co_filename.startswith(_LIBRARIES):
             return
-        space = function.__globals__
-        for name in _names(function.__code__):
-            if name in space:
-                self._globals[id(space), name] = space, name
-                yield space[name]
+        names = set(_names(function.__code__))
+        for name in sorted(names & function.__globals__.keys()):
+            value = self._place(function.__globals__, name)
+            yield value
+            if isinstance(value, (types.ModuleType, type)) and not _is_of_library(value):
+                yield from [self._place(vars(value), name) for name in sorted(names & vars(value).keys())]
+
+    def _place(self, space: Mapping[str, Any], name: str) -> Any:
+        self._spaces[id(space), name] = space, name
+        return space[name]
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -143,12 +169,9 @@ def _methods(cls: type) -> Iterator[Any]:
             yield from (value for value in vars(base).values() if isinstance(value, types.FunctionType))
 
 
-def _is_of_library(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in {
-        "builtins",
-        "torch",
-        "numpy",
-        "lowland",
-        "collections",
-        "typing",
-    }
+def _is_of_library(thing: Any) -> bool:
+    """Whether a class, or a module of Python, is none of the user's."""
+    if isinstance(thing, types.ModuleType):
+        return (getattr(thing, "__file__", None) or _LIBRARIES[0]).startswith(_LIBRARIES)
+    package = f"{thing.__module__}."
+    return package.startswith(("builtins.", "torch.", "numpy.", "lowland.sam.", "collections.", "typing."))

@@ -17,11 +17,11 @@ def track(running: Tensor, found: Sequence[tuple[Tensor, float]]) -> None:
         found: Of every time that the layer ran: its statistics, shape ``(groups, channels)``, and the
             momentum :math:`\mu`.
     """
-    kept = running.new_ones((), dtype=torch.float64)
-    total = torch.zeros_like(running)
-    groups = len(found[0][0])
-    for group in reversed(range(groups)):
-        for statistics, momentum in reversed(found):
-            total += (kept * momentum).to(running.dtype) * statistics[group].to(running.dtype)
-            kept = kept * (1.0 - momentum)
-    running.mul_(kept.to(running.dtype)).add_(total)
+    kept, shares = 1.0, []
+    for _ in found[0][0]:
+        for _, momentum in reversed(found):
+            shares.append(kept * momentum)
+            kept *= 1.0 - momentum
+    in_turn = torch.stack([statistics for statistics, _ in found], 1).flatten(0, 1).to(running.dtype)
+    weights = torch.tensor(shares[::-1], dtype=running.dtype).to(running.device)
+    running.mul_(kept).add_(weights @ in_turn)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lowland.sam.asked import which_hold
 from lowland.sam.batched.cause import CUSTOM, named
 from lowland.sam.batched.checkpointing import follow
 from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
@@ -299,7 +300,7 @@ class Tape(OwnMode):
 
 def _agreed(condition: Tensor) -> bool:
     """The truth of a condition, if it is the same for all groups: they all take that branch."""
-    values = unwrapped(condition).detach().reshape(-1).bool().tolist()
+    values = which_hold(unwrapped(condition).detach().reshape(-1).bool())
     if len(set(values)) > 1:
         raise Branches(line_outside(), values)
     return bool(values[0])

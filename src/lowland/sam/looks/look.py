@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor
 
 from lowland.sam.ascent.step import Weights
@@ -58,8 +59,8 @@ class Look(Protocol):
     objective: Objective
 
     @property
-    def masses(self) -> Sequence[float]:
-        """Weight of each group in means."""
+    def masses(self) -> Float[Tensor, " groups"]:
+        """Weight of each group in means, on the CPU, in double precision."""
         ...
 
     def same_world(self) -> AbstractContextManager[object]:

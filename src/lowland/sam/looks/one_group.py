@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -51,9 +52,9 @@ class OneGroup:
     _linearized: dict[int, Linearized] = field(default_factory=dict)
 
     @property
-    def masses(self) -> Sequence[float]:
+    def masses(self) -> Float[Tensor, " 1"]:
         """Weights of the groups."""
-        return (self.mass,)
+        return torch.tensor([self.mass], dtype=torch.float64, device="cpu")
 
     def same_world(self) -> World:
         """The block of all passes."""
@@ -83,7 +84,7 @@ class OneGroup:
                 self.process_group, gradients, self._passed, params, how.radii.indices
             )
         found = One.along(how.at, gradients, by_row=how.by_row, absent_too=how.absent_too)
-        return found.unscaled(self.objective.scale)
+        return found.unscaled(float(self.objective.scale))
 
     def drawn(self, ask: Drawn) -> One | None:
         """A perturbation that needs no gradient."""
@@ -139,7 +140,7 @@ class OneGroup:
 
     def _in_halves(self, i: int, *, first: bool, last: bool) -> Linearized | None:
         """The loss of the i-th part as functional SAM sees it, in its first pass and its last."""
-        if first and self.how.in_halves and self.how.radii.rho > 0.0:
+        if first and self.how.in_halves and self.how.radii.move:
             self._linearized[i] = Linearized(self.objective)
         return self._linearized.get(i) if first or last else None
 
@@ -166,7 +167,7 @@ class OneGroup:
         objective.require_gradient(value)
         if objective.others is not None:
             objective.others.note(value)
-        scaled = value if objective.scale == 1.0 else value * objective.scale
+        scaled = objective.scaled(value)
         places = range(len(objective.params)) if wanted is None else wanted
         with _reentrant_refused():
             found = by_halves(linearized, scaled, [objective.params[i] for i in places], objective.scale)

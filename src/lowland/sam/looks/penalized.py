@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lowland.sam.looks.look import Drawn, Look, Pass
@@ -24,7 +25,7 @@ class Penalized:
 
     def __init__(self, look: Look, l2: float) -> None:
         self._look, self._l2 = look, l2
-        self.objective, self.masses = look.objective, look.masses
+        self.objective = look.objective
 
     def slope(self, e: Any, *, first: bool = False) -> Pass:
         """The gradient of each group at ``w + e``."""
@@ -53,6 +54,11 @@ class Penalized:
         return replace(seen, losses=losses + penalty, gradient=gradient, mean=mean)
 
     # The rest is that of the look at the loss.
+
+    @property
+    def masses(self) -> Float[Tensor, " groups"]:
+        """Weights of the groups."""
+        return self._look.masses
 
     def same_world(self) -> AbstractContextManager[object]:
         """The block of all passes."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lowland.sam.asked import holds
 from lowland.sam.precision import working
 from lowland.sam.vectors.norms import cosines, squared_norms
 from lowland.sam.vectors.number import Number, largest_factor
@@ -67,7 +68,7 @@ class Many(Vector):
     def is_finite(self) -> bool:
         """Whether the norm of every group is, in the type of a norm over all tensors."""
         most = max(torch.finfo(torch.promote_types(t.w.dtype, torch.float32)).max for t in self.each)
-        return bool((self.norm() <= most).all())
+        return holds((self.norm() <= most).all())
 
     def cosine(self, other: Many) -> Float[Tensor, " groups"]:
         """The cosine of each group's two vectors; NaN if one is zero or not finite."""
@@ -76,7 +77,7 @@ class Many(Vector):
     def scaled(self, factor: Number) -> Many:
         """Each group's tensors times its factor, none of them negative."""
         factors = self.number(factor)
-        if [f for f in factors.tolist() if f > 1.0 / _MODEST or 0.0 < f < _MODEST]:
+        if holds(((factors > 1.0 / _MODEST) | ((factors > 0.0) & (factors < _MODEST))).any()):
             found = mapped(self.each, lambda t: t.balanced(factors))
         else:
             found = mapped(self.each, lambda t: t.scale_(factors) if self.used_up else t.scaled(factors))
@@ -115,7 +116,7 @@ class Many(Vector):
     def number(self, factor: Number) -> Float[Tensor, " groups"]:
         """A number for each group."""
         if isinstance(factor, Tensor):
-            return factor
+            return factor.expand(self.groups)
         return torch.full((self.groups,), factor, dtype=torch.float64, device="cpu")
 
 

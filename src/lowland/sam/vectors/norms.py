@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lowland.sam.asked import holds, which_hold
 from lowland.sam.norm import l2_norm
 from lowland.sam.precision import wide, working
 from lowland.sam.vectors.factors import gram
@@ -29,8 +30,8 @@ def cosines(a: Sequence[PerGroup], b: Sequence[PerGroup], groups: int) -> Float[
     lengths = of_a.sqrt() * of_b.sqrt()
     found = inner_products(a, b, groups)
     # By Cauchy and Schwarz the products lack no more than the squares do.
-    again = (~(sure_of_a & sure_of_b)).nonzero()[:, 0]
-    if len(again):
+    if not holds((sure_of_a & sure_of_b).all()):
+        again = (~(sure_of_a & sure_of_b)).nonzero()[:, 0]
         one, other = ([t.chosen(again, found.dtype) for t in tensors] for tensors in (a, b))
         found[again] = inner_products(one, other, len(again))
     return torch.where((lengths > 0) & lengths.isfinite(), found / lengths, torch.full_like(found, torch.nan))
@@ -117,7 +118,7 @@ def _squares(
     least = [f.least for f in found if f.least is not None]
     rest = sum(f.least_of_all for f in found)
     sure = (squares > (_total(least) + rest if least else rest)) & (squares < torch.inf)
-    if not bool(sure.all()) and any(_type(t) != squares.dtype for t in tensors):
+    if not holds(sure.all()) and any(_type(t) != squares.dtype for t in tensors):
         again = (~sure).nonzero()[:, 0]
         chosen = [t.chosen(again, squares.dtype) for t in tensors]
         squares[again] = _total([f.value for f in _each(chosen, len(again))])
@@ -131,7 +132,7 @@ def _each(tensors: Sequence[PerGroup], groups: int) -> list[_Terms]:
     if some:
         value = _stacked([found[i].value for i in some])
         absolute = _stacked([f.absolute for f in found if f.absolute is not None])
-        cancels = (value < HEAVY * absolute).any(1).tolist()
+        cancels = which_hold((value < HEAVY * absolute).any(1))
         for i in (i for i, formed in zip(some, cancels, strict=True) if formed):
             found[i] = _of_formed(tensors[i], groups)
     return found

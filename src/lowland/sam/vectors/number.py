@@ -8,11 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lowland.sam.asked import holds
+
 Number = float | Tensor
 """Of one group, or of each: shape ``(groups,)``."""
 
 
-def over(a: float, b: Number, largest: float, *, at_zero: float = 0.0) -> Number:
+def over(a: Number, b: Number, largest: float, *, at_zero: float = 0.0) -> Number:
     """``a / b``; ``at_zero`` where ``b`` is 0 or the quotient is above ``largest``."""
     if isinstance(b, Tensor):
         quotient = a / b
@@ -40,4 +42,4 @@ def where_positive(condition: Number, a: Number) -> Number:
 
 def any_of(condition: Tensor | bool) -> bool:
     """Whether it holds for some group."""
-    return bool(condition.any()) if isinstance(condition, Tensor) else condition
+    return holds(condition.any() if isinstance(condition, Tensor) else condition)

@@ -1,0 +1,164 @@
+"""A recorded step, ready to be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lowland.sam.batched.step import Otherwise, Step
+from lowland.sam.captured import passes
+from lowland.sam.captured.alike import alike
+from lowland.sam.captured.compiling import compiled
+from lowland.sam.captured.guard import Guard
+from lowland.sam.captured.memory import memory_of, written_by
+from lowland.sam.captured.program import program
+from lowland.sam.captured.recording import RecordedWorld, Recorder, Recording, record
+from lowland.sam.captured.same import difference
+from lowland.sam.captures import Mode
+from lowland.sam.containers import is_container, items, mapped, rebuilt, tensors_of
+from lowland.sam.looks.world import Draws
+from lowland.sam.total import Found
+from lowland.sam.unrecordable import Unrecordable
+
+Replay = Callable[..., list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A step as a program.
+
+    Attributes:
+        replay: Runs its operations.
+        form: The parts of what it found when it was recorded, with nothing in the tensors, and whether
+            there are some.
+        guard: What it depends on beside its inputs.
+        draws: Whether it draws from generators.
+        writes: Whether it writes to tensors from outside.
+    """
+
+    replay: Replay
+    form: list[tuple[Any, bool]]
+    guard: Guard
+    draws: bool
+    writes: bool
+
+    def run(self, step: Step) -> Found:
+        """What the step finds.
+
+        Raises:
+            Otherwise: If it is to be run as it is.
+        """
+        inputs = inputs_of(step)
+        with torch.no_grad():
+            if self.draws:
+                with Draws(step.plan.objective.devices) as draws:
+                    *tensors, otherwise = self.replay(draws, *inputs.flat)
+            else:
+                *tensors, otherwise = self.replay(None, *inputs.flat)
+        if bool(otherwise):
+            raise Otherwise
+        rest = iter(tensors)
+        return Found(*(rebuilt(part, rest) if holds else part for part, holds in self.form))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step is a function of: its tensors and the parameters, and numbers as tensors.
+
+    Attributes:
+        radius: The radius, in double precision.
+        scale: The scale, in double precision; ``None`` for 1.
+        flat: All tensors.
+    """
+
+    radius: Tensor
+    scale: Tensor | None
+    flat: list[Tensor]
+
+
+def inputs_of(step: Step) -> Inputs:
+    """The inputs of a step."""
+    objective = step.plan.objective
+    radius = torch.tensor(step.plan.how.radii.rho, dtype=torch.float64, device="cpu")
+    scale = None
+    if objective.is_scaled:
+        scale = torch.tensor(objective.scale, dtype=torch.float64, device="cpu")
+    numbers = [radius] if scale is None else [radius, scale]
+    return Inputs(radius, scale, [*step.tensors(), step.masses, *numbers, *objective.params])
+
+
+def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
+    """Records a step, twice: what it does must not change from one run to the next.
+
+    Whoever calls puts back what passes touch.
+
+    Returns:
+        The step, and the tensors that it found when it was recorded.
+
+    Raises:
+        Unrecordable: If that changes, if the loss changes things of Python's as it runs, or if it cannot be
+            recorded.
+    """
+    objective = step.plan.objective
+    guard = Guard(objective, [step.plan.how.ascent])
+    if not guard.is_whole:
+        raise Unrecordable("a loss from which more can be reached than is looked at")
+    (recording, found), (again, found_again) = _recorded(step), _recorded(step)
+    differs = difference(recording, again)
+    if differs is None and not _same_form(found, found_again):
+        differs = "what the loss returns beside its value"
+    if differs is not None:
+        raise Unrecordable(f"{differs}, which differs from one run to the next")
+    changed = guard.broken(objective)
+    if changed is not None:
+        raise Unrecordable(f"a change of {changed}, as it runs")
+    guard.know(recording.constants.values())
+    parts = [mapped(lambda _: torch.empty(0), getattr(found, f.name)) for f in fields(found)]
+    form = [(part, bool(tensors_of(part))) for part in parts]
+    writes = any(map(_writes_outside, recording.operations))
+    replay = _made(recording, mode)
+    return Captured(replay, form, guard, recording.draws, writes), recording.returned
+
+
+def _recorded(step: Step) -> tuple[Recording, Found]:
+    inputs, found = inputs_of(step), []
+
+    def run(recorder: Recorder) -> list[Tensor]:
+        world = RecordedWorld(step.plan.objective, recorder)
+        found.append(step.run(world, radius=inputs.radius, scale=inputs.scale))
+        return tensors_of(found[0])
+
+    with torch.no_grad():
+        recording = record(run, inputs.flat)
+    return recording, found[0]
+
+
+def _made(recording: Recording, mode: Mode) -> Replay:
+    """The program of a recording, without what can be left out, and compiled if it is to be."""
+    graph = recording.graph
+    if not recording.draws:
+        passes.without_marks(graph)
+    passes.without_detaching(graph)
+    passes.without_views_of_views(graph)
+    passes.without_repeating(graph)
+    passes.without_what_nobody_uses(graph)
+    return program(compiled(graph) if mode == "compile" else graph, recording.constants)
+
+
+def _writes_outside(node: fx.Node) -> bool:
+    """Whether an operation writes to a constant or to an input."""
+    return any(memory_of(value).op in ("placeholder", "get_attr") for value in written_by(node))
+
+
+def _same_form(a: object, b: object) -> bool:
+    """Whether two results hold the same beside their tensors."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
+    if is_container(a) and type(a) is type(b):
+        pairs = zip(items(a), items(b), strict=False)
+        return len(items(a)) == len(items(b)) and all(k == j and _same_form(x, y) for (k, x), (j, y) in pairs)
+    return alike(a, b)

@@ -1,0 +1,211 @@
+"""When a step is recorded, replayed, checked and given up."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowland.sam.batched.look import NotFinite
+from lowland.sam.batched.reachable import Reachable
+from lowland.sam.batched.step import Otherwise, Stale, Step
+from lowland.sam.before import undone_on_error
+from lowland.sam.captured.captured import Captured, capture
+from lowland.sam.captures import Captures, Mode
+from lowland.sam.containers import tensors_of
+from lowland.sam.objective import Objective
+from lowland.sam.randomness import RandomState
+from lowland.sam.said import loss_key, warn_once
+from lowland.sam.total import Found
+from lowland.sam.unrecordable import Unrecordable
+
+MOST = 8
+"""Recorded steps of one SAM; the one that was not used for longest goes first."""
+
+CHECK_EVERY = 200
+"""Replays of a step of which the last is compared with the step as it is."""
+
+FAILURES = 4
+"""How often a step is recorded anew because something has changed, before that is given up."""
+
+DIGITS = 256.0
+"""By how many units of the last digit, of its norm, a tensor that is replayed may differ."""
+
+DIGITS_COMPILED = 2.0**15
+"""The same of a compiled step, whose sums are taken in another order."""
+
+
+@dataclass
+class Kind:
+    """Steps for which one recording serves.
+
+    Attributes:
+        mode: Whether recorded steps are compiled.
+        captured: The recorded step, if there is one.
+        runs: How often it was run as it is since something changed.
+        replays: How often it was replayed.
+        failures: How often what it depends on has changed.
+        refused: Whether it is not to be recorded any more.
+    """
+
+    mode: Mode
+    captured: Captured | None = None
+    runs: int = 0
+    replays: int = 0
+    failures: int = 0
+    refused: bool = False
+
+    def current(self, step: Step) -> Captured | None:
+        """The recorded step, if there is one and nothing that it depends on has changed."""
+        if self.captured is None:
+            return None
+        changed = self.captured.guard.broken(step.plan.objective)
+        if changed is None:
+            return self.captured
+        self.captured, self.runs = None, 0
+        self.failures += 1
+        if self.failures > FAILURES:
+            self._refuse(step, f"{changed}, changes from call to call")
+        return None
+
+    def expected(self, step: Step) -> Found | None:
+        """What a replay finds, where it is to be compared: everything is then as if it had not been."""
+        self.replays += 1
+        if self.captured is None or self.replays % CHECK_EVERY > 0:
+            return None
+        try:
+            with _undone(step.plan.objective):
+                return self.captured.run(step)
+        except Otherwise:
+            return None
+
+    def learn(self, step: Step) -> bool:
+        """Takes note that a step was run as it is, and records it if it comes again and again."""
+        self.runs += 1
+        if self.captured is not None or self.refused or self.runs < 2 ** (self.failures + 1):
+            return False
+        try:
+            captured = self._captured(step)
+        except NotFinite:
+            return False
+        except Unrecordable as error:
+            self._refuse(step, error.what)
+            return False
+        except Exception as error:  # torch's own: the step as it is has just been run
+            self._refuse(step, f"what torch says of it, {str(error).partition(chr(10))[0]}")
+            return False
+        self.captured = captured
+        return True
+
+    def _captured(self, step: Step) -> Captured:
+        """Records a step, and compares what a replay finds."""
+        objective = step.plan.objective
+        with _undone(objective):
+            captured, found = capture(step, self.mode)
+        with _undone(objective):
+            different = difference_of(objective, captured.run(step), found, digits=self._digits)
+        if different is not None:
+            raise Unrecordable(f"a replay that finds another value of {different}")
+        return captured
+
+    @property
+    def _digits(self) -> float:
+        return DIGITS if self.mode == "replay" else DIGITS_COMPILED
+
+    def check(self, step: Step, replayed: Found, found: Found) -> None:
+        """Refuses a replay that found something else than the step as it is.
+
+        Raises:
+            Stale: If it did.
+        """
+        objective = step.plan.objective
+        different = difference_of(objective, replayed, tensors_of(found), digits=self._digits)
+        if different is not None:
+            self.captured, self.refused = None, True
+            raise Stale(different)
+
+    def _refuse(self, step: Step, what: str) -> None:
+        self.refused = True
+        objective = step.plan.objective
+        key = "captured", loss_key(objective.loss), what
+        warn_once(
+            objective.params[0], key, f"steps are run as they are, and not replayed, because of {what}."
+        )
+
+
+def kind_of(captures: Captures, step: Step) -> Kind:
+    """The kind of a step, which is then the last one that is forgotten."""
+    key = key_of(step)
+    kind = captures.kinds.setdefault(key, Kind(captures.mode))
+    captures.kinds.move_to_end(key)
+    if len(captures.kinds) > MOST:
+        captures.kinds.popitem(last=False)
+    return kind
+
+
+def key_of(step: Step) -> Hashable:
+    """What two steps have in common for which one recording serves."""
+    plan, how, radii = step.plan, step.plan.how, step.plan.how.radii
+    return (
+        loss_key(plan.objective.loss),
+        tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in step.tensors()),
+        *(step.structure(), step.batch.groups, step.batch.examples, step.cuts, step.follow),
+        *(type(how.ascent), how.steps, how.step_size, how.both, radii.partial, *radii.indices),
+        *(*radii.ratios, plan.l2 / plan.times, plan.combines),
+        *(plan.objective.bn_stats, plan.objective.reduction, plan.objective.measure),
+        plan.objective.is_scaled,
+    )
+
+
+def difference_of(
+    objective: Objective, replayed: Found, expected: list[Tensor], *, digits: float
+) -> str | None:
+    """The first tensor in which a replay differs from what is expected, in the user's words."""
+    for i, (a, b) in enumerate(zip(tensors_of(replayed), expected, strict=True)):
+        if a.shape != b.shape or not _close(a, b, digits):
+            return _name(objective, replayed, i)
+    return None
+
+
+def _close(a: Tensor, b: Tensor, digits: float) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    wide = torch.promote_types(a.dtype, torch.float32)
+    a, b = a.to(wide), b.to(wide)
+    if torch.equal(a, b):
+        return True
+    nan = a.isnan() & b.isnan()
+    apart = (a - b).masked_fill(nan, 0.0).norm()
+    return bool(apart <= digits * torch.finfo(wide).eps * b.masked_fill(nan, 0.0).norm())
+
+
+def _name(objective: Objective, found: Found, i: int) -> str:
+    """What the i-th tensor of what was found is called."""
+    places = [k for k, g in enumerate(found.perturbed) if g is not None]
+    if i >= len(places):
+        return "the loss, or what is returned beside it"
+    param = objective.params[places[i]]
+    for module in objective.buffers.modules():
+        for name, p in module._parameters.items():
+            if p is param:
+                return f"the gradient of {name} of a {type(module).__name__}"
+    return f"the gradient of parameter {places[i]}"
+
+
+@contextmanager
+def _undone(objective: Objective) -> Iterator[None]:
+    """A block after which all is as it was before."""
+    put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
+    draws = RandomState.capture(objective.devices)
+    try:
+        with (
+            undone_on_error(objective.params, objective.buffers, objective.workspace),
+            objective.buffers.kept(),
+        ):
+            yield
+    finally:
+        draws.restore()
+        put_back()
