@@ -3,6 +3,8 @@
     python benchmarks/m_sam.py --rounds 15 --floor
     python benchmarks/m_sam.py --networks vit --m 4 --profile
     python benchmarks/m_sam.py --networks bert --checkpoint
+    python benchmarks/m_sam.py --capture
+    python benchmarks/m_sam.py --capture --compile --networks mlp
 
 Ordinary SAM is the leanest two-pass step that plain PyTorch allows (``networks.ordinary_sam``). All is
 float32; ``.grad`` is used by no side but pytorch_optimizer's; each engine's first call, which settles how it
@@ -14,6 +16,10 @@ Where parameters take the time, a second table compares ordinary SAM itself with
 pytorch_optimizer's SAM wraps an optimizer whose step does nothing, since the others make no update either.
 
 With ``--checkpoint`` models of transformers run their layers again in every backward pass, for all kinds.
+
+With ``--capture`` steps are recorded and replayed, with ``--compile`` compiled too, beside steps that are run
+as they are and ordinary SAM, itself recorded and not. The seconds are those of the call that records (which
+compiles as well), once for each network and m.
 
 ``--floor`` adds the least that this machine could take: floor.py says how it is found. Shown are the floor as
 a share of the floor of the step compared with, and as a share of the time that this step really took.
@@ -35,11 +41,13 @@ from networks import (
     MANY_WEIGHTS,
     NETWORKS,
     RHO,
+    CapturedStep,
     Problem,
     available,
     m_sam,
     ordinary_sam,
     plain_step,
+    recorded,
 )
 
 
@@ -52,6 +60,7 @@ class Setting:
         rounds: How often.
         batch: Examples; ``None`` for each network's own.
         checkpoint: Whether activations are checkpointed.
+        captures: How recorded steps are run.
         machine: Speeds for the floor; ``None`` leaves it out.
     """
 
@@ -59,6 +68,7 @@ class Setting:
     rounds: int
     batch: int | None
     checkpoint: bool
+    captures: list[str]
     machine: Machine | None
 
 
@@ -74,7 +84,12 @@ def main() -> None:
     machine = measured_machine(device) if arguments.floor else None
     if machine is not None:
         print(f"peak {machine.operations / 1e9:.0f} Gflop/s, bandwidth {machine.bytes / 1e9:.1f} GB/s")
-    setting = Setting(device, arguments.rounds, arguments.batch, arguments.checkpoint, machine)
+    captures = ["replay", *(["compile"] if arguments.compile else [])] if arguments.capture else []
+    setting = Setting(device, arguments.rounds, arguments.batch, arguments.checkpoint, captures, machine)
+    if captures:
+        _captured([name for name in arguments.networks if name in MANY_GROUPS], arguments.m, setting)
+        _captured_whole([name for name in arguments.networks if name in MANY_WEIGHTS], setting)
+        return
     _many_groups([name for name in arguments.networks if name in MANY_GROUPS], arguments.m, setting)
     _many_weights([name for name in arguments.networks if name in MANY_WEIGHTS], setting)
 
@@ -90,6 +105,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, help="examples, in place of each network's own")
     parser.add_argument("--checkpoint", action="store_true", help="checkpoint activations")
+    parser.add_argument("--capture", action="store_true", help="recorded steps beside those that are not")
+    parser.add_argument("--compile", action="store_true", help="and compiled ones")
     parser.add_argument("--profile", action="store_true", help="operators of the first network and m")
     parser.add_argument("--floor", action="store_true", help="the least time this machine could take")
     return parser.parse_args()
@@ -124,6 +141,58 @@ def _m_sam_cells(problem: Problem, m: int, setting: Setting) -> list[object]:
         f"{ratios(slow, 'loop', 'batched')[1]:.2f}",
         f"{memory[1] / memory[0]:.2f}",
         *_floor_cells(problem, "ordinary", "m_sam", statistics.median(times["SAM"]), setting),
+    ]
+
+
+def _captured(names: list[str], ms: list[str], setting: Setting) -> None:
+    if not names:
+        return
+    kinds = [f"{kind} / SAM" for kind in _names_of(setting)]
+    columns = ["network", "B", "m", "SAM ms", *kinds, "quartiles of replayed"]
+    _header([*columns, "seconds to record", "replayed", "memory / SAM's, as it is", "replayed"])
+    for name, problem in available(names, setting.device, setting.batch):
+        for m in _sizes(ms, len(problem.x)):
+            row = [NETWORKS[name].title, len(problem.x), m]
+            _row([*row, *_captured_cells(problem, m, setting, ordinary_sam(problem))])
+
+
+def _captured_whole(names: list[str], setting: Setting) -> None:
+    """SAM with m = B relative to one plain gradient, where parameters take the time."""
+    if not names:
+        return
+    print()
+    kinds = [f"{kind} / plain" for kind in _names_of(setting)]
+    columns = ["network", "B", "m", "plain ms", *kinds, "quartiles of replayed"]
+    _header([*columns, "seconds to record", "replayed", "memory / plain's, as it is", "replayed"])
+    for name, problem in available(names, setting.device, setting.batch):
+        row = [NETWORKS[name].title, len(problem.x), "B"]
+        _row([*row, *_captured_cells(problem, len(problem.x), setting, plain_step(problem))])
+
+
+_DONE = {"replay": "replayed", "compile": "compiled"}
+
+
+def _names_of(setting: Setting) -> list[str]:
+    return ["as it is", *(_DONE[kind] for kind in setting.captures), "SAM recorded"]
+
+
+def _captured_cells(problem: Problem, m: int, setting: Setting, against: Step) -> list[object]:
+    captured = {_DONE[kind]: CapturedStep(problem, m, kind) for kind in setting.captures}
+    steps = {"as it is": m_sam(problem, "batched", m), **captured}
+    steps["SAM recorded"] = recorded(problem, ordinary_sam(problem))
+    times = measured({"against": against, **steps}, setting.rounds)
+    low, _, high = ratios(times, "replayed", "against")
+    memory = [
+        peak_memory(lambda step=step: step) for step in (against, steps["as it is"], captured["replayed"])
+    ]
+    return [
+        f"{1e3 * statistics.median(times['against']):.2f}",
+        *(f"{ratios(times, kind, 'against')[1]:.2f}" for kind in steps),
+        f"{low:.2f}–{high:.2f}",
+        ", ".join(f"{step.seconds:.1f}" for step in captured.values()),
+        f"{100 * captured['replayed'].share:.0f} %",
+        f"{memory[1] / memory[0]:.2f}",
+        f"{memory[2] / memory[0]:.2f}",
     ]
 
 

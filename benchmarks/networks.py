@@ -1,5 +1,6 @@
 """Networks that SAM is timed on, with a random batch each, and the steps that are timed."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,6 +133,58 @@ def m_sam(problem: Problem, engine: str, m: int) -> Step:
 
     step()
     return step
+
+
+@dataclass
+class CapturedStep:
+    """Our m-SAM gradient by a recorded step, after the calls in which it is recorded.
+
+    Attributes:
+        problem: The problem.
+        m: Examples that share one perturbation.
+        capture: ``"replay"`` or ``"compile"``.
+        seconds: What recording took, and compiling.
+    """
+
+    problem: Problem
+    m: int
+    capture: str = "replay"
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.sam = SAM(self.problem.model, rho=RHO, m=self.m, engine="batched", capture=self.capture)
+        self()
+        began = time.perf_counter()
+        self()
+        self.seconds = time.perf_counter() - began
+        self()
+
+    def __call__(self) -> object:
+        """One step."""
+        return self.sam.objective(self.problem.loss, self.problem.x, self.problem.y)
+
+    @property
+    def share(self) -> float:
+        """Share of the groups that were replayed, of those after the first three calls."""
+        captures = self.sam.captures
+        assert captures is not None
+        return captures.replayed / (captures.replayed + captures.run)
+
+
+def recorded(problem: Problem, step: Step) -> Step:
+    """Another step, recorded in the same way as ours."""
+    from lowland.sam.captured.program import program
+    from lowland.sam.captured.recording import record
+
+    inputs = [problem.x, problem.y, *problem.params]
+    found = record(lambda _: step(), inputs)
+    replay = program(found.graph, found.constants)
+
+    @torch.no_grad()
+    def replayed() -> object:
+        return replay(None, *inputs)
+
+    return replayed
 
 
 def mlp(*widths: int) -> nn.Module:

@@ -83,7 +83,7 @@ class Plan:
 
     def attempts(self) -> Iterator[Attempt]:
         """All groups; those of weight 0 are left out."""
-        weighed = [i for i in range(len(self.groups)) if self.mass(i) > 0.0]
+        weighed = [i for i, mass in enumerate(self.masses) if mass > 0.0]
         if self.engine == "loop" or (self.engine == "auto" and self._too_small(len(weighed))):
             return self.one_by_one(weighed)
         try:
@@ -111,26 +111,26 @@ class Plan:
 
     def mass(self, i: int) -> float:
         """Weight of a group in the mean."""
+        return self.masses[i]
+
+    @cached_property
+    def masses(self) -> list[float]:
+        """Weights of all groups."""
         if self.objective.weight is None:
-            return float(self.groups.size(i) or 1)
-        if i not in self._masses:
-            self._masses[i] = sum(self.objective.mass(*sized) for sized in self.groups.group(i).sized())
-        return self._masses[i]
+            return [float(size or 1) for size in self.groups.sizes]
+        groups = (self.groups.group(i) for i in range(len(self.groups)))
+        return [sum(self.objective.mass(*sized) for sized in group.sized()) for group in groups]
 
     @cached_property
     def times(self) -> float:
         """What the mean over groups is multiplied with."""
         if self.objective.reduction == "mean":
             return 1.0
-        return sum(self.mass(i) for i in range(len(self.groups)))
+        return sum(self.masses)
 
     def penalized(self, look: Any) -> Any:
         """The look with the l2 term, if there is one."""
         return Penalized(look, self.l2 / self.times) if self.l2 > 0.0 else look
-
-    @cached_property
-    def _masses(self) -> dict[int, float]:
-        return {}
 
     @cached_property
     def _shared(self) -> dict[int, Climb]:

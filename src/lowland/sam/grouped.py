@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,10 +98,14 @@ class Grouped:
         (part,) = self.group(i)
         return part
 
+    @cached_property
+    def sizes(self) -> list[int | None]:
+        """Numbers of examples of the groups; ``None`` where the batch does not tell them."""
+        return [None if self._sizes is None else int(rows.stop - rows.start) for rows in self._rows]
+
     def size(self, i: int) -> int | None:
-        """Number of examples of the i-th group; ``None`` where the batch does not tell it."""
-        rows = self._rows[i]
-        return None if self._sizes is None else int(rows.stop - rows.start)
+        """Number of examples of the i-th group."""
+        return self.sizes[i]
 
     def alike(self, i: int) -> tuple[Any, ...] | None:
         """What groups must have in common to be stacked; ``None`` for one that lies in several parts."""

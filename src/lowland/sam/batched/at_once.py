@@ -181,12 +181,13 @@ class AtOnce:
                 captures.replayed += chunk.failed is None
                 if chunk.failed is None:
                     return
+                kind.missed(step)
         chunk.failed, chunk.attempt = None, Attempt()
         chunk.attempt.block = self._together(chunk, step)
         yield chunk.attempt
         captures.run += 1
         if chunk.failed is None:
-            captures.recorded += kind.learn(step)
+            kind.learn(step)
 
     @contextmanager
     def _replayed(self, chunk: _Chunk, captured: Captured) -> Iterator[None]:
@@ -225,7 +226,7 @@ class AtOnce:
             raise
 
     def _weight(self, indices: list[int]) -> float:
-        return sum(self.plan.mass(i) for i in indices)
+        return sum(self.plan.masses[i] for i in indices)
 
     def _step(self, indices: list[int]) -> Step:
         """What is done with some groups."""

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lowland.sam.buffers import is_compiled
 from lowland.sam.functional import functions_of
 from lowland.sam.objective import Objective
 from lowland.sam.place import place_of
 from lowland.sam.randomness import RandomState
+from lowland.sam.said import warn_once
 from lowland.sam.unbatchable import Unbatchable
 
 
 def refuse_modules(objective: Objective) -> None:
     """Refuses modules that would run, or leave behind, what is only meant for the inside of a pass."""
-    if any(hasattr(function, "_torchdynamo_orig_callable") for function in functions_of(objective.loss)):
-        raise Unbatchable("a compiled loss")
+    compiled = _compiled(objective)
+    if compiled is not None:
+        text = f"{compiled} was run as it was written: engine='loop' runs what the compiler made of it."
+        warn_once(objective.params[0], ("compiled", compiled), text)
     memory = [place_of(p) for p in objective.params if p.numel() > 0]
     if len(set(memory)) < len(memory):
         raise Unbatchable("parameters that share their memory")
@@ -51,9 +55,16 @@ def require_gone(results: Sequence[weakref.ref[Tensor]]) -> None:
         raise Unbatchable("a tensor of the pass that is kept after it, as an attribute or in a list")
 
 
+def _compiled(objective: Objective) -> str | None:
+    """What is compiled: the compiler does not see through passes over all groups."""
+    if any(hasattr(function, "_torchdynamo_orig_callable") for function in functions_of(objective.loss)):
+        return "a compiled loss"
+    module = objective.buffers.module
+    found = [] if module is None else [m for m in module.modules() if is_compiled(m)]
+    return f"a compiled module, {type(getattr(found[0], '_orig_mod', found[0])).__name__}," if found else None
+
+
 def _refuse(module: nn.Module) -> None:
-    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-        raise Unbatchable(f"a compiled module, {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise Unbatchable(f"a scripted module, {type(module).__name__}")
     if module._backward_hooks or module._backward_pre_hooks:

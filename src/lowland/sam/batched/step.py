@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -79,6 +79,7 @@ class Step:
         with torch.no_grad(), autocast_off(objective.params[0]):
             return plan.found(plan.penalized(look), how, climb)
 
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Those of the groups, and of what they climb on."""
         stacked = [self.batch, *([] if self.sources is None else [self.sources])]
@@ -103,4 +104,4 @@ class Step:
 
 def masses_of(plan: Plan, indices: list[int]) -> Float[Tensor, " groups"]:
     """Weights of some groups in means."""
-    return torch.tensor([plan.mass(i) for i in indices], dtype=torch.float64, device="cpu")
+    return torch.tensor([plan.masses[i] for i in indices], dtype=torch.float64, device="cpu")

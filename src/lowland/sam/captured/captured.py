@@ -52,17 +52,24 @@ class Captured:
         Raises:
             Otherwise: If it is to be run as it is.
         """
-        inputs = inputs_of(step)
-        with torch.no_grad():
-            if self.draws:
-                with Draws(step.plan.objective.devices) as draws:
-                    *tensors, otherwise = self.replay(draws, *inputs.flat)
-            else:
-                *tensors, otherwise = self.replay(None, *inputs.flat)
+        try:
+            *tensors, otherwise = self._replayed(step)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise Otherwise from error  # the step as it is tells what is wrong, if anything is
         if bool(otherwise):
             raise Otherwise
         rest = iter(tensors)
         return Found(*(rebuilt(part, rest) if holds else part for part, holds in self.form))
+
+    @torch.no_grad()
+    def _replayed(self, step: Step) -> list[Tensor]:
+        inputs = inputs_of(step).flat
+        if not self.draws:
+            return self.replay(None, *inputs)
+        with Draws(step.plan.objective.devices) as draws:
+            return self.replay(draws, *inputs)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def inputs_of(step: Step) -> Inputs:
     if objective.is_scaled:
         scale = torch.tensor(objective.scale, dtype=torch.float64, device="cpu")
     numbers = [radius] if scale is None else [radius, scale]
-    return Inputs(radius, scale, [*step.tensors(), step.masses, *numbers, *objective.params])
+    return Inputs(radius, scale, [*step.tensors, step.masses, *numbers, *objective.params])
 
 
 def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:

@@ -31,6 +31,12 @@ CHECK_EVERY = 200
 FAILURES = 4
 """How often a step is recorded anew because something has changed, before that is given up."""
 
+MISSES, MISSES_SHARE = 4, 0.1
+"""How many replays may stop because the host would decide otherwise, and which share of them."""
+
+WORTH = 10
+"""How often a recorded step is to be replayed on average, if many are recorded."""
+
 DIGITS = 256.0
 """By how many units of the last digit, of its norm, a tensor that is replayed may differ."""
 
@@ -43,18 +49,22 @@ class Kind:
     """Steps for which one recording serves.
 
     Attributes:
-        mode: Whether recorded steps are compiled.
+        captures: The recorded steps of the same SAM.
+        mode: Whether this one is compiled.
         captured: The recorded step, if there is one.
-        runs: How often it was run as it is since something changed.
-        replays: How often it was replayed.
-        failures: How often what it depends on has changed.
+        runs: How often it was run as it is since there is none.
+        replays: How often it was replayed since it was recorded.
+        misses: How often the host would have decided otherwise.
+        failures: How often it had to be recorded anew, one time soon after the other.
         refused: Whether it is not to be recorded any more.
     """
 
+    captures: Captures
     mode: Mode
     captured: Captured | None = None
     runs: int = 0
     replays: int = 0
+    misses: int = 0
     failures: int = 0
     refused: bool = False
 
@@ -65,10 +75,7 @@ class Kind:
         changed = self.captured.guard.broken(step.plan.objective)
         if changed is None:
             return self.captured
-        self.captured, self.runs = None, 0
-        self.failures += 1
-        if self.failures > FAILURES:
-            self._refuse(step, f"{changed}, changes from call to call")
+        self._fail(step, f"{changed}, changes from call to call")
         return None
 
     def expected(self, step: Step) -> Found | None:
@@ -82,23 +89,31 @@ class Kind:
         except Otherwise:
             return None
 
-    def learn(self, step: Step) -> bool:
+    def missed(self, step: Step) -> None:
+        """Takes note that a replay stopped, which costs as much as one that does not."""
+        self.misses += 1
+        if self.misses > MISSES + self.replays * MISSES_SHARE:
+            self._fail(step, "decisions that depend on values, and differ from step to step")
+
+    def learn(self, step: Step) -> None:
         """Takes note that a step was run as it is, and records it if it comes again and again."""
         self.runs += 1
         if self.captured is not None or self.refused or self.runs < 2 ** (self.failures + 1):
-            return False
+            return
+        captures = self.captures
+        if captures.recorded >= 2 * MOST and captures.replayed < captures.recorded * WORTH:
+            self._refuse(step, f"more than {MOST} kinds of batches in turn")
+            return
         try:
-            captured = self._captured(step)
+            self.captured = self._captured(step)
+            self.replays = self.misses = 0
+            captures.recorded += 1
         except NotFinite:
-            return False
+            pass
         except Unrecordable as error:
             self._refuse(step, error.what)
-            return False
         except Exception as error:  # torch's own: the step as it is has just been run
             self._refuse(step, f"what torch says of it, {str(error).partition(chr(10))[0]}")
-            return False
-        self.captured = captured
-        return True
 
     def _captured(self, step: Step) -> Captured:
         """Records a step, and compares what a replay finds."""
@@ -127,19 +142,29 @@ class Kind:
             self.captured, self.refused = None, True
             raise Stale(different)
 
+    def _fail(self, step: Step, what: str) -> None:
+        """Forgets the recorded step; not every time is it recorded anew."""
+        self.failures = self.failures + 1 if self.replays < CHECK_EVERY else 1
+        self.captured, self.runs = None, 0
+        if self.failures > FAILURES:
+            self._refuse(step, what)
+
     def _refuse(self, step: Step, what: str) -> None:
-        self.refused = True
+        """Records the step no more; if it cannot be compiled, it is replayed."""
+        done = "run as they are, and not replayed"
+        if self.mode == "compile":
+            self.mode, done = "replay", "replayed, and not compiled"
+        else:
+            self.refused = True
         objective = step.plan.objective
-        key = "captured", loss_key(objective.loss), what
-        warn_once(
-            objective.params[0], key, f"steps are run as they are, and not replayed, because of {what}."
-        )
+        key = "captured", self.mode, loss_key(objective.loss), what
+        warn_once(objective.params[0], key, f"steps are {done}, because of {what}.")
 
 
 def kind_of(captures: Captures, step: Step) -> Kind:
     """The kind of a step, which is then the last one that is forgotten."""
     key = key_of(step)
-    kind = captures.kinds.setdefault(key, Kind(captures.mode))
+    kind = captures.kinds.setdefault(key, Kind(captures, captures.mode))
     captures.kinds.move_to_end(key)
     if len(captures.kinds) > MOST:
         captures.kinds.popitem(last=False)
@@ -151,7 +176,7 @@ def key_of(step: Step) -> Hashable:
     plan, how, radii = step.plan, step.plan.how, step.plan.how.radii
     return (
         loss_key(plan.objective.loss),
-        tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in step.tensors()),
+        tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in step.tensors),
         *(step.structure(), step.batch.groups, step.batch.examples, step.cuts, step.follow),
         *(type(how.ascent), how.steps, how.step_size, how.both, radii.partial, *radii.indices),
         *(*radii.ratios, plan.l2 / plan.times, plan.combines),

@@ -37,8 +37,9 @@ def test_reentrant_checkpoint_is_not_run(engine, error, said):
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 @pytest.mark.parametrize("what", ["module", "loss"])
-def test_compiled_is_refused_by_name(what):
+def test_compiled_runs_as_it_was_written_which_is_said_once(what):
     module, loss, batch = two_layers(plain)
+    expected = sam_gradient(loss, trained(module), batch, rho=0.1, m=2, engine="batched").gradients
     compiled = torch.compile(module, backend="eager")
     if what == "module":
 
@@ -48,8 +49,15 @@ def test_compiled_is_refused_by_name(what):
         module = compiled
     else:
         loss = torch.compile(loss, backend="eager")
-    with pytest.raises(Unbatchable, match=f"a compiled {what}"):
-        sam_gradient(loss, trained(module), batch, rho=0.1, m=2, module=module, engine="batched")
+    with pytest.warns(UserWarning, match=f"a compiled {what}.* was run as it was written") as said:
+        found = [
+            sam_gradient(
+                loss, trained(module), batch, rho=0.1, m=2, module=module, engine="batched"
+            ).gradients
+            for _ in range(2)
+        ]
+    assert sum("as it was written" in str(warning.message) for warning in said) == 1
+    assert all(torch.equal(a, b) for gradients in found for a, b in zip(gradients, expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
