@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -14,13 +15,15 @@ from beartype import BeartypeConf, beartype
 typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True, is_random=False))
 
 _CALLS = 10
-_checked: Counter[CodeType] = Counter()
+# In a context variable: a counter that the loss of a test reaches would be state of that loss.
+_checked: ContextVar[Counter[CodeType]] = ContextVar("checked")
+_checked.set(Counter())
 _at_definition = jaxtyping.jaxtyped
 
 
 def check_anew() -> None:
     """The next test has every function checked from its first call on."""
-    _checked.clear()
+    _checked.get().clear()
 
 
 def _at_its_calls(of: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,9 +37,9 @@ def _at_its_calls(of: Callable[..., Any], typechecker: Callable[..., Any]) -> Ca
     @functools.wraps(of)
     def called(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if jaxtyping.config.jaxtyping_disable or _checked[code] >= _CALLS:
+        if jaxtyping.config.jaxtyping_disable or _checked.get()[code] >= _CALLS:
             return of(*args, **kwargs)
-        _checked[code] += 1
+        _checked.get()[code] += 1
         if not checks:
             checks.append(_at_definition(of, typechecker=typechecker))
         return checks[0](*args, **kwargs)

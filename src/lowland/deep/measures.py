@@ -19,6 +19,9 @@ from lowland.deep.flatness import FlatnessConfig, Measure
 from lowland.deep.objective import AUTOCAST_TYPES, autocast
 from lowland.deep.records import MetricsRow
 from lowland.deep.subject import Subject, pick_parameters
+from lowland.sam import L2, Captures
+from lowland.sam.captures import reason_against
+from lowland.sam.precision import HALF
 from lowland.sharpness import (
     ActiveReLUs,
     GaussNewton,
@@ -106,6 +109,7 @@ class _Taking:
         self.on = Examined.of(subject, config)
         self.params = pick_parameters(subject.model, config.layers)
         self.densities: dict[str, np.ndarray] = {}
+        self._recorded = Captures()
         self.common = {
             "examples": len(self.on.split),
             "split": config.split,
@@ -159,13 +163,11 @@ class _Taking:
             )
             yield found.row() | request
         elif name == "one-step":
-            examples, engine = self.on.examples(m), self.on.engine(m)
-            yield (
-                one_step_sharpness(
-                    self.on.loss, params, examples, rho=request["rho"], m=m, engine=engine
-                ).row()
-                | request
+            options: dict[str, Any] = {"m": m, "engine": self.on.engine(m), "captures": self._captures(m)}
+            found = one_step_sharpness(
+                self.on.loss, params, self.on.examples(m), rho=request["rho"], **options
             )
+            yield found.row() | request
         elif name == "suboptimality":
             options = self._options(m)
             yield (
@@ -175,7 +177,8 @@ class _Taking:
                 | request
             )
         elif name == "gradient-norm":
-            norms = gradient_norms(self.on.loss, params, self.on.examples(m), m=m, engine=self.on.engine(m))
+            how: dict[str, Any] = {"m": m, "engine": self.on.engine(m), "captures": self._captures(m)}
+            norms = gradient_norms(self.on.loss, params, self.on.examples(m), **how)
             assert norms.groups is not None
             quantiles = torch.quantile(
                 norms.groups.double().cpu(), torch.tensor([0.1, 0.5, 0.9]).double()
@@ -186,6 +189,14 @@ class _Taking:
             yield from self._curvature(name, request)
         else:
             yield {"value": self._of_features(name), "stderr": math.nan} | request
+
+    def _captures(self, m: int | None) -> Captures | None:
+        """Where steps of a loss of ours are recorded, for all radii."""
+        config = self.subject.config
+        in_half = any(p.dtype in HALF for p in self.params.values())
+        ours = config is not None and not (config.has_own_model or config.has_own_loss)
+        why = reason_against(L2(), engine=self.on.engine(m), in_half=in_half)
+        return self._recorded if ours and why is None else None
 
     def _of_features(self, name: Measure) -> float:
         if name == "active-relus":

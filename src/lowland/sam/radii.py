@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -14,13 +15,13 @@ class Radii:
     """Radius of each parameter: which ones move, and how far beside the one that moves farthest.
 
     Attributes:
-        rho: The largest radius.
+        rho: The largest radius; a tensor of one element while a step is recorded.
         indices: Parameters with a radius above zero.
         ratios: Their radii in units of ``rho``.
         partial: Whether some parameters do not move although others do.
     """
 
-    rho: float
+    rho: Any
     indices: list[int]
     ratios: list[float]
     partial: bool

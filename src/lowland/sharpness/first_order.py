@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.errors import InputError
-from lowland.sam import SAMGradient, sam_gradient
+from lowland.sam import Captures, SAMGradient, sam_gradient
 from lowland.sam.arguments import Engine
 from lowland.sam.ascent import Ascent
 from lowland.sharpness.averaged import Reduction, averaged
@@ -25,6 +25,7 @@ def gradient_norms(
     m: int | None = 1,
     reduction: Reduction = "mean",
     engine: Engine = "auto",
+    captures: Captures | None = None,
     module: nn.Module | None = None,
 ) -> Measurement:
     r"""Mean l2 norm of the gradients of groups of ``m`` examples; ``groups`` has each of them.
@@ -40,6 +41,7 @@ def gradient_norms(
         m: Examples in a group; ``None`` for one group of all, whose norm is that of the whole gradient.
         reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         engine: How the groups are run.
+        captures: Steps that were recorded before, if steps are to be.
         module: The module that ``loss`` runs.
 
     Returns:
@@ -58,7 +60,16 @@ def gradient_norms(
         >>> round(found.value, 4), [round(norm, 4) for norm in found.groups.tolist()]
         (10.0, [5.0, 15.0])
     """
-    found = _climbed(averaged(loss, reduction), params, batch, rho=0.0, m=m, engine=engine, module=module)
+    found = _climbed(
+        averaged(loss, reduction),
+        params,
+        batch,
+        rho=0.0,
+        m=m,
+        engine=engine,
+        captures=captures,
+        module=module,
+    )
     assert found.diagnostics is not None
     return _over_groups("gradient norm", found, found.diagnostics.gradient_norm, params, {"m": m})
 
@@ -75,6 +86,7 @@ def one_step_sharpness(
     step_size: float = 1.0,
     reduction: Reduction = "mean",
     engine: Engine = "auto",
+    captures: Captures | None = None,
     module: nn.Module | None = None,
 ) -> Measurement:
     r"""Rise of the loss in SAM's climb, :math:`L_S(w + e_S) - L_S(w)`, averaged over groups of m examples.
@@ -94,6 +106,7 @@ def one_step_sharpness(
         step_size: Size of one in units of ``rho``.
         reduction: ``"sum"`` for a loss that adds up its examples instead: it is divided by their number.
         engine: How the groups are run.
+        captures: Steps that were recorded before, if steps are to be.
         module: The module that ``loss`` runs.
 
     Returns:
@@ -114,7 +127,7 @@ def one_step_sharpness(
     """
     if not 0.0 < rho < float("inf"):
         raise InputError(f"rho must be positive and finite, got {rho}.")
-    climb: dict[str, Any] = {"ascent": ascent, "steps": steps, "step_size": step_size}
+    climb: dict[str, Any] = {"ascent": ascent, "steps": steps, "step_size": step_size, "captures": captures}
     found = _climbed(
         averaged(loss, reduction), params, batch, rho=rho, m=m, engine=engine, module=module, **climb
     )

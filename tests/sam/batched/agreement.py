@@ -4,19 +4,23 @@ from unittest import mock
 
 import torch
 
-from lowland import sam_gradient
+from lowland import L2, sam_gradient
+from lowland.sam import Captures
 from lowland.sam.batched.memory import Needs
+from lowland.sam.captures import reason_against
+from lowland.sam.containers import tensors_of
 
 from ..naive import bits, norm, relative_error
 from .models import trained
 
 
-def ran(engine, make, **options):
-    """The result and the model afterwards; the weights must stand where they stood."""
+def ran(engine, make, *, times=1, **options):
+    """The last of some results and the model afterwards; the weights must stand where they stood."""
     module, loss, batch = make()
     before = [bits(p) for p in module.parameters()]
     options = {"rho": 0.1} | options
-    result = sam_gradient(loss, trained(module), batch, module=module, engine=engine, **options)
+    for _ in range(times):
+        result = sam_gradient(loss, trained(module), batch, module=module, engine=engine, **options)
     assert [bits(p) for p in module.parameters()] == before
     return result, module
 
@@ -38,4 +42,22 @@ def assert_engines_agree(make, tolerance=1e-10, **options):
     buffers = dict(module.named_buffers())
     for name, buffer in loop_module.named_buffers():
         torch.testing.assert_close(buffers[name], buffer, rtol=1e-12, atol=1e-12)
+    ascent, weight = options.get("ascent") or L2(), options.get("weight")
+    why = reason_against(ascent, engine="batched", reduction=options.get("reduction", "mean"), weight=weight)
+    if why is None:
+        assert_replay_is_the_step(make, **options)
     return found
+
+
+def assert_replay_is_the_step(make, **options):
+    """A recorded step finds what the step finds, and leaves the buffers and generators that it leaves."""
+    captures, found = Captures(), []
+    for kept in ({}, {"captures": captures}):
+        torch.manual_seed(7)
+        result, module = ran("batched", make, times=3, **options, **kept)
+        tensors = [*result.gradients, result.loss, *tensors_of(result.aux), *module.buffers()]
+        found.append([t for t in (*tensors, torch.get_rng_state()) if t is not None])
+    assert captures.replayed > 0 or captures.run == 0, captures  # single groups are left to the loop
+    assert len(found[0]) == len(found[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=0.0, equal_nan=True)

@@ -63,7 +63,7 @@ class Random:
     def without_gradient(self, weights: Weights) -> Sequence[Tensor] | None:
         """A draw."""
         directions = [self._draw(weights, w.detach()) for w in weights.w]
-        return One(directions, weights.rho / math.sqrt(sum(w.numel() for w in weights.w)))
+        return One(directions, float(weights.rho) / math.sqrt(sum(w.numel() for w in weights.w)))
 
     def _draw(self, weights: Weights, w: Tensor) -> Tensor:
         z = torch.empty_like(working(w))

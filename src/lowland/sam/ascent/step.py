@@ -32,7 +32,7 @@ class Weights:
     """
 
     w: Sequence[Tensor]
-    rho: float
+    rho: Number
     names: Sequence[str] | None = None
     noise: Noise | None = None
 
@@ -69,8 +69,8 @@ class AscentStep:
     e: Any
     g: Any
     norm: Any
-    size: float
-    rho: float
+    size: Number
+    rho: Number
     names: Sequence[str] | None = None
     noise: Noise | None = None
 
