@@ -262,7 +262,7 @@ class Snapshot:
             (name, buffer)
             for owner, name, buffer, value in self._buffers
             if owner.get(name) is not buffer
-            or (buffer is not None and value is not None and not _same(buffer, value))
+            or (buffer is not None and value is not None and not same_numbers(buffer, value))
         ]
 
     def restore(self) -> None:
@@ -295,7 +295,7 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_numbers(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, NaNs included."""
     if a.is_floating_point() or a.is_complex():
         return torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
+from lowland.sam.buffers import same_numbers
 from lowland.sam.captured.recording import Recording
 
 
@@ -34,7 +34,7 @@ def difference(a: Recording, b: Recording) -> str | None:
 def _same_tensor(a: Tensor, b: Tensor, *, literal: bool) -> bool:
     """Whether two constants are one, or were made of the same numbers."""
     return a is b or (
-        literal and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
+        literal and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and same_numbers(a, b)
     )
 
 
