@@ -106,6 +106,26 @@ def test_gradscaler_of_the_accelerator_scales_both_devices():
     assert relative_error([p.grad.cpu() for p in module.parameters()], [16 * g for g in expected]) < 1e-4
 
 
+@accelerated
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("capture", ["replay", "compile"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_recorded_steps_on_the_accelerator_draw_and_find_what_the_step_does(capture, amp):
+    net = nn.Sequential(mlp(dtype=torch.float32), nn.Dropout(0.3)).to(accelerator())
+    batch = [t.to(accelerator()) for t in regression(dtype=torch.float32)]
+    scaler, found = torch.amp.GradScaler(accelerator().type, init_scale=16.0), []
+    for mode in ("off", capture):
+        sam = SAM(net, rho=0.4, m=1, engine="batched", capture=mode)
+        for _ in range(4):
+            net.zero_grad()
+            torch.manual_seed(5)
+            with torch.autocast(accelerator().type, dtype=torch.float16, enabled=amp):
+                sam.backward(functools.partial(squared, net), *batch, scale=scaler)
+        found.append([p.grad.clone() for p in net.parameters()])
+    assert sam.captures.replayed == 2
+    assert relative_error(*found) < (1e-2 if amp else 1e-4)
+
+
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_parameters_are_refused_by_a_sentence(dtype):

@@ -62,6 +62,7 @@ class Captures:
         replayed: How often groups were run by a recorded step.
         run: How often they were run as they are.
         recorded: How many steps were recorded.
+        made: How many kinds of steps there were.
 
     Raises:
         ValueError: If there is no such mode.
@@ -84,7 +85,7 @@ class Captures:
             raise ValueError(f"mode must be 'replay' or 'compile', got {mode!r}.")
         self.mode = mode
         self.kinds: OrderedDict[Hashable, Kind] = OrderedDict()
-        self.replayed = self.run = self.recorded = 0
+        self.replayed = self.run = self.recorded = self.made = 0
 
     def __repr__(self) -> str:
         """The mode, and what was done."""

@@ -331,6 +331,25 @@ def test_kinds_that_change_too_often_are_given_up_and_named():
     assert sam.captures.recorded <= kind.FAILURES + 1
 
 
+def test_number_of_a_batch_that_is_another_in_each_call_is_said_once():
+    model = network()
+
+    def loss(x, y, k):
+        return F.cross_entropy(model(x), y) * (1 + 0 * k)
+
+    def train():
+        for step in range(50):
+            sam.backward(loss, X.double(), Y, step)
+
+    sam = SAM(model, rho=0.1, m=2, engine="batched", capture="replay")
+    with pytest.warns(
+        UserWarning, match="more than 8 kinds of batches in turn: other shapes, numbers or"
+    ) as said:
+        train()
+    assert len(said) == 1
+    assert sam.captures.recorded == 0
+
+
 def test_eight_kinds_are_kept():
     model = network()
     sam = SAM(model, rho=0.1, m=1, engine="batched", capture="replay")

@@ -137,6 +137,11 @@ def test_compiled_model_makes_the_same_step(tmp_path):
     assert relative_error(moved(trainer), expected) < 1e-12
 
 
+def test_recorded_steps_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"capture must be 'off' in SAMTrainer.*got 'replay'"):
+        run(SAMTrainer, tmp_path, {"rho": 0.3, "capture": "replay"}, **ONE_STEP)
+
+
 @pytest.mark.parametrize("m", [None, 1, 3])
 @pytest.mark.parametrize("name", ["padding", "checkpointing", "evaluation"])
 def test_step_is_that_of_sam_by_hand(name, m, tmp_path):

@@ -34,6 +34,8 @@ FAILURES = 4
 MISSES, MISSES_SHARE = 4, 0.1
 """How many replays may stop because the host would decide otherwise, and which share of them."""
 
+IN_TURN = f"more than {MOST} kinds of batches in turn: other shapes, numbers or words"
+
 WORTH = 10
 """How often a recorded step is to be replayed on average, if many are recorded."""
 
@@ -102,7 +104,7 @@ class Kind:
             return
         captures = self.captures
         if captures.recorded >= 2 * MOST and captures.replayed < captures.recorded * WORTH:
-            self._refuse(step, f"more than {MOST} kinds of batches in turn")
+            self._refuse(step, IN_TURN)
             return
         try:
             self.captured = self._captured(step)
@@ -164,8 +166,13 @@ class Kind:
 def kind_of(captures: Captures, step: Step) -> Kind:
     """The kind of a step, which is then the last one that is forgotten."""
     key = key_of(step)
-    kind = captures.kinds.setdefault(key, Kind(captures, captures.mode))
+    if key not in captures.kinds:
+        captures.kinds[key] = Kind(captures, captures.mode)
+        captures.made += 1
+    kind = captures.kinds[key]
     captures.kinds.move_to_end(key)
+    if captures.made == 4 * MOST and captures.recorded == 0:
+        kind._refuse(step, IN_TURN)
     if len(captures.kinds) > MOST:
         captures.kinds.popitem(last=False)
     return kind

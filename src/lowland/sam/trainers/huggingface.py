@@ -120,6 +120,11 @@ class SAMTrainerMixin(_Base):
     def __init__(self, *args: Any, sam: SAMOptions, **kwargs: Any) -> None:
         for name, value in sam.items():
             check_option(name, value)
+        capture = sam.get("capture", "off")
+        if capture != "off":
+            raise ValueError(
+                f"capture must be 'off' in SAMTrainer, whose loss counts in Python, got {capture!r}."
+            )
         super().__init__(*args, **kwargs)
         self._refuse()
         rows = (*sam.get("rows", ()), _PACKED)
