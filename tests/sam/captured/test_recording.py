@@ -262,6 +262,42 @@ def test_result_that_is_written_to_is_nobody_elses():
     assert after.count(aten.sin.default) == 2
 
 
+def test_sum_takes_the_memory_of_an_operand_that_nobody_needs():
+    before, after = improved(passes.without_allocating, lambda x, y: (x.sin() + y) * y.cos() + 1, X, Y)
+    assert before.count(aten.add_.Tensor) == before.count(aten.mul_.Tensor) == 0
+    assert aten.add_.Tensor in after
+    assert aten.mul_.Tensor in after
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: (x + y) * (x * y),  # of an input
+        lambda x, y: [(s := x.sin()) + y, s],  # of what is returned
+        lambda x, y: ((s := x.sin()) + y) * s,  # of what is needed once more
+        lambda x, y: (s := x.sin()).view(6)[:3] + s[0] + y.sum(),  # of what the other is a view of
+        lambda x, y: [(p := x.sin().split(1))[0] + y[:1], p[1] * y[1:], p[0] + 1],  # of a part
+        lambda x, y: torch.ops.aten._unsafe_view(s := x.sin(), [2, 3]) + y * s.sum(),  # of another name
+        lambda x, y: x.sum(0).sin().expand(2, 3) + y,  # whose elements stand in one place
+        lambda x, y: x[:1].sin() + y,  # of another shape
+        lambda x, y: (x > 1) * y,  # of another type
+    ],
+)
+def test_sum_leaves_alone_what_is_not_free(function):
+    def listed(x, y):
+        found = function(x, y)
+        return list(found) if isinstance(found, list) else [found]
+
+    improved(passes.without_allocating, listed, X, Y)
+    kept = X.clone(), Y.clone()
+    recording = recorded(listed, X, Y)
+    passes.without_allocating(recording.graph)
+    for _ in range(2):
+        replayed(recording, X, Y)
+    assert torch.equal(X, kept[0])
+    assert torch.equal(Y, kept[1])
+
+
 def test_draws_are_no_repetitions():
     recording = recorded(lambda x: (torch.bernoulli(x), torch.bernoulli(x)), X / 10)
     passes.without_repeating(recording.graph)

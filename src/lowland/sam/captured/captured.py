@@ -153,6 +153,7 @@ def _made(recording: Recording, mode: Mode) -> Replay:
     passes.without_views_of_views(graph)
     passes.without_repeating(graph)
     passes.without_what_nobody_uses(graph)
+    passes.without_allocating(graph)
     return program(compiled(graph) if mode == "compile" else graph, recording.constants)
 
 

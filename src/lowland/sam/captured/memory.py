@@ -39,6 +39,28 @@ class Memory:
         layout = base.meta.get("layout")
         return layout is not None and int(math.prod(layout[0])) <= SMALL
 
+    def is_free_after(self, value: fx.Node, node: fx.Node, other: object) -> bool:
+        """Whether an operation may write what comes of a ``value`` and another to the value's own memory."""
+        base, layout = memory_of(value), value.meta.get("layout")
+        if base.op != "call_function" or layout is None or self._last.get(base) != self._at[node]:
+            return False
+        elsewhere = not isinstance(other, fx.Node) or other is value or memory_of(other) is not base
+        whole = layout == base.meta["layout"] == node.meta.get("layout")
+        return whole and elsewhere and not self._is_shared(value)
+
+    def moves(self, node: fx.Node, value: fx.Node) -> None:
+        """Takes note that the result of an operation is in the memory of a value."""
+        base = memory_of(value)
+        self._last[base] = max(self._last[base], self._last.pop(node, 0))
+        self._written.add(base)
+        node.meta["of"] = value
+
+    @staticmethod
+    def _is_shared(value: fx.Node) -> bool:
+        """Whether elements of a tensor may stand in the same place, as of one that was expanded."""
+        shape, stride, *_ = value.meta["layout"]
+        return any(n > 1 and step == 0 for n, step in zip(shape, stride, strict=True))
+
     def stays(self, node: fx.Node, until: fx.Node) -> None:
         """Takes note that a value is needed until a later node's own last use."""
         base = memory_of(node)
@@ -46,12 +68,9 @@ class Memory:
 
 
 def memory_of(node: fx.Node) -> fx.Node:
-    """The value that a view is one of."""
-    while node.op == "call_function":
-        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
-        if not returns or returns[0].alias_info is None or not isinstance(node.args[0], fx.Node):
-            return node
-        node = node.args[0]
+    """The value that a view is one of, as it was seen when the graph was recorded."""
+    while "of" in node.meta:
+        node = node.meta["of"]
     return node
 
 

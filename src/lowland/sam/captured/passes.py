@@ -11,6 +11,7 @@ from lowland.sam.captured.memory import Memory
 from lowland.sam.captured.recording import again, stays
 
 _aten = torch.ops.aten
+_IN_PLACE = {_aten.add.Tensor: _aten.add_.Tensor, _aten.mul.Tensor: _aten.mul_.Tensor}
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
@@ -48,10 +49,26 @@ def without_repeating(graph: fx.Graph) -> None:
             continue
         if memory.may_stay(before, node):
             memory.stays(before, node)
+            node.meta["of"] = before
             node.replace_all_uses_with(before)
             graph.erase_node(node)
         else:
             known[key] = node
+
+
+def without_allocating(graph: fx.Graph) -> None:
+    """A sum or a product takes the memory of an operand that nobody needs afterwards."""
+    memory = Memory(graph)
+    for node in graph.nodes:
+        in_place = _IN_PLACE.get(node.target)
+        if in_place is None or node.kwargs or len(node.args) != 2:
+            continue
+        a, b = node.args
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, fx.Node) and memory.is_free_after(one, node, other):
+                node.target, node.args = in_place, (one, other)
+                memory.moves(node, one)
+                break
 
 
 def without_marks(graph: fx.Graph) -> None:

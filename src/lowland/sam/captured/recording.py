@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lowland.sam.asked import noted
+from lowland.sam.batched.outside import tensors_in
 from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
 from lowland.sam.place import place_of
@@ -100,7 +101,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.literals: set[str] = set()
         self.refused: Unrecordable | None = None
         self._nodes: Any = WeakIdKeyDictionary()
-        self._places = {place_of(t) for t in inputs if t.numel()}
+        self._places: set[int] = set()
         self._questions: list[Tensor] = []
         self._silent = False
         for i, t in enumerate(inputs):
@@ -123,8 +124,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.literals.add(self._constant(args[0], literal=True).name)
             func = _aten.lift_fresh_copy.default  # nobody is to write to the constant
         given = fx.node.map_aggregate((args, kwargs), self._given)
+        places = {place_of(t): self.node(t) for t in tensors_in((args, kwargs))}
         found = func(*args, **kwargs)
-        self._take(found, self.graph.call_function(func, *given))
+        self._take(found, self.graph.call_function(func, *given), places)
         return found
 
     def mark(self, function: Callable[[], None]) -> None:
@@ -161,20 +163,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _given(self, value: Any) -> Any:
         return self.node(value) if isinstance(value, Tensor) else value
 
-    def _take(self, found: Any, node: fx.Node) -> None:
-        """Takes what an operation returned: a tensor, or several."""
+    def _take(self, found: Any, node: fx.Node, places: dict[int, fx.Node]) -> None:
+        """Takes what an operation returned: a tensor, or several, in new memory or in that of an argument."""
         if isinstance(found, Tensor):
-            self._note(found, node)
+            self._note(found, node, places)
         elif isinstance(found, (list, tuple)):
             for i, each in enumerate(found):
                 if isinstance(each, Tensor):
-                    self._note(each, self.graph.call_function(operator.getitem, (node, i)))
+                    self._note(each, self.graph.call_function(operator.getitem, (node, i)), places)
 
-    def _note(self, tensor: Tensor, node: fx.Node) -> None:
+    def _note(self, tensor: Tensor, node: fx.Node, places: dict[int, fx.Node] | None = None) -> None:
         _describe(node, tensor)
         self._nodes[tensor] = node
-        if node.op == "call_function" and tensor.numel():
-            self._places.add(place_of(tensor))
+        place = place_of(tensor)
+        if tensor.numel():
+            self._places.add(place)
+        if places is not None and place in places:
+            node.meta["of"] = places[place]
 
     def _constant(self, tensor: Tensor, *, literal: bool = False) -> fx.Node:
         if not literal and tensor.numel() and place_of(tensor) in self._places:
