@@ -149,7 +149,7 @@ def _captured(names: list[str], ms: list[str], setting: Setting) -> None:
         return
     kinds = [f"{kind} / SAM" for kind in _names_of(setting)]
     columns = ["network", "B", "m", "SAM ms", *kinds, "quartiles of replayed"]
-    _header([*columns, "seconds to record", "replayed", "memory / SAM's, as it is", "replayed"])
+    _header([*columns, "seconds to record", "replayed", "guard", "memory / SAM's, as it is", "replayed"])
     for name, problem in available(names, setting.device, setting.batch):
         for m in _sizes(ms, len(problem.x)):
             row = [NETWORKS[name].title, len(problem.x), m]
@@ -163,7 +163,7 @@ def _captured_whole(names: list[str], setting: Setting) -> None:
     print()
     kinds = [f"{kind} / plain" for kind in _names_of(setting)]
     columns = ["network", "B", "m", "plain ms", *kinds, "quartiles of replayed"]
-    _header([*columns, "seconds to record", "replayed", "memory / plain's, as it is", "replayed"])
+    _header([*columns, "seconds to record", "replayed", "guard", "memory / plain's, as it is", "replayed"])
     for name, problem in available(names, setting.device, setting.batch):
         row = [NETWORKS[name].title, len(problem.x), "B"]
         _row([*row, *_captured_cells(problem, len(problem.x), setting, plain_step(problem))])
@@ -191,6 +191,7 @@ def _captured_cells(problem: Problem, m: int, setting: Setting, against: Step) -
         f"{low:.2f}–{high:.2f}",
         ", ".join(f"{step.seconds:.1f}" for step in captured.values()),
         f"{100 * captured['replayed'].share:.0f} %",
+        f"{100 * captured['replayed'].guarding():.1f} %",
         f"{memory[1] / memory[0]:.2f}",
         f"{memory[2] / memory[0]:.2f}",
     ]

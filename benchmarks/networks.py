@@ -165,10 +165,31 @@ class CapturedStep:
 
     @property
     def share(self) -> float:
-        """Share of the groups that were replayed, of those after the first three calls."""
+        """Share of the chunks of groups that were replayed, after the two that every recording takes."""
         captures = self.sam.captures
         assert captures is not None
-        return captures.replayed / (captures.replayed + captures.run)
+        return captures.replayed / (captures.replayed + captures.run - 2)
+
+    def guarding(self, steps: int = 10) -> float:
+        """Share of the time of a step that is spent on looking for changes."""
+        from lowland.sam.captured.guard import Guard
+
+        looking, spent = Guard.broken, []
+
+        def timed(*arguments: object) -> object:
+            began = time.perf_counter()
+            found = looking(*arguments)
+            spent.append(time.perf_counter() - began)
+            return found
+
+        Guard.broken = timed
+        began = time.perf_counter()
+        try:
+            for _ in range(steps):
+                self()
+        finally:
+            Guard.broken = looking
+        return sum(spent) / (time.perf_counter() - began)
 
 
 def recorded(problem: Problem, step: Step) -> Step:
