@@ -6,14 +6,8 @@ import torch
 from lowland.deep import TrainConfig, TrainState, load_data
 from lowland.deep.state import _capture
 
-COMMON = {
-    "dataset": "digits",
-    "batch_size": 32,
-    "engine": "batched",
-    "sam_rho": 0.1,
-    "lr_max": 0.1,
-    "epochs": 20,
-}
+COMMON = {"dataset": "digits", "batch_size": 32, "engine": "batched", "sam_rho": 0.1, "epochs": 20}
+FC = {"model": "fc", "n_layers": 1, "model_width": 16}
 
 
 def trained(steps, capture=None, **options):

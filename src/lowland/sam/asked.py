@@ -37,8 +37,3 @@ def noted(note: Note) -> Iterator[None]:
         yield
     finally:
         _note.reset(token)
-
-
-def is_recorded() -> bool:
-    """Whether a step is being recorded."""
-    return _note.get() is not None

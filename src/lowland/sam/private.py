@@ -14,6 +14,7 @@ from torch import Tensor
 _core: Any = torch._C
 _transforms: Any = getattr(_core, "_functorch", None)
 _autograd: Any = getattr(_core, "_autograd", None)
+_modules: Any = torch.nn.modules.module
 
 
 def _named(owner: Any, name: str, otherwise: Any) -> Callable[..., Any]:
@@ -68,6 +69,14 @@ def leave_saving_hooks() -> None:
 def dispatch_modes() -> list[Any]:
     """The modes that see torch's operations, the outermost first."""
     return [_dispatch_at(i) for i in range(_len_dispatch())]
+
+
+def hooks_of_all_modules() -> tuple[Any, ...]:
+    """The hooks that every module runs, but those of this library."""
+    names = "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks"
+    hooks = (getattr(_modules, name, {}) for name in (*names, "_global_backward_pre_hooks"))
+    found = (hook for each in hooks for hook in each.values())
+    return tuple(h for h in found if not str(getattr(h, "__module__", "")).startswith("lowland."))
 
 
 class ModeStacks:

@@ -4,6 +4,7 @@ import contextlib
 import operator
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import fx
@@ -18,6 +19,7 @@ from lowland.sam.captured.same import difference
 from lowland.sam.unrecordable import Unrecordable
 
 aten = torch.ops.aten
+NUMBERS = np.ones((2, 3), np.float32)
 X, Y = torch.arange(6.0).view(2, 3) + 1, torch.tensor([[2.0, 0.5, 1.0], [1.0, 3.0, 4.0]])
 
 
@@ -175,7 +177,7 @@ def test_two_recordings_of_the_same_are_the_same():
     [
         (lambda k: lambda x: x * k, "another number"),
         (lambda k: lambda x: x * torch.tensor(float(k)), "another tensor"),
-        (lambda k: lambda x: x + torch.from_numpy(X.numpy() * k), "another tensor"),
+        (lambda k: lambda x: x + torch.from_numpy(NUMBERS * k), "another tensor"),
         (lambda k: lambda x: x.sin() if k == 1 else x.cos(), "other operations"),
         (lambda k: lambda x: x if k == 1 else x + 1, "other operations"),
         (lambda k: lambda x: x.sum(k - 1), "another number"),

@@ -8,10 +8,11 @@ first.
 from __future__ import annotations
 
 import functools
+import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,12 @@ class Reachable:
         self.cells: list[types.CellType] = []
         self.arrays: list[np.ndarray[Any, Any]] = []
         self.is_whole = True
-        self._spaces: dict[tuple[int, str], tuple[Mapping[str, Any], str]] = {}
+        self._spaces: dict[tuple[int, str], tuple[_Space, str]] = {}
+        self._classes: set[type] = set()
         self._search([*functions_of(loss), *modules, *beside])
 
-    def places(self) -> list[tuple[Mapping[str, Any], str]]:
-        """Global variables and attributes of modules and classes: where they are, and their names."""
+    def places(self) -> list[tuple[_Space, str]]:
+        """Global variables, attributes of modules and classes, and slots: where they are, and their names."""
         return list(self._spaces.values())
 
     def taken(self) -> Callable[[], None]:
@@ -64,7 +66,8 @@ class Reachable:
         """
         put_containers_back = kept_containers(self.containers)
         cells = [(cell, cell.cell_contents) for cell in self.cells if _is_full(cell)]
-        places = [(space, name) for space, name in self._spaces.values() if isinstance(space, dict)]
+        spaces = self._spaces.values()
+        places = [(space, name) for space, name in spaces if isinstance(space, (dict, _Attributes))]
         named = [(space, name, space[name]) for space, name in places if name in space]
 
         def put_back() -> None:
@@ -72,7 +75,18 @@ class Reachable:
             for cell, value in cells:
                 cell.cell_contents = value
             for space, name, value in named:
-                space[name] = value
+                if space.get(name) is not value:
+                    space[name] = value
+
+        return put_back
+
+    def arrays_taken(self) -> Callable[[], None]:
+        """The same of arrays, which are copied."""
+        kept = [(array, array.copy()) for array in self.arrays if array.flags.writeable]
+
+        def put_back() -> None:
+            for array, before in kept:
+                array[...] = before
 
         return put_back
 
@@ -102,6 +116,8 @@ class Reachable:
             yield from self._of_function(thing)
         elif isinstance(thing, types.MethodType):
             yield from (thing.__func__, thing.__self__)
+            if isinstance(thing.__self__, type):
+                yield from self._of_class(thing.__self__)
         elif isinstance(thing, functools.partial):
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, nn.Module):
@@ -111,7 +127,8 @@ class Reachable:
         elif not _is_of_library(type(thing)):
             if hasattr(thing, "__dict__"):
                 yield vars(thing)
-            yield from _methods(type(thing))
+            yield from self._of_slots(thing)
+            yield from self._of_class(type(thing))
 
     def _of_module(self, module: nn.Module) -> Iterator[Any]:
         """Its attributes; parameters and buffers are put back elsewhere."""
@@ -120,27 +137,85 @@ class Reachable:
         yield from module._modules.values()
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             yield from hooks.values()
-        yield from _methods(type(module))
+        yield from self._of_class(type(module))
+
+    def _of_slots(self, thing: Any) -> Iterator[Any]:
+        names = [name for base in type(thing).__mro__ for name in _slots(base)]
+        space = _Attributes(thing)
+        yield from (self._place(space, name) for name in names if name in space)
+
+    def _of_class(self, cls: type, names: Collection[str] | None = None) -> Iterator[Any]:
+        """What its users wrote in a class and its bases: all of it, or what has these names."""
+        for base in cls.__mro__:
+            if _is_of_library(base) or (names is None and base in self._classes):
+                continue
+            if names is None:
+                self._classes.add(base)
+            space, installed = _Attributes(base), _is_installed(base)
+            for name, value in list(vars(base).items()):
+                function = _function_of(value)
+                if names is not None and name not in names:
+                    continue
+                if function is not None:
+                    yield function
+                elif not installed and not name.startswith("__"):
+                    yield self._place(space, name)
 
     def _of_function(self, function: types.FunctionType) -> Iterator[Any]:
+        names, installed = _names_in(function), function.__code__.co_filename.startswith(_LIBRARIES)
         for cell in function.__closure__ or ():
             self.cells.append(cell)
             if _is_full(cell):
                 yield cell.cell_contents
+                if not installed:
+                    yield from self._of_named(cell.cell_contents, names)
         yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
-        if function.__code__.co_filename.startswith(_LIBRARIES):
+        if installed:
             return
-        names = set(_names(function.__code__))
         for name in sorted(names & function.__globals__.keys()):
             value = self._place(function.__globals__, name)
             yield value
-            if isinstance(value, (types.ModuleType, type)) and not _is_of_library(value):
-                yield from [self._place(vars(value), name) for name in sorted(names & vars(value).keys())]
+            yield from self._of_named(value, names)
 
-    def _place(self, space: Mapping[str, Any], name: str) -> Any:
+    def _of_named(self, value: Any, names: Collection[str]) -> Iterator[Any]:
+        """What code that has these names may look up in a module of Python or a class."""
+        if isinstance(value, type):
+            yield from self._of_class(value, names)
+        elif isinstance(value, types.ModuleType) and not _is_of_library(value):
+            yield from [self._place(vars(value), name) for name in sorted({*names} & vars(value).keys())]
+
+    def _place(self, space: _Space, name: str) -> Any:
         self._spaces[id(space), name] = space, name
         return space[name]
 
+
+class _Attributes:
+    """What an object has in slots, or a class itself has, by name.
+
+    Args:
+        owner: The object or the class.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The attribute; ``default`` if there is none."""
+        if isinstance(self.owner, type):
+            return vars(self.owner).get(name, default)
+        return getattr(self.owner, name, default)
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name, self) is not self
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        (type if isinstance(self.owner, type) else object).__setattr__(self.owner, name, value)
+
+
+_Space = Mapping[str, Any] | _Attributes
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _SINGLE = (Tensor, str, bytes, int, float, complex, type(None), type, types.ModuleType)
@@ -154,6 +229,10 @@ def _is_full(cell: types.CellType) -> bool:
     return True
 
 
+def _names_in(function: types.FunctionType) -> set[str]:
+    return set(_names(function.__code__))
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     """Names that code looks up, that of functions inside it included."""
     yield from code.co_names
@@ -162,11 +241,25 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _methods(cls: type) -> Iterator[Any]:
-    """The functions of a class that its users wrote."""
-    for base in cls.__mro__:
-        if not _is_of_library(base):
-            yield from (value for value in vars(base).values() if isinstance(value, types.FunctionType))
+def _slots(cls: type) -> Collection[str]:
+    slots = vars(cls).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _function_of(attribute: Any) -> types.FunctionType | None:
+    """The function of a class that an attribute of it is, or calls."""
+    if isinstance(attribute, (staticmethod, classmethod)):
+        attribute = attribute.__func__
+    elif isinstance(attribute, property):
+        attribute = attribute.fget
+    elif isinstance(attribute, functools.cached_property):
+        attribute = attribute.func
+    return attribute if isinstance(attribute, types.FunctionType) else None
+
+
+def _is_installed(cls: type) -> bool:
+    """Whether a class comes from an installed library."""
+    return (getattr(sys.modules.get(cls.__module__), "__file__", None) or "").startswith(_LIBRARIES)
 
 
 def _is_of_library(thing: Any) -> bool:

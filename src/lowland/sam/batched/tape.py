@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lowland.sam.asked import is_recorded, which_hold
+from lowland.sam.asked import which_hold
 from lowland.sam.batched.cause import CUSTOM, named
 from lowland.sam.batched.checkpointing import follow
 from lowland.sam.batched.level import CUSTOM_FUNCTION, Level, unwrapped
@@ -26,7 +26,6 @@ from lowland.sam.private import is_in_vmap, saving_hooks, unseen_by_modes
 from lowland.sam.said import line_outside
 from lowland.sam.touched import require_touched
 from lowland.sam.unbatchable import Branches, Unbatchable
-from lowland.sam.unrecordable import Unrecordable
 
 Rule = Callable[..., Any]
 
@@ -137,8 +136,6 @@ class Tape(OwnMode):
             name = func.__self__.__name__  # type: ignore[attr-defined]
             if name not in _VIEWING_PROPERTIES:
                 return self._property(func, name, args[0])
-        elif name in _READS and is_recorded():
-            raise Unrecordable(f"a number that is read from a tensor, by {named(func)}")
         elif name in _ABOUT:
             return func(*args, **kwargs)
         elif name == "__bool__" and is_in_vmap(args[0]):
@@ -368,9 +365,6 @@ _REFUSED: dict[Callable[..., Any], str] = {
 }
 
 _TRUE = ((), (True,))
-
-_READS = {"numpy", "tolist", "__array__", "data_ptr", "untyped_storage", "storage"}
-"""How numbers are read from a tensor where no operation shows it."""
 
 _WRITING = {"__setitem__", "__set__", *(f"__i{o}__" for o in ("lshift", "rshift", "and", "or", "xor"))}
 

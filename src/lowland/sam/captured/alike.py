@@ -22,7 +22,8 @@ def alike(now: Any, then: Any) -> bool:
     if type(now) is not type(then):
         return False
     if isinstance(now, PLAIN):
-        return bool(now == then) or (now != now and then != then)
+        equal = now == then and (now != 0 or repr(now) == repr(then))  # 0 is not -0
+        return bool(equal or (now != now and then != then))
     if type(now) in (tuple, frozenset):
         return len(now) == len(then) and all(map(alike, now, then))
     if isinstance(now, types.FunctionType):
@@ -30,9 +31,9 @@ def alike(now: Any, then: Any) -> bool:
     if isinstance(now, types.MethodType):
         return now.__self__ is then.__self__ and alike(now.__func__, then.__func__)
     if isinstance(now, functools.partial):
-        return all(alike(getattr(now, name), getattr(then, name)) for name in ("func", "args")) and _dicts(
-            now.keywords, then.keywords
-        )
+        return all(
+            alike(getattr(now, name), getattr(then, name)) for name in ("func", "args")
+        ) and alike_entries(now.keywords, then.keywords)
     if isinstance(now, Functional):
         return alike(now.outputs, then.outputs) and alike(now.criterion, then.criterion)
     return False
@@ -46,8 +47,8 @@ def _functions(now: types.FunctionType, then: types.FunctionType) -> bool:
         len(cells[0]) == len(cells[1])
         and all(map(_cells, *cells))
         and alike(now.__defaults__, then.__defaults__)
-        and _dicts(now.__kwdefaults__ or {}, then.__kwdefaults__ or {})
-        and _dicts(now.__dict__, then.__dict__)
+        and alike_entries(now.__kwdefaults__ or {}, then.__kwdefaults__ or {})
+        and alike_entries(now.__dict__, then.__dict__)
     )
 
 
@@ -58,5 +59,6 @@ def _cells(now: types.CellType, then: types.CellType) -> bool:
         return False
 
 
-def _dicts(now: dict[str, Any], then: dict[str, Any]) -> bool:
+def alike_entries(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether two dicts hold the same."""
     return now.keys() == then.keys() and all(alike(now[key], then[key]) for key in now)

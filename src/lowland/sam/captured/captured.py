@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.step import Otherwise, Step
 from lowland.sam.captured import passes
 from lowland.sam.captured.alike import alike
@@ -16,7 +17,7 @@ from lowland.sam.captured.compiling import compiled
 from lowland.sam.captured.guard import Guard
 from lowland.sam.captured.memory import memory_of, written_by
 from lowland.sam.captured.program import program
-from lowland.sam.captured.recording import RecordedWorld, Recorder, Recording, record
+from lowland.sam.captured.recording import RecordedWorld, Recorder, Recording, kept_tensors, record
 from lowland.sam.captured.same import difference
 from lowland.sam.captures import Mode
 from lowland.sam.containers import is_container, items, mapped, rebuilt, tensors_of
@@ -38,6 +39,7 @@ class Captured:
         guard: What it depends on beside its inputs.
         draws: Whether it draws from generators.
         writes: Whether it writes to tensors from outside.
+        written: Those of the user's among them that are no buffers of a module.
     """
 
     replay: Replay
@@ -45,6 +47,7 @@ class Captured:
     guard: Guard
     draws: bool
     writes: bool
+    written: list[Tensor]
 
     def run(self, step: Step) -> Found:
         """What the step finds.
@@ -52,24 +55,28 @@ class Captured:
         Raises:
             Otherwise: If it is to be run as it is.
         """
+        inputs, put_back = inputs_of(step), kept_tensors(self.written)
         try:
-            *tensors, otherwise = self._replayed(step)
-        except torch.OutOfMemoryError:
+            *tensors, otherwise = self._replayed(step, inputs)
+            if bool(otherwise):
+                raise Otherwise
+        except Otherwise:
+            put_back()
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise Otherwise from error  # the step as it is tells what is wrong, if anything is
-        if bool(otherwise):
-            raise Otherwise
+        except Exception as error:  # the step as it is says what is wrong in the user's words
+            put_back()
+            raise Otherwise(str(error)) from error
         rest = iter(tensors)
         return Found(*(rebuilt(part, rest) if holds else part for part, holds in self.form))
 
-    @torch.no_grad()
-    def _replayed(self, step: Step) -> list[Tensor]:
-        inputs = inputs_of(step).flat
-        if not self.draws:
-            return self.replay(None, *inputs)
-        with Draws(step.plan.objective.devices) as draws:
-            return self.replay(draws, *inputs)
+    def _replayed(self, step: Step, inputs: Inputs) -> list[Tensor]:
+        """What the operations return, which autocast has given their types when they were recorded."""
+        objective = step.plan.objective
+        with torch.no_grad(), autocast_off(objective.params[0]):
+            if not self.draws:
+                return self.replay(None, *inputs.flat)
+            with Draws(objective.devices) as draws:
+                return self.replay(draws, *inputs.flat)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,8 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
             recorded.
     """
     objective = step.plan.objective
-    guard = Guard(objective, [step.plan.how.ascent])
+    parts = [step.plan.how.ascent]
+    guard = Guard(objective, parts)
     if not guard.is_whole:
         raise Unrecordable("a loss from which more can be reached than is looked at")
     (recording, found), (again, found_again) = _recorded(step), _recorded(step)
@@ -120,15 +128,17 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
         differs = "what the loss returns beside its value"
     if differs is not None:
         raise Unrecordable(f"{differs}, which differs from one run to the next")
-    changed = guard.broken(objective)
+    changed = guard.broken(objective, parts)
     if changed is not None:
         raise Unrecordable(f"a change of {changed}, as it runs")
     guard.know(recording.constants.values())
-    parts = [mapped(lambda _: torch.empty(0), getattr(found, f.name)) for f in fields(found)]
-    form = [(part, bool(tensors_of(part))) for part in parts]
+    empty = [mapped(lambda _: torch.empty(0), getattr(found, f.name)) for f in fields(found)]
+    form = [(part, bool(tensors_of(part))) for part in empty]
     writes = any(map(_writes_outside, recording.operations))
+    buffers = {id(b) for module in objective.buffers.modules() for b in module._buffers.values()}
+    written = [t for t in recording.written if id(t) not in buffers]
     replay = _made(recording, mode)
-    return Captured(replay, form, guard, recording.draws, writes), recording.returned
+    return Captured(replay, form, guard, recording.draws, writes, written), recording.returned
 
 
 def _recorded(step: Step) -> tuple[Recording, Found]:

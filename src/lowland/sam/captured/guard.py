@@ -13,13 +13,14 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lowland.sam.batched.reachable import Reachable
-from lowland.sam.captured.alike import alike
+from lowland.sam.captured.alike import alike, alike_entries
 from lowland.sam.objective import Objective
-from lowland.sam.private import dispatch_modes, saving_hooks
+from lowland.sam.private import dispatch_modes, hooks_of_all_modules, saving_hooks
 
 
 class Guard:
@@ -35,8 +36,10 @@ class Guard:
 
     def __init__(self, objective: Objective, parts: Sequence[Any] = ()) -> None:
         self._loss, self._params = objective.loss, list(objective.params)
+        self._parts = [(type(p), dict(_attributes(p))) for p in parts]
         modules = list(objective.buffers.modules())
-        reached = Reachable(objective.loss, modules, [vars(p) for p in parts if hasattr(p, "__dict__")])
+        self._modules, self._classes = modules, [*map(type, modules)]
+        reached = Reachable(objective.loss, modules, map(_attributes, parts))
         self._containers = [*reached.containers, *chain.from_iterable(map(_of_module, modules))]
         self._held = [_Held(_views(c)) for c in self._containers]
         self._live = [view for held in self._held for view in held.views]
@@ -44,7 +47,7 @@ class Guard:
         self._cells, self._contents = reached.cells, [*map(_content, reached.cells)]
         self._places = reached.places()
         self._named = [space.get(name, _ABSENT) for space, name in self._places]
-        self._arrays = [(array, array.copy()) for array in reached.arrays]
+        self._arrays = [(array, _numbers(array)) for array in reached.arrays]
         self._tensors: list[Tensor] = list(objective.params)
         self._kinds = [*map(_KIND, self._tensors)]
         self._world = world()
@@ -55,13 +58,23 @@ class Guard:
         self._tensors += constants
         self._kinds = [*map(_KIND, self._tensors)]
 
-    def broken(self, objective: Objective) -> str | None:
-        """What has changed since, in the user's words; ``None`` if nothing has."""
+    def broken(self, objective: Objective, parts: Sequence[Any] = ()) -> str | None:
+        """What has changed since, in the user's words; ``None`` if nothing has.
+
+        Args:
+            objective: The loss, its parameters and modules, of another step.
+            parts: Its objects beside them, of which there are as many.
+        """
         params = objective.params
         if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
             return "the parameters"
         if not alike(objective.loss, self._loss):
             return "the loss, or what it closes over"
+        for now, then in zip(parts, self._parts, strict=True):
+            if type(now) is not then[0] or not alike_entries(_attributes(now), then[1]):
+                return f"the options of {then[0].__name__}"
+        if any(type(m) is not cls for m, cls in zip(self._modules, self._classes, strict=True)):
+            return "the class of a module"
         if self._world != world():
             return "a mode of torch, such as autocast"
         if self._kinds != [*map(_KIND, self._tensors)]:
@@ -81,7 +94,7 @@ class Guard:
         for (space, name), then in zip(self._places, self._named, strict=True):
             if not alike(space.get(name, _ABSENT), then):
                 return f"{name}, which the loss names"
-        if any(now.shape != then.shape or (now != then).any() for now, then in self._arrays):
+        if any(_numbers(now) != then for now, then in self._arrays):
             return "an array that the loss reaches"
         return None
 
@@ -125,7 +138,7 @@ def world() -> Hashable:
             torch.is_anomaly_enabled(),
         ),
         *(cudnn.enabled, *(enabled() for enabled in _KERNELS)),
-        *(saving_hooks() is None, len(dispatch_modes())),
+        *(saving_hooks() is None, len(dispatch_modes()), hooks_of_all_modules()),
     )
 
 
@@ -140,6 +153,15 @@ _KERNELS: list[Any] = [
 def _views(container: Any) -> list[Any]:
     """Keys and values of a container, which change with it; or itself."""
     return [container.keys(), container.values()] if isinstance(container, dict) else [container]
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    return vars(part) if hasattr(part, "__dict__") else {}
+
+
+def _numbers(array: np.ndarray[Any, Any]) -> Hashable:
+    """What an array holds, digit by digit: NaN is itself, and 0 is not -0."""
+    return array.shape, array.dtype, array.tobytes()
 
 
 def _content(cell: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.step import Otherwise, Stale, Step
 from lowland.sam.before import undone_on_error
 from lowland.sam.captured.captured import Captured, capture
+from lowland.sam.captured.recording import kept_tensors
 from lowland.sam.captures import Captures, Mode
 from lowland.sam.containers import tensors_of
 from lowland.sam.objective import Objective
@@ -74,7 +75,7 @@ class Kind:
         """The recorded step, if there is one and nothing that it depends on has changed."""
         if self.captured is None:
             return None
-        changed = self.captured.guard.broken(step.plan.objective)
+        changed = self.captured.guard.broken(step.plan.objective, [step.plan.how.ascent])
         if changed is None:
             return self.captured
         self._fail(step, f"{changed}, changes from call to call")
@@ -86,7 +87,7 @@ class Kind:
         if self.captured is None or self.replays % CHECK_EVERY > 0:
             return None
         try:
-            with _undone(step.plan.objective):
+            with _undone(step.plan.objective, self.captured.written):
                 return self.captured.run(step)
         except Otherwise:
             return None
@@ -122,7 +123,7 @@ class Kind:
         objective = step.plan.objective
         with _undone(objective):
             captured, found = capture(step, self.mode)
-        with _undone(objective):
+        with _undone(objective, captured.written):
             different = difference_of(objective, captured.run(step), found, digits=self._digits)
         if different is not None:
             raise Unrecordable(f"a replay that finds another value of {different}")
@@ -228,9 +229,10 @@ def _name(objective: Objective, found: Found, i: int) -> str:
 
 
 @contextmanager
-def _undone(objective: Objective) -> Iterator[None]:
-    """A block after which all is as it was before."""
-    put_back = Reachable(objective.loss, objective.buffers.modules()).taken()
+def _undone(objective: Objective, written: Sequence[Tensor] = ()) -> Iterator[None]:
+    """A block after which all is as it was before, tensors that it is known to write to included."""
+    reached = Reachable(objective.loss, objective.buffers.modules())
+    put_back = [reached.taken(), reached.arrays_taken(), kept_tensors(written)]
     draws = RandomState.capture(objective.devices)
     try:
         with (
@@ -240,4 +242,5 @@ def _undone(objective: Objective) -> Iterator[None]:
             yield
     finally:
         draws.restore()
-        put_back()
+        for each in put_back:
+            each()

@@ -66,7 +66,7 @@ class _Writer:
             self._lines.append(f"del {', '.join(last)}")
 
     def _called(self, node: fx.Node) -> str:
-        function = _named(node.target) if self._direct else None
+        function = _named(node.target) if self._direct and not _has_gaps(node.args) else None
         if self._direct and _only_changes_type(node):
             return f"{self._written(node.args[0])}.to({self._name_of(node.kwargs['dtype'])})"
         kwargs = {k: v for k, v in node.kwargs.items() if (k, v) not in _BY_DEFAULT}
@@ -109,11 +109,18 @@ def _named(operation: Any) -> Callable[..., Any] | None:
     return None
 
 
+def _has_gaps(args: tuple[Any, ...]) -> bool:
+    """Whether a list leaves something out, as an index of a later dimension does."""
+    return any(isinstance(a, (list, tuple)) and any(x is None for x in a) for a in args)
+
+
 def _only_changes_type(node: fx.Node) -> bool:
     """Whether a copy is one in another type, on the same device and in the same layout."""
+    source = node.args[0] if node.args else None
     if node.target is not torch.ops.aten._to_copy.default or not {*node.kwargs} <= {"dtype", "device"}:
         return False
-    (source,) = node.all_input_nodes
+    if not isinstance(source, fx.Node):  # a number, which becomes a tensor
+        return False
     before, after = source.meta["layout"], node.meta["layout"]
     return bool(before[2] != after[2] and before[3] == after[3])
 

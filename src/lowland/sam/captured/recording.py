@@ -18,7 +18,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lowland.sam.asked import noted
 from lowland.sam.batched.outside import tensors_in
+from lowland.sam.captured.memory import memory_of, written_by
 from lowland.sam.looks.world import World
+from lowland.sam.modes import OwnMode
 from lowland.sam.objective import Objective
 from lowland.sam.place import place_of
 from lowland.sam.unrecordable import Unrecordable
@@ -44,12 +46,14 @@ class Recording:
         constants: The tensors from outside that it met, by the names that the graph has for them.
         literals: Names of those that it made itself of numbers.
         returned: What it returned when it was recorded.
+        written: Constants that it writes to, which are as they were before it ran.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
     literals: set[str]
     returned: list[Tensor]
+    written: list[Tensor]
 
     @property
     def operations(self) -> list[fx.Node]:
@@ -72,13 +76,16 @@ def record(function: Callable[[Recorder], Sequence[Tensor]], inputs: Sequence[Te
         Unrecordable: If the host reads numbers from tensors, or a tensor comes from where nothing is seen.
     """
     recorder = Recorder(inputs)
-    with recorder, noted(recorder.answer):
-        returned = list(function(recorder))
-        flag = recorder.flag()
+    try:
+        with _Reads(recorder), recorder, noted(recorder.answer):
+            returned = list(function(recorder))
+            flag = recorder.flag()
+    finally:
+        recorder.put_back()
     if recorder.refused is not None:
         raise recorder.refused
     recorder.graph.output([*map(recorder.node, returned), recorder.node(flag)])
-    return Recording(recorder.graph, recorder.constants, recorder.literals, returned)
+    return Recording(recorder.graph, recorder.constants, recorder.literals, returned, recorder.written())
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -104,6 +111,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._places: set[int] = set()
         self._questions: list[Tensor] = []
         self._silent = False
+        self._before: dict[str, Callable[[], None]] = {}
         for i, t in enumerate(inputs):
             self._note(t, self.graph.placeholder(f"input_{i}"))
 
@@ -118,16 +126,43 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._silent:
             return func(*args, **kwargs)
         if func in _READS:
-            self.refused = Unrecordable("a number that is read from a tensor")
-            raise self.refused
+            self.refuse_reading()
         if func is _aten.lift_fresh.default:
             self.literals.add(self._constant(args[0], literal=True).name)
             func = _aten.lift_fresh_copy.default  # nobody is to write to the constant
-        given = fx.node.map_aggregate((args, kwargs), self._given)
+        node = self.graph.call_function(func, *fx.node.map_aggregate((args, kwargs), self._given))
+        for memory in map(memory_of, written_by(node)):
+            if memory.op == "get_attr" and memory.name not in self._before:
+                self._silent = True
+                self._before[memory.name] = kept_tensors([self.constants[memory.name]])
+                self._silent = False
         places = {place_of(t): self.node(t) for t in tensors_in((args, kwargs))}
-        found = func(*args, **kwargs)
-        self._take(found, self.graph.call_function(func, *given), places)
+        try:
+            found = func(*args, **kwargs)
+        except BaseException:  # a loss may go on without it
+            self.graph.erase_node(node)
+            raise
+        self._take(found, node, places)
         return found
+
+    def refuse_reading(self) -> None:
+        """Refuses a loss that makes numbers of Python's of tensors, unless it is the recorder that does.
+
+        Raises:
+            Unrecordable: Always but then.
+        """
+        if not self._silent:
+            self.refused = Unrecordable("a number that is read from a tensor")
+            raise self.refused
+
+    def put_back(self) -> None:
+        """Gives the constants that were written to what they held."""
+        for put_back in self._before.values():
+            put_back()
+
+    def written(self) -> list[Tensor]:
+        """The constants that were written to."""
+        return [self.constants[name] for name in self._before]
 
     def mark(self, function: Callable[[], None]) -> None:
         """Notes down where the recording is."""
@@ -193,6 +228,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return node
 
 
+class _Reads(OwnMode):
+    """Sees what no operation is: a tensor as a list, or as an array of NumPy."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _AS_PYTHON:
+            self._recorder.refuse_reading()
+        return func(*args, **(kwargs or {}))
+
+
 class RecordedWorld(World):
     """A world whose passes are marked in the graph that is being recorded.
 
@@ -216,9 +270,28 @@ class RecordedWorld(World):
         self._recorder.mark(stays)
 
 
+def kept_tensors(tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Takes what tensors hold.
+
+    Returns:
+        What puts it back.
+    """
+    with torch.no_grad():
+        kept = [(t, t.detach().clone()) for t in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(before)
+
+    return put_back
+
+
 def _describe(node: fx.Node, tensor: Tensor) -> None:
     node.meta["layout"] = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 _READS = {_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default}
 """Operations whose results are the host's."""
+
+_AS_PYTHON = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}

@@ -17,7 +17,7 @@ Number = float | Tensor
 def over(a: Number, b: Number, largest: float, *, at_zero: float = 0.0) -> Number:
     """``a / b``; ``at_zero`` where ``b`` is 0 or the quotient is above ``largest``."""
     if isinstance(b, Tensor):
-        quotient = b.reciprocal() * a  # which is what a number over a tensor is
+        quotient = b.reciprocal() * a  # as torch divides a number: where a step is recorded, it is a tensor
         return torch.where((b > 0.0) & (quotient <= largest), quotient, torch.full_like(b, at_zero))
     return a / b if b > 0.0 and a / b <= largest else at_zero
 
