@@ -34,15 +34,19 @@ from lowland import SAM
 from lowland.sam import Adaptive, MicroBatches, Unified, Weighted
 from lowland.sam.batched.step import Stale
 
-STEPS = 16
-EVERY = 5
+STEPS, FEW = 13, 10
+EVERY = 4
+GLOBAL_OF_NUMPY, SEED_OF_NUMPY = np.random.get_state, np.random.seed
 KIND = "lowland.sam.captured.kind"
 NOT_REPLAYED = "run as they are, and not replayed"
 IN_TURN = "run one after the other"
 
 
+pytestmark = pytest.mark.usefixtures("at_once")
+
+
 @pytest.fixture(autouse=True)
-def checked_often(monkeypatch, at_once):
+def checked_often(monkeypatch):
     """A replay is compared with the step itself every few times."""
     monkeypatch.setattr(f"{KIND}.CHECK_EVERY", EVERY)
     monkeypatch.setenv("LOWLAND_COEFFICIENT", "1.0")
@@ -92,11 +96,12 @@ class Run:
     """
 
     def __init__(self, capture, **options):
-        self.capture, self.steps, self.sams = capture, [], []
+        self.capture, self.steps, self.sams, self.length = capture, [], [], STEPS
         self.net, self.options = types.SimpleNamespace(), {"rho": 0.3, "m": 2, "engine": "batched", **options}
 
     def reset(self):
-        torch.manual_seed(0), random.seed(0), np.random.seed(0), torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(torch.float32)
+        torch.manual_seed(0), random.seed(0), SEED_OF_NUMPY(0)
         self.begin(network())
 
     def begin(self, model, **options):
@@ -108,7 +113,7 @@ class Run:
         return self.sams[-1]
 
     def __iter__(self):
-        return iter(range(STEPS))
+        return iter(range(self.length))
 
     def squares(self):
         return functools.partial(squares, self.net)
@@ -127,8 +132,15 @@ class Run:
             for p in model.parameters():
                 p -= 0 if p.grad is None else 0.05 * p.grad.nan_to_num(0.0, 0.0, 0.0)
         told = sam.last_diagnostics
-        seen = [value, [p.grad for p in model.parameters()], [*model.parameters()], [*model.buffers()], noted]
-        seen += [torch.get_rng_state(), random.getstate(), np.random.get_state()[1], told and vars(told)]
+        seen = [value, [p.grad for p in model.parameters()], [*model.parameters()]]
+        seen += [
+            [*model.buffers()],
+            noted,
+            torch.get_rng_state(),
+            hash(random.getstate()),
+            GLOBAL_OF_NUMPY()[1].tobytes(),
+            told and vars(told),
+        ]
         self.steps.append(copy.deepcopy([tensors_alone(part) for part in seen]))
 
     @property
@@ -170,7 +182,7 @@ def differing(plain, captured):
     return [k for k, (a, b) in enumerate(pairs) if not same(a, b)]
 
 
-def beside(case, expected="replayed", **options):
+def beside(case, expected="replayed", *, steps=STEPS, **options):
     """Runs a case with and without capture, and asserts what comes of it.
 
     Args:
@@ -178,9 +190,11 @@ def beside(case, expected="replayed", **options):
         expected: "replayed" if steps are, and agree; "run" if they agree; "refused" if it is also said that
             none is replayed; "looped" if neither engine can; "said" where this is said, and they may differ
             after that; "stale" where an error comes soon after the first that differs.
+        steps: How many.
         options: Options of SAM.
     """
     plain, captured = Run("off", **options), Run("replay", **options)
+    plain.length = captured.length = steps
     told = {"refused": NOT_REPLAYED, "said": NOT_REPLAYED, "looped": IN_TURN}.get(expected)
     with pytest.warns(UserWarning, match=IN_TURN) if expected == "looped" else contextlib.nullcontext():
         in_own_context(plain, case)
@@ -300,6 +314,11 @@ def in_the_environment(_):
     return tick
 
 
+def in_a_tensor(read):
+    n = number(0.0)
+    return lambda: read(n.add_(1))
+
+
 def in_a_context_variable(_):
     VARIABLE.set(0)
 
@@ -358,8 +377,8 @@ OWN = {
     "an array": (lambda _: adding(np.zeros(2)), "refused"),
     "the length of a history": (in_a_history, "refused"),
     "a short deque": (in_a_short_deque, "refused"),
-    "a tensor": (lambda _: lambda n=number(0.0): n.add_(1).clone(), "replayed"),
-    "a number of a tensor": (lambda _: lambda n=number(0.0): n.add_(1).item(), "refused"),
+    "a tensor": (lambda _: in_a_tensor(torch.clone), "replayed"),
+    "a number of a tensor": (lambda _: in_a_tensor(torch.Tensor.item), "refused"),
     "a bytearray": (lambda _: adding(bytearray(1)), "said"),
     "a generator": (lambda _: functools.partial(next, of_a_generator()), "said"),
     "itertools.count": (lambda _: functools.partial(next, itertools.count()), "said"),
@@ -383,12 +402,12 @@ def counted(make):
 @pytest.mark.parametrize("name", OWN)
 def test_a_loss_that_counts_its_runs_is_not_replayed(name):
     make, expected = OWN[name]
-    beside(counted(make), expected)
+    beside(counted(make), expected, steps=FEW)
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["random", "numpy"])
 def test_global_generators_of_python_are_left_as_they_are(draw):
-    beside(counted(lambda _: draw), "looped", engine="auto")
+    beside(counted(lambda _: draw), "looped", steps=FEW, engine="auto")
 
 
 @pytest.mark.parametrize("name", ["a closure", "an array", "slots", "a tensor", "a history"])
@@ -578,6 +597,11 @@ def replaced_code(_):
     return read, lambda value: setattr(read, "__code__", eval(f"lambda: {value!r}").__code__)
 
 
+def patched_function(_):
+    F.coefficient = lambda: 1.0
+    return lambda: F.coefficient(), lambda value: setattr(F, "coefficient", lambda: value)
+
+
 def in_an_environment_variable(_):
     name = "LOWLAND_COEFFICIENT"
     os.environ[name] = "1.0"
@@ -710,10 +734,7 @@ OUT_OF_SIGHT = {
     "a context variable": lambda _: (VARIABLE.get, VARIABLE.set),
     "globals by name": global_dict_by_name,
     "builtins": lambda _: on(builtins, lambda: coefficient_of_all, "coefficient_of_all"),
-    "a function of torch": lambda _: (
-        lambda: F.coefficient(),
-        lambda v: setattr(F, "coefficient", lambda: v),
-    ),
+    "a function of torch": patched_function,
     "a weak reference": held_weakly,
     "a generator held open": held_by_a_generator,
     "a default that is replaced": replaced_default,
@@ -746,12 +767,10 @@ def annealed(make, every):
 
 @pytest.mark.parametrize("name", GUARDED)
 def test_a_coefficient_that_changes_every_seven_steps_is_seen(name):
-    beside(annealed(GUARDED[name], 7))
+    beside(annealed(GUARDED[name], 7), steps=FEW)
 
 
-@pytest.mark.parametrize(
-    "name", ["a local variable", "a global", "a nested object", "slots", "a class", "an array"]
-)
+@pytest.mark.parametrize("name", ["a local variable", "slots", "an array"])
 def test_a_coefficient_that_changes_in_every_step_is_seen(name):
     beside(annealed(GUARDED[name], 1), "run")
 
@@ -763,12 +782,12 @@ def test_what_changes_in_every_step_is_given_up_and_said(monkeypatch):
 
 @pytest.mark.parametrize("name", READ_FROM_TENSORS)
 def test_a_number_that_python_reads_from_a_tensor_is_refused(name):
-    beside(annealed(READ_FROM_TENSORS[name], 7), "refused")
+    beside(annealed(READ_FROM_TENSORS[name], 7), "refused", steps=FEW)
 
 
 @pytest.mark.parametrize("name", OUT_OF_SIGHT)
 def test_what_changes_out_of_sight_is_an_error_soon(name):
-    beside(annealed(OUT_OF_SIGHT[name], 7), "stale")
+    beside(annealed(OUT_OF_SIGHT[name], 7), "stale", steps=FEW)
 
 
 def test_a_module_of_the_users_that_a_loss_names_is_seen(tmp_path, monkeypatch):
@@ -801,7 +820,7 @@ def test_after_the_error_all_is_as_it_was_and_steps_are_run_as_they_are():
             return squares(net, x, y) * read()
 
         for k in run:
-            put(1.0 + (k >= 6))  # the fifth replay
+            put(1.0 + (k >= 9))  # the eighth replay, which is compared
             try:
                 run.step(loss)
             except Stale:
@@ -811,9 +830,9 @@ def test_after_the_error_all_is_as_it_was_and_steps_are_run_as_they_are():
     plain, captured = Run("off"), Run("replay")
     in_own_context(plain, case)
     in_own_context(captured, case)
-    assert failed == [6]
+    assert failed == [9]
     assert differing(plain, captured) == []
-    assert captured.replayed == EVERY - 1
+    assert captured.replayed == 2 * (EVERY - 1)
 
 
 # What users change between calls
@@ -1052,7 +1071,7 @@ BATCHES = {
     ),
     "with a zero gradient in the middle": (
         lambda k: spoilt(k, 0.0),
-        lambda net, x, y: (net.model[1:](net.model[0](x)) * x[:, :3]).mean(),
+        lambda net, x, y: (net.model(x) * x[:, :3] + 0 * y).mean(),
     ),
     "with an infinity in the middle": (lambda k: spoilt(k, float("inf")), None),
     "with a NaN in the middle": (lambda k: spoilt(k, float("nan")), None),
@@ -1159,8 +1178,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("diagnostics", [False, True], ids=["", "with diagnostics"])
-def test_losses_are_replayed_as_they_are(name, diagnostics):
+def test_losses_are_replayed_as_they_are(name):
     make, loss = LOSSES[name]
 
     def case(run):
@@ -1168,7 +1186,7 @@ def test_losses_are_replayed_as_they_are(name, diagnostics):
         for _ in run:
             run.step(functools.partial(loss, run.net))
 
-    beside(case, diagnostics=diagnostics)
+    beside(case, diagnostics=name in ("with noise", "of each example", "with batch norm"))
 
 
 @pytest.mark.parametrize(
@@ -1235,7 +1253,7 @@ def test_what_cannot_be_run_at_once_is_not_replayed_either(name):
         for _ in run:
             run.step(functools.partial(IN_TURN_ONLY[name], run.net))
 
-    beside(case, "looped", engine="auto")
+    beside(case, "looped", steps=FEW, engine="auto")
 
 
 def test_a_log_of_losses_goes_on():
@@ -1250,7 +1268,7 @@ def test_a_log_of_losses_goes_on():
         for _ in run:
             run.step(loss, noted=torch.stack(log) if log else None)
 
-    beside(case, "looped", engine="auto")
+    beside(case, "looped", steps=FEW, engine="auto")
 
 
 def test_a_loss_that_seeds_is_refused():
@@ -1280,7 +1298,8 @@ def test_an_error_of_the_loss_is_the_users(when):
         for k in run:
             step[0] = k in when
             run.step(loss)
-            assert (run.steps[-1][0][0] is ArithmeticError) == (k in when) if k in when else True
+            if k in when:
+                assert run.steps[-1][0] == (ArithmeticError, "a number that cannot be")
 
     beside(case, "run")
 
@@ -1296,7 +1315,7 @@ def made_with(k, net):
 ANEW = {
     "a lambda": (lambda _, net: lambda x, y: squares(net, x, y), "replayed"),
     "a lambda over another number": (
-        lambda k, net: lambda x, y: squares(net, x, y) * (1 + k // 6),
+        lambda k, net: over_a_number(1 + k // 6, net),
         "replayed",
     ),
     "a lambda over another tensor": (made_with, "run"),
