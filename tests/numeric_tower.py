@@ -16,8 +16,7 @@ typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True, is_random=False))
 
 _CALLS = 10
 # In a context variable: a counter that the loss of a test reaches would be state of that loss.
-_checked: ContextVar[Counter[CodeType]] = ContextVar("checked")
-_checked.set(Counter())
+_checked: ContextVar[Counter[CodeType]] = ContextVar("checked", default=Counter())  # noqa: B039 - for all threads
 _at_definition = jaxtyping.jaxtyped
 
 

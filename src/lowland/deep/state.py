@@ -297,7 +297,9 @@ def _start(model_path: str, beside: Path | None) -> Path:
 def _capture(config: TrainConfig) -> Capture:
     """Steps of a loss of ours are recorded: nothing changes but the time that they take."""
     ours = not (config.has_own_model or config.has_own_loss)
-    return "replay" if ours and reason_against(_ascent(config), engine=config.engine) is None else "off"
+    differentiates = config.weight_grad_reg_lambda + config.input_grad_reg_lambda + config.jac_reg_lambda > 0
+    why = reason_against(_ascent(config), engine=config.engine)
+    return "replay" if ours and not differentiates and why is None else "off"
 
 
 def _ascent(config: TrainConfig) -> Ascent:

@@ -37,7 +37,8 @@ def network(name, classes=5):
 @pytest.mark.parametrize("m", [1, 2, B])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_and_running_statistics_are_those_of_the_loop(name, m):
-    assert_engines_agree(lambda: network(name), m=m)
+    small = name in {"resnet_tiny", "resnet_tiny_gn"}  # recording takes as long as several steps
+    assert_engines_agree(lambda: network(name), m=m, recorded=small and m == 2)
 
 
 @pytest.mark.parametrize("name", ["resnet_tiny", "resnet_tiny_gn"])

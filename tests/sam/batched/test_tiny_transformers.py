@@ -116,7 +116,7 @@ def tolerance(make, attention):
 @pytest.mark.parametrize("m", [1, 2, 3])
 @pytest.mark.parametrize(("make", "attention"), CASES)
 def test_gradient_is_that_of_the_loop_and_every_parameter_has_one(make, attention, m):
-    found = assert_engines_agree(lambda: make(attention), tolerance(make, attention), m=m)
+    found = assert_engines_agree(lambda: make(attention), tolerance(make, attention), m=m, recorded=m == 2)
     assert all(g is not None for g in found.gradients)
 
 

@@ -684,6 +684,7 @@ def default_type(_):
 KEPT = Config()
 
 GUARDED = {
+    "an optimizer": of_an_optimizer,
     "a local variable": local_variable,
     "a global": global_variable,
     "a class": of_the_class,
@@ -742,7 +743,6 @@ OUT_OF_SIGHT = {
     "a user's dict": lambda _: within(collections.UserDict(c=1.0), "c"),
     "an array of Python": lambda _: within(array.array("d", [1.0]), 0),
     "an attribute of a parameter": of_a_parameter,
-    "an optimizer": of_an_optimizer,
     "a long list's last entry": past_the_thousandth,
 }
 

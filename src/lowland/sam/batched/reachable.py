@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lowland.sam.functional import functions_of
@@ -122,6 +123,8 @@ class Reachable:
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, nn.Module):
             yield from self._of_module(thing)
+        elif isinstance(thing, torch.optim.Optimizer):
+            yield thing.param_groups  # where a loss may look for the learning rate
         elif isinstance(thing, np.ndarray):
             self.arrays.append(thing)
         elif not _is_of_library(type(thing)):

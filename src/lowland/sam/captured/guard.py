@@ -50,7 +50,6 @@ class Guard:
         self._arrays = [(array, _numbers(array)) for array in reached.arrays]
         self._tensors: list[Tensor] = list(objective.params)
         self._kinds = [*map(_KIND, self._tensors)]
-        self._world = world()
         self.is_whole = reached.is_whole
 
     def know(self, constants: Iterable[Tensor]) -> None:
@@ -75,8 +74,6 @@ class Guard:
                 return f"the options of {then[0].__name__}"
         if any(type(m) is not cls for m, cls in zip(self._modules, self._classes, strict=True)):
             return "the class of a module"
-        if self._world != world():
-            return "a mode of torch, such as autocast"
         if self._kinds != [*map(_KIND, self._tensors)]:
             return "the shape, type or requires_grad of a tensor"
         return self._changed()
@@ -122,6 +119,9 @@ class _Held:
         return None if all(map(alike, keys, self.then[0])) else "a container"
 
 
+MOST = 1000
+"""Elements of an array that are compared."""
+
 _ABSENT = object()
 _KIND = operator.attrgetter("requires_grad", "dtype", "device", "shape")
 
@@ -160,8 +160,8 @@ def _attributes(part: Any) -> dict[str, Any]:
 
 
 def _numbers(array: np.ndarray[Any, Any]) -> Hashable:
-    """What an array holds, digit by digit: NaN is itself, and 0 is not -0."""
-    return array.shape, array.dtype, array.tobytes()
+    """What an array holds, digit by digit, as far as it is looked at: NaN is itself, and 0 is not -0."""
+    return array.shape, array.dtype, array.reshape(-1)[:MOST].tobytes()
 
 
 def _content(cell: Any) -> Any:

@@ -14,6 +14,7 @@ from lowland.sam.batched.reachable import Reachable
 from lowland.sam.batched.step import Otherwise, Stale, Step
 from lowland.sam.before import undone_on_error
 from lowland.sam.captured.captured import Captured, capture
+from lowland.sam.captured.guard import world
 from lowland.sam.captured.recording import kept_tensors
 from lowland.sam.captures import Captures, Mode
 from lowland.sam.containers import tensors_of
@@ -113,6 +114,8 @@ class Kind:
             captures.recorded += 1
         except NotFinite:
             pass
+        except Otherwise as error:
+            self._refuse(step, f"a replay that stops where the step does not{': ' * bool(str(error))}{error}")
         except Unrecordable as error:
             self._refuse(step, error.what)
         except Exception as error:  # torch's own: the step as it is has just been run
@@ -189,7 +192,7 @@ def key_of(step: Step) -> Hashable:
         *(type(how.ascent), how.steps, how.step_size, how.both, radii.partial, *radii.indices),
         *(*radii.ratios, plan.l2 / plan.times, plan.combines),
         *(plan.objective.bn_stats, plan.objective.reduction, plan.objective.measure),
-        plan.objective.is_scaled,
+        *(plan.objective.is_scaled, world()),
     )
 
 
