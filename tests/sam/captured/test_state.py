@@ -722,7 +722,6 @@ GUARDED = {
 READ_FROM_TENSORS = {
     "item": tensor(lambda t: t[0].item()),
     "float": tensor(lambda t: float(t[0])),
-    "bool": tensor(lambda t: 1.0 if t[0] > 1.05 else 2.0),
     "tolist": tensor(lambda t: t.tolist()[0]),
     "numpy": tensor(lambda t: float(t.numpy()[0])),
     "asarray": tensor(lambda t: float(np.asarray(t)[0])),
@@ -783,6 +782,10 @@ def test_what_changes_in_every_step_is_given_up_and_said(monkeypatch):
 @pytest.mark.parametrize("name", READ_FROM_TENSORS)
 def test_a_number_that_python_reads_from_a_tensor_is_refused(name):
     beside(annealed(READ_FROM_TENSORS[name], 7), "refused", steps=FEW)
+
+
+def test_a_branch_that_python_takes_on_a_tensor_is_asked_by_the_replay():
+    beside(annealed(tensor(lambda t: 1.0 if t[0] > 1.05 else 2.0), 7))
 
 
 @pytest.mark.parametrize("name", OUT_OF_SIGHT)

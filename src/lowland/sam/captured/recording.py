@@ -125,6 +125,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._silent:
             return func(*args, **kwargs)
+        if func is _aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            with self:  # a branch, which a replay asks for as well
+                return self.answer(args[0].reshape(1))[0]
         if func in _READS:
             self.refuse_reading()
         if func is _aten.lift_fresh.default:
