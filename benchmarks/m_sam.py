@@ -150,11 +150,11 @@ def _captured(names: list[str], ms: list[str], setting: Setting) -> None:
     if not names:
         return
     kinds = [f"{kind} / SAM" for kind in _names_of(setting)]
-    columns = ["network", "B", "m", "SAM ms", *kinds, "quartiles of replayed"]
+    columns = ["m", "network", "B", "SAM ms", *kinds, "quartiles of replayed"]
     _header([*columns, "seconds to record", "replayed", "guard", "memory / SAM's, as it is", "replayed"])
     for name, problem in available(names, setting.device, setting.batch):
         for m in _sizes(ms, len(problem.x)):
-            row = [NETWORKS[name].title, len(problem.x), m]
+            row = [m, NETWORKS[name].title, len(problem.x)]
             _row([*row, *_captured_cells(problem, m, setting, ordinary_sam(problem))])
 
 
@@ -164,10 +164,10 @@ def _captured_whole(names: list[str], setting: Setting) -> None:
         return
     print()
     kinds = [f"{kind} / plain" for kind in _names_of(setting)]
-    columns = ["network", "B", "m", "plain ms", *kinds, "quartiles of replayed"]
+    columns = ["m", "network", "B", "plain ms", *kinds, "quartiles of replayed"]
     _header([*columns, "seconds to record", "replayed", "guard", "memory / plain's, as it is", "replayed"])
     for name, problem in available(names, setting.device, setting.batch):
-        row = [NETWORKS[name].title, len(problem.x), "B"]
+        row = ["B", NETWORKS[name].title, len(problem.x)]
         _row([*row, *_captured_cells(problem, len(problem.x), setting, plain_step(problem))])
 
 
