@@ -1,8 +1,8 @@
 """What each part of a recorded step is worth: how its graph is run, and what is left out of it.
 
-``python benchmarks/captured_passes.py [--networks tiny_mlp mlp] [--m 1] [--rounds 200]`` records a step and runs
-its graph in several ways, in turns: as ``torch.fx`` runs graphs, and as our programs do, with one more of the
-passes over the graph in each row. Times are those of the operations alone.
+``python benchmarks/captured_passes.py [--networks tiny_mlp mlp] [--m 1] [--rounds 200]`` records a step, and
+runs its graph in several ways, in turns: as ``torch.fx`` runs graphs, and as our programs do, with one more
+of the passes over the graph in each row. Times are those of the operations alone.
 """
 
 from __future__ import annotations
