@@ -37,7 +37,7 @@ import torch
 
 from floor import Machine, floor, measured_machine
 from interleaved import Step, measured, peak_memory, ratios
-from lowland.sam.unrecordable import Unrecordable
+from lowland.sam.captured.unrecordable import Unrecordable
 from networks import (
     MANY_GROUPS,
     MANY_WEIGHTS,

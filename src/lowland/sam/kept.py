@@ -1,10 +1,13 @@
-"""Python state as it was: attributes and containers."""
+"""State as it was: attributes, containers and tensors."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 CONTAINERS = (dict, list, set, deque)
 
@@ -60,3 +63,20 @@ def _refill(container: Any, copy: Any) -> None:
     for key, value in copy.items():
         if key not in container or container[key] is not value:
             container[key] = value
+
+
+def kept_tensors(tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Takes what tensors hold.
+
+    Returns:
+        What puts it back.
+    """
+    with torch.no_grad():
+        kept = [(t, t.detach().clone()) for t in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(before)
+
+    return put_back

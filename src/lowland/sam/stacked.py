@@ -76,4 +76,5 @@ def structure(element: Any) -> Hashable:
         return "tensor"
     if is_container(element):
         return type(element).__name__, tuple((key, structure(value)) for key, value in items(element))
-    return element if isinstance(element, (str, bytes, int, float, bool)) else type(element).__name__
+    plain = isinstance(element, (str, bytes, bool, int, float, complex))
+    return type(element), repr(element) if plain else None

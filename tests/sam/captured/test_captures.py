@@ -14,8 +14,8 @@ from lowland import SAM, Adaptive, sam_gradient
 from lowland.sam import Captures, ClippedUnnormalized, Friendly, Random, Unnormalized, Weighted
 from lowland.sam.ascent import Unified
 from lowland.sam.batched.memory import Needs
-from lowland.sam.batched.step import Stale
 from lowland.sam.captured import kind
+from lowland.sam.captured.unrecordable import Stale
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
 

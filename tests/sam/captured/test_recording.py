@@ -16,7 +16,7 @@ from lowland.sam.captured.memory import Memory, memory_of, written_by
 from lowland.sam.captured.program import program
 from lowland.sam.captured.recording import again, record, stays
 from lowland.sam.captured.same import difference
-from lowland.sam.unrecordable import Unrecordable
+from lowland.sam.captured.unrecordable import Unrecordable
 
 aten = torch.ops.aten
 NUMBERS = np.ones((2, 3), np.float32)

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowland import SAM
 from lowland.sam import Adaptive, MicroBatches, Unified, Weighted
-from lowland.sam.batched.step import Stale
+from lowland.sam.captured.unrecordable import Stale
 
 STEPS, FEW = 13, 10
 EVERY = 4

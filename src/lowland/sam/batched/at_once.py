@@ -181,7 +181,7 @@ class AtOnce:
                 captures.replayed += chunk.failed is None
                 if chunk.failed is None:
                     return
-                kind.missed(step)
+                kind.missed(step, chunk.failed)
         chunk.failed, chunk.attempt = None, Attempt()
         chunk.attempt.block = self._together(chunk, step)
         yield chunk.attempt

@@ -53,6 +53,7 @@ class Reachable:
         self.is_whole = True
         self._spaces: dict[tuple[int, str], tuple[_Space, str]] = {}
         self._classes: set[type] = set()
+        self._looked_up: set[tuple[int, frozenset[str]]] = set()
         self._search([*functions_of(loss), *modules, *beside])
 
     def places(self) -> list[tuple[_Space, str]]:
@@ -117,8 +118,8 @@ class Reachable:
             yield from self._of_function(thing)
         elif isinstance(thing, types.MethodType):
             yield from (thing.__func__, thing.__self__)
-            if isinstance(thing.__self__, type):
-                yield from self._of_class(thing.__self__)
+        elif isinstance(thing, type):
+            yield from self._of_class(thing)
         elif isinstance(thing, functools.partial):
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, nn.Module):
@@ -182,10 +183,14 @@ class Reachable:
 
     def _of_named(self, value: Any, names: Collection[str]) -> Iterator[Any]:
         """What code that has these names may look up in a module of Python or a class."""
-        if isinstance(value, type):
-            yield from self._of_class(value, names)
-        elif isinstance(value, types.ModuleType) and not _is_of_library(value):
-            yield from [self._place(vars(value), name) for name in sorted({*names} & vars(value).keys())]
+        key = id(value), frozenset(names)
+        if not isinstance(value, types.ModuleType) or _is_of_library(value) or key in self._looked_up:
+            return
+        self._looked_up.add(key)
+        for name in sorted({*names} & vars(value).keys()):
+            found = self._place(vars(value), name)
+            yield found
+            yield from self._of_named(found, names)
 
     def _place(self, space: _Space, name: str) -> Any:
         self._spaces[id(space), name] = space, name
@@ -221,7 +226,7 @@ class _Attributes:
 _Space = Mapping[str, Any] | _Attributes
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_SINGLE = (Tensor, str, bytes, int, float, complex, type(None), type, types.ModuleType)
+_SINGLE = (Tensor, str, bytes, int, float, complex, type(None), types.ModuleType)
 
 
 def _is_full(cell: types.CellType) -> bool:
@@ -245,8 +250,9 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _slots(cls: type) -> Collection[str]:
-    slots = vars(cls).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    if "__slots__" not in vars(cls):
+        return ()
+    return [name for name, held in vars(cls).items() if isinstance(held, types.MemberDescriptorType)]
 
 
 def _function_of(attribute: Any) -> types.FunctionType | None:

@@ -26,16 +26,6 @@ class Otherwise(Exception):
     """A recorded step is to be run as it is: the host would have decided otherwise than at that time."""
 
 
-class Stale(RuntimeError):
-    """A recorded step does not stand for the step any more, which nothing showed that is looked at."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"a replayed step must find what the step itself does, got another value of {what}: the loss "
-            "depends on something that changes out of sight (capture='off' runs every step as it is)."
-        )
-
-
 @dataclass
 class Step:
     """The passes of some groups, and the climbs between them.

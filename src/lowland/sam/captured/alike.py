@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from contextvars import ContextVar
 from typing import Any
 
 from lowland.sam.functional import Functional
@@ -40,6 +41,21 @@ def alike(now: Any, then: Any) -> bool:
 
 
 def _functions(now: types.FunctionType, then: types.FunctionType) -> bool:
+    pair = now, then
+    if pair in _open.get():  # one that closes over itself
+        return True
+    token = _open.set((*_open.get(), pair))
+    try:
+        return _parts(now, then)
+    finally:
+        _open.reset(token)
+
+
+_open: ContextVar[tuple[Any, ...]] = ContextVar("open", default=())
+"""The functions that are being compared."""
+
+
+def _parts(now: types.FunctionType, then: types.FunctionType) -> bool:
     if now.__code__ is not then.__code__ or now.__globals__ is not then.__globals__:
         return False
     cells = (now.__closure__ or ()), (then.__closure__ or ())

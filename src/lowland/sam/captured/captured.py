@@ -12,18 +12,20 @@ from torch import Tensor, fx
 from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.step import Otherwise, Step
 from lowland.sam.captured import passes
-from lowland.sam.captured.alike import alike
+from lowland.sam.captured.alike import PLAIN, alike
 from lowland.sam.captured.compiling import compiled
 from lowland.sam.captured.guard import Guard
 from lowland.sam.captured.memory import memory_of, written_by
 from lowland.sam.captured.program import program
-from lowland.sam.captured.recording import RecordedWorld, Recorder, Recording, kept_tensors, record
+from lowland.sam.captured.recording import RecordedWorld, Recorder, Recording, record
 from lowland.sam.captured.same import difference
+from lowland.sam.captured.unrecordable import Unrecordable
 from lowland.sam.captures import Mode
 from lowland.sam.containers import is_container, items, mapped, rebuilt, tensors_of
+from lowland.sam.kept import kept_tensors
 from lowland.sam.looks.world import Draws
+from lowland.sam.randomness import RandomState
 from lowland.sam.total import Found
-from lowland.sam.unrecordable import Unrecordable
 
 Replay = Callable[..., list[Tensor]]
 
@@ -60,7 +62,7 @@ class Captured:
             *tensors, otherwise = self._replayed(step, inputs)
             if bool(otherwise):
                 raise Otherwise
-        except Otherwise:
+        except (Otherwise, KeyboardInterrupt):
             put_back()
             raise
         except Exception as error:  # the step as it is says what is wrong in the user's words
@@ -119,12 +121,16 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
     """
     objective = step.plan.objective
     parts = [step.plan.how.ascent]
+    for part in (step.batch.part, () if step.sources is None else step.sources.part):
+        _refuse_objects(part)
     guard = Guard(objective, parts)
     if not guard.is_whole:
         raise Unrecordable("a loss from which more can be reached than is looked at")
-    (recording, found), (again, found_again) = _recorded(step), _recorded(step)
+    recording, empty = _recorded(step)
+    again, empty_again = _recorded(step)
+    again.returned.clear()
     differs = difference(recording, again)
-    if differs is None and not _same_form(found, found_again):
+    if differs is None and not alike_forms(empty, empty_again):
         differs = "what the loss returns beside its value"
     if differs is not None:
         raise Unrecordable(f"{differs}, which differs from one run to the next")
@@ -132,7 +138,6 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
     if changed is not None:
         raise Unrecordable(f"a change of {changed}, as it runs")
     guard.know(recording.constants.values())
-    empty = [mapped(lambda _: torch.empty(0), getattr(found, f.name)) for f in fields(found)]
     form = [(part, bool(tensors_of(part))) for part in empty]
     writes = any(map(_writes_outside, recording.operations))
     buffers = {id(b) for module in objective.buffers.modules() for b in module._buffers.values()}
@@ -141,17 +146,43 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
     return Captured(replay, form, guard, recording.draws, writes, written), recording.returned
 
 
-def _recorded(step: Step) -> tuple[Recording, Found]:
-    inputs, found = inputs_of(step), []
+def _refuse_objects(element: Any) -> None:
+    """Refuses arguments of the loss that nobody looks into.
+
+    Raises:
+        Unrecordable: If there is one.
+    """
+    if is_container(element):
+        for _, value in items(element):
+            _refuse_objects(value)
+    elif not isinstance(element, (Tensor, *PLAIN)):
+        raise Unrecordable(f"an argument that is a {type(element).__name__}")
+
+
+def _recorded(step: Step) -> tuple[Recording, list[Any]]:
+    """A recording, and the parts of what was found, with nothing in the tensors."""
+    inputs, empty = inputs_of(step), list[Any]()
 
     def run(recorder: Recorder) -> list[Tensor]:
         world = RecordedWorld(step.plan.objective, recorder)
-        found.append(step.run(world, radius=inputs.radius, scale=inputs.scale))
-        return tensors_of(found[0])
+        found = step.run(world, radius=inputs.radius, scale=inputs.scale)
+        empty.extend(
+            mapped(lambda t: torch.empty(t.shape, device="meta"), getattr(found, f.name))
+            for f in fields(found)
+        )
+        return tensors_of(found)
 
+    before = RandomState.capture(step.plan.objective.devices)
     with torch.no_grad():
         recording = record(run, inputs.flat)
-    return recording, found[0]
+    whose = before.drawn_from()
+    if whose is not None:
+        raise Unrecordable(f"a draw from {whose} random generator")
+    return recording, empty
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, device="meta")
 
 
 def _made(recording: Recording, mode: Mode) -> Replay:
@@ -172,11 +203,13 @@ def _writes_outside(node: fx.Node) -> bool:
     return any(memory_of(value).op in ("placeholder", "get_attr") for value in written_by(node))
 
 
-def _same_form(a: object, b: object) -> bool:
+def alike_forms(a: object, b: object) -> bool:
     """Whether two results hold the same beside their tensors."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
     if is_container(a) and type(a) is type(b):
         pairs = zip(items(a), items(b), strict=False)
-        return len(items(a)) == len(items(b)) and all(k == j and _same_form(x, y) for (k, x), (j, y) in pairs)
+        return len(items(a)) == len(items(b)) and all(
+            k == j and alike_forms(x, y) for (k, x), (j, y) in pairs
+        )
     return alike(a, b)

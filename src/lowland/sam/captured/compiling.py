@@ -65,4 +65,14 @@ def _compiled(part: list[fx.Node], given: list[fx.Node], needed: list[fx.Node]) 
     module = fx.GraphModule(torch.nn.Module(), graph)
     on_device = any(node.meta["layout"][3].type == "cuda" for node in given if "layout" in node.meta)
     options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": on_device}
-    return torch.compile(module.forward, dynamic=False, fullgraph=True, options=options)
+    compiled = torch.compile(module.forward, dynamic=False, fullgraph=True, options=options)
+    return _own(compiled) if on_device else compiled
+
+
+def _own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose results are not in the memory that a graph of the device writes to in its next run."""
+
+    def own(*given: Any) -> list[Any]:
+        return [t.clone() for t in function(*given)]
+
+    return own

@@ -39,7 +39,7 @@ class Guard:
         self._parts = [(type(p), dict(_attributes(p))) for p in parts]
         modules = list(objective.buffers.modules())
         self._modules, self._classes = modules, [*map(type, modules)]
-        reached = Reachable(objective.loss, modules, map(_attributes, parts))
+        reached = Reachable(objective.loss, modules, parts)
         self._containers = [*reached.containers, *chain.from_iterable(map(_of_module, modules))]
         self._held = [_Held(_views(c)) for c in self._containers]
         self._live = [view for held in self._held for view in held.views]
@@ -49,13 +49,13 @@ class Guard:
         self._named = [space.get(name, _ABSENT) for space, name in self._places]
         self._arrays = [(array, _numbers(array)) for array in reached.arrays]
         self._tensors: list[Tensor] = list(objective.params)
-        self._kinds = [*map(_KIND, self._tensors)]
+        self._layouts = [*map(_layout, self._tensors)]
         self.is_whole = reached.is_whole
 
     def know(self, constants: Iterable[Tensor]) -> None:
         """Takes the tensors that a graph has made constants of."""
         self._tensors += constants
-        self._kinds = [*map(_KIND, self._tensors)]
+        self._layouts = [*map(_layout, self._tensors)]
 
     def broken(self, objective: Objective, parts: Sequence[Any] = ()) -> str | None:
         """What has changed since, in the user's words; ``None`` if nothing has.
@@ -74,8 +74,8 @@ class Guard:
                 return f"the options of {then[0].__name__}"
         if any(type(m) is not cls for m, cls in zip(self._modules, self._classes, strict=True)):
             return "the class of a module"
-        if self._kinds != [*map(_KIND, self._tensors)]:
-            return "the shape, type or requires_grad of a tensor"
+        if self._layouts != [*map(_layout, self._tensors)]:
+            return "the shape, strides, type or requires_grad of a tensor"
         return self._changed()
 
     def _changed(self) -> str | None:
@@ -123,22 +123,27 @@ MOST = 1000
 """Elements of an array that are compared."""
 
 _ABSENT = object()
-_KIND = operator.attrgetter("requires_grad", "dtype", "device", "shape")
+_LAYOUT = operator.attrgetter("requires_grad", "dtype", "device", "shape")
 
 
-def world() -> Hashable:
-    """Modes of torch that decide which operations run."""
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    strides = tensor.stride() if tensor.layout == torch.strided else tensor.layout
+    return *_LAYOUT(tensor), strides
+
+
+def modes_of_torch(devices: Iterable[torch.device]) -> Hashable:
+    """Modes of torch that decide which operations run, on ``devices`` and on the CPU."""
+    kinds = sorted({"cpu", *(device.type for device in devices)})
     cudnn = torch.backends.cudnn
     return (
-        *(torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in devices),
+        *(torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in kinds),
         *(
             torch.are_deterministic_algorithms_enabled(),
             torch.get_default_dtype(),
             torch.is_anomaly_enabled(),
         ),
         *(cudnn.enabled, *(enabled() for enabled in _KERNELS)),
-        *(saving_hooks() is None, len(dispatch_modes()), hooks_of_all_modules()),
+        *(saving_hooks() is None, len(dispatch_modes()), *map(id, hooks_of_all_modules())),
     )
 
 
@@ -161,7 +166,7 @@ def _attributes(part: Any) -> dict[str, Any]:
 
 def _numbers(array: np.ndarray[Any, Any]) -> Hashable:
     """What an array holds, digit by digit, as far as it is looked at: NaN is itself, and 0 is not -0."""
-    return array.shape, array.dtype, array.reshape(-1)[:MOST].tobytes()
+    return array.shape, array.dtype, array.flat[:MOST].tobytes()
 
 
 def _content(cell: Any) -> Any:

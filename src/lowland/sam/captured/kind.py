@@ -6,23 +6,23 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lowland.sam.batched.look import NotFinite
 from lowland.sam.batched.reachable import Reachable
-from lowland.sam.batched.step import Otherwise, Stale, Step
+from lowland.sam.batched.step import Otherwise, Step
 from lowland.sam.before import undone_on_error
 from lowland.sam.captured.captured import Captured, capture
-from lowland.sam.captured.guard import world
-from lowland.sam.captured.recording import kept_tensors
+from lowland.sam.captured.guard import modes_of_torch
+from lowland.sam.captured.same import difference_of
+from lowland.sam.captured.unrecordable import Stale, Unrecordable
 from lowland.sam.captures import Captures, Mode
 from lowland.sam.containers import tensors_of
+from lowland.sam.kept import kept_tensors
 from lowland.sam.objective import Objective
 from lowland.sam.randomness import RandomState
 from lowland.sam.said import loss_key, warn_once
 from lowland.sam.total import Found
-from lowland.sam.unrecordable import Unrecordable
 
 MOST = 8
 """Recorded steps of one SAM; the one that was not used for longest goes first."""
@@ -37,9 +37,10 @@ MISSES, MISSES_SHARE = 4, 0.1
 """How many replays may stop because the host would decide otherwise, and which share of them."""
 
 IN_TURN = f"more than {MOST} kinds of batches in turn: other shapes, numbers or words"
+"""Why steps are not recorded that do not come again before others have."""
 
 WORTH = 10
-"""How often a recorded step is to be replayed on average, if many are recorded."""
+"""How often a step is to be replayed on average, where there are many kinds."""
 
 DIGITS = 256.0
 """By how many units of the last digit, of its norm, a tensor that is replayed may differ."""
@@ -93,20 +94,22 @@ class Kind:
         except Otherwise:
             return None
 
-    def missed(self, step: Step) -> None:
+    def missed(self, step: Step, why: Exception | None) -> None:
         """Takes note that a replay stopped, which costs as much as one that does not."""
         self.misses += 1
         if self.misses > MISSES + self.replays * MISSES_SHARE:
-            self._fail(step, "decisions that depend on values, and differ from step to step")
+            self._fail(
+                step, str(why or "") or "decisions that depend on values, and differ from step to step"
+            )
 
     def learn(self, step: Step) -> None:
         """Takes note that a step was run as it is, and records it if it comes again and again."""
         self.runs += 1
+        captures = self.captures
         if self.captured is not None or self.refused or self.runs < 2 ** (self.failures + 1):
             return
-        captures = self.captures
-        if captures.recorded >= 2 * MOST and captures.replayed < captures.recorded * WORTH:
-            self._refuse(step, IN_TURN)
+        if captures.made >= 4 * MOST and captures.replayed < captures.made * WORTH:
+            self._say(step, _AS_THEY_ARE, IN_TURN)
             return
         try:
             self.captured = self._captured(step)
@@ -114,14 +117,25 @@ class Kind:
             captures.recorded += 1
         except NotFinite:
             pass
-        except Otherwise as error:
-            self._refuse(step, f"a replay that stops where the step does not{': ' * bool(str(error))}{error}")
         except Unrecordable as error:
             self._refuse(step, error.what)
         except Exception as error:  # torch's own: the step as it is has just been run
-            self._refuse(step, f"what torch says of it, {str(error).partition(chr(10))[0]}")
+            self._refuse(step, f"what torch says of it, {_line(error)}")
 
     def _captured(self, step: Step) -> Captured:
+        """The step, recorded; replayed where it was to be compiled and cannot be."""
+        try:
+            return self._recorded(step)
+        except (NotFinite, Unrecordable):
+            raise
+        except Exception as error:
+            if self.mode == "replay":
+                raise
+            self._say(step, "replayed, and not compiled", _line(error))
+            self.mode = "replay"
+            return self._recorded(step)
+
+    def _recorded(self, step: Step) -> Captured:
         """Records a step, and compares what a replay finds."""
         objective = step.plan.objective
         with _undone(objective):
@@ -129,7 +143,7 @@ class Kind:
         with _undone(objective, captured.written):
             different = difference_of(objective, captured.run(step), found, digits=self._digits)
         if different is not None:
-            raise Unrecordable(f"a replay that finds another value of {different}")
+            raise ArithmeticError(f"another value of {different}")
         return captured
 
     @property
@@ -156,15 +170,22 @@ class Kind:
             self._refuse(step, what)
 
     def _refuse(self, step: Step, what: str) -> None:
-        """Records the step no more; if it cannot be compiled, it is replayed."""
-        done = "run as they are, and not replayed"
-        if self.mode == "compile":
-            self.mode, done = "replay", "replayed, and not compiled"
-        else:
-            self.refused = True
+        """Records the step no more."""
+        self.refused = True
+        self._say(step, _AS_THEY_ARE, what)
+
+    def _say(self, step: Step, done: str, what: str) -> None:
         objective = step.plan.objective
-        key = "captured", self.mode, loss_key(objective.loss), what
+        key = "captured", done, loss_key(objective.loss), what
         warn_once(objective.params[0], key, f"steps are {done}, because of {what}.")
+
+
+_AS_THEY_ARE = "run as they are, and not replayed"
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def kind_of(captures: Captures, step: Step) -> Kind:
@@ -176,7 +197,7 @@ def kind_of(captures: Captures, step: Step) -> Kind:
     kind = captures.kinds[key]
     captures.kinds.move_to_end(key)
     if captures.made == 4 * MOST and captures.recorded == 0:
-        kind._refuse(step, IN_TURN)
+        kind._say(step, _AS_THEY_ARE, IN_TURN)
     if len(captures.kinds) > MOST:
         captures.kinds.popitem(last=False)
     return kind
@@ -192,43 +213,8 @@ def key_of(step: Step) -> Hashable:
         *(type(how.ascent), how.steps, how.step_size, how.both, radii.partial, *radii.indices),
         *(*radii.ratios, plan.l2 / plan.times, plan.combines),
         *(plan.objective.bn_stats, plan.objective.reduction, plan.objective.measure),
-        *(plan.objective.is_scaled, world()),
+        *(plan.objective.is_scaled, modes_of_torch(plan.objective.devices)),
     )
-
-
-def difference_of(
-    objective: Objective, replayed: Found, expected: list[Tensor], *, digits: float
-) -> str | None:
-    """The first tensor in which a replay differs from what is expected, in the user's words."""
-    for i, (a, b) in enumerate(zip(tensors_of(replayed), expected, strict=True)):
-        if a.shape != b.shape or not _close(a, b, digits):
-            return _name(objective, replayed, i)
-    return None
-
-
-def _close(a: Tensor, b: Tensor, digits: float) -> bool:
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    wide = torch.promote_types(a.dtype, torch.float32)
-    a, b = a.to(wide), b.to(wide)
-    if torch.equal(a, b):
-        return True
-    nan = a.isnan() & b.isnan()
-    apart = (a - b).masked_fill(nan, 0.0).norm()
-    return bool(apart <= digits * torch.finfo(wide).eps * b.masked_fill(nan, 0.0).norm())
-
-
-def _name(objective: Objective, found: Found, i: int) -> str:
-    """What the i-th tensor of what was found is called."""
-    places = [k for k, g in enumerate(found.perturbed) if g is not None]
-    if i >= len(places):
-        return "the loss, or what is returned beside it"
-    param = objective.params[places[i]]
-    for module in objective.buffers.modules():
-        for name, p in module._parameters.items():
-            if p is param:
-                return f"the gradient of {name} of a {type(module).__name__}"
-    return f"the gradient of parameter {places[i]}"
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Memory:
         shape, stride, *_ = value.meta["layout"]
         return any(n > 1 and step == 0 for n, step in zip(shape, stride, strict=True))
 
-    def stays(self, node: fx.Node, until: fx.Node) -> None:
+    def holds_until(self, node: fx.Node, until: fx.Node) -> None:
         """Takes note that a value is needed until a later node's own last use."""
         base = memory_of(node)
         self._last[base] = max(self._last.get(base, 0), self._last.get(memory_of(until), 0))

@@ -48,7 +48,7 @@ def without_repeating(graph: fx.Graph) -> None:
         if before is node:
             continue
         if memory.may_stay(before, node):
-            memory.stays(before, node)
+            memory.holds_until(before, node)
             node.meta["of"] = before
             node.replace_all_uses_with(before)
             graph.erase_node(node)

@@ -19,11 +19,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lowland.sam.asked import noted
 from lowland.sam.batched.outside import tensors_in
 from lowland.sam.captured.memory import memory_of, written_by
+from lowland.sam.captured.unrecordable import Unrecordable
+from lowland.sam.kept import kept_tensors
 from lowland.sam.looks.world import World
 from lowland.sam.modes import OwnMode
 from lowland.sam.objective import Objective
 from lowland.sam.place import place_of
-from lowland.sam.unrecordable import Unrecordable
 
 _aten = torch.ops.aten
 
@@ -140,6 +141,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._before[memory.name] = kept_tensors([self.constants[memory.name]])
                 self._silent = False
         places = {place_of(t): self.node(t) for t in tensors_in((args, kwargs))}
+        if torch.Tag.dynamic_output_shape in func.tags:
+            self._ask_shape(func, [*tensors_in((args, kwargs))])
         try:
             found = func(*args, **kwargs)
         except BaseException:  # a loss may go on without it
@@ -147,6 +150,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         self._take(found, node, places)
         return found
+
+    def _ask_shape(self, func: Any, given: list[Tensor]) -> None:
+        """Has the replay ask what the shape of a result depends on: which elements are chosen."""
+        masks = [t for t in given if t.dtype == torch.bool]
+        if not masks and func.overloadpacket not in (_aten.index, _aten.index_put, _aten.index_put_):
+            self.refuse_reading()
+        with self:
+            for mask in masks:
+                self.answer(mask.reshape(-1))
 
     def refuse_reading(self) -> None:
         """Refuses a loss that makes numbers of Python's of tensors, unless it is the recorder that does.
@@ -271,23 +283,6 @@ class RecordedWorld(World):
         """Says that what the generators were left at is to stay."""
         super().stays()
         self._recorder.mark(stays)
-
-
-def kept_tensors(tensors: Sequence[Tensor]) -> Callable[[], None]:
-    """Takes what tensors hold.
-
-    Returns:
-        What puts it back.
-    """
-    with torch.no_grad():
-        kept = [(t, t.detach().clone()) for t in tensors]
-
-    def put_back() -> None:
-        with torch.no_grad():
-            for tensor, before in kept:
-                tensor.copy_(before)
-
-    return put_back
 
 
 def _describe(node: fx.Node, tensor: Tensor) -> None:
