@@ -295,7 +295,7 @@ def _start(model_path: str, beside: Path | None) -> Path:
 
 
 def _capture(config: TrainConfig) -> Capture:
-    """Steps of a loss of ours are recorded: nothing changes but the time that they take."""
+    """Steps of a loss of ours are recorded: with the same engine nothing changes but the time they take."""
     ours = not (config.has_own_model or config.has_own_loss)
     differentiates = config.weight_grad_reg_lambda + config.input_grad_reg_lambda + config.jac_reg_lambda > 0
     why = reason_against(_ascent(config), engine=config.engine)

@@ -59,6 +59,8 @@ class Captures:
         mode: ``"replay"``, or ``"compile"`` for what ``torch.compile`` makes of what was recorded.
 
     Attributes:
+        mode: How they are run.
+        kinds: What is known of each kind of step, the one that was used last at the end.
         replayed: How often groups were run by a recorded step.
         run: How often they were run as they are.
         recorded: How many steps were recorded.

@@ -72,7 +72,8 @@ class SAM:
         max_memory: Bytes above the weights that running groups at once may take.
         diagnostics: Whether ``last_diagnostics`` is filled after each call.
         capture: ``"replay"`` records steps at many groups at once and replays them, ``"compile"`` also has
-            ``torch.compile`` make something faster of them, and ``"off"`` runs each as it is.
+            ``torch.compile`` make something faster of them, and ``"off"`` runs each as it is. A replay does
+            not run the loss: ``docs/captured_steps.md`` says what that means, and what cannot be recorded.
 
     Attributes:
         module: The module, if one was given.

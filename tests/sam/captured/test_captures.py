@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import warnings
 from contextvars import ContextVar
 
@@ -348,6 +349,166 @@ def test_number_of_a_batch_that_is_another_in_each_call_is_said_once():
         train()
     assert len(said) == 1
     assert sam.captures.recorded == 0
+
+
+def beside(loss_of_step, steps=8, m=2):
+    """The losses that a SAM found that records and one that does not, with one loss for each step."""
+    found = []
+    for capture in ("off", "replay"):
+        model = network()
+        sam = SAM(model, rho=0.1, m=m, engine="batched", capture=capture)
+        random.seed(5)
+        found.append([float(sam.backward(*loss_of_step(model, step))) for step in range(steps)])
+    return found, sam.captures
+
+
+@pytest.mark.parametrize("numbers", [(1, True), (2.0, 2), (0.0, -0.0), (1 + 0j, 2 + 0j), ("a", b"a")])
+def test_arguments_that_are_equal_and_not_the_same_are_other_kinds(numbers):
+    kinds = {type(numbers[0]): 1.0, type(numbers[1]): 2.0}
+
+    def loss_of_step(model, step):
+        def loss(x, y, k):
+            told = kinds[type(k)] if type(numbers[0]) is not type(numbers[1]) else 2 + len(repr(k)) + abs(k)
+            return F.cross_entropy(model(x), y) * told
+
+        return loss, X.double(), Y, numbers[step // 4]
+
+    (plain, recorded), captures = beside(loss_of_step)
+    assert recorded == plain
+    assert captures.replayed == 4
+
+
+class Coefficient:
+    """Of a user's."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.filterwarnings("ignore:steps are run as they are.*an argument that is a Coefficient")
+def test_object_among_the_arguments_is_no_part_of_a_recording():
+    def loss_of_step(model, step):
+        def loss(x, y, c):
+            return F.cross_entropy(model(x), y) * c.value
+
+        return loss, X.double(), Y, Coefficient(1.0 + step)
+
+    found = []
+    for capture in ("off", "replay"):
+        model = network()
+        sam = SAM(model, rho=0.1, m=2, engine="batched", capture=capture, shared=("2",))
+        found.append([float(sam.backward(*loss_of_step(model, step))) for step in range(6)])
+    assert found[0] == found[1]
+    assert sam.captures.replayed == 0
+
+
+@pytest.mark.filterwarnings("ignore:steps are run as they are.*Python's random generator")
+def test_draw_of_python_is_no_part_of_a_recording_of_one_group():
+    def loss_of_step(model, step):  # noqa: ARG001
+        def loss(x, y):
+            return F.cross_entropy(model(x), y) * (2.0 if random.random() < 0.3 else 1.0)
+
+        return loss, X.double(), Y
+
+    (plain, recorded), captures = beside(loss_of_step, steps=20, m=None)
+    assert recorded == plain
+    assert captures.replayed == 0
+
+
+class Outer:
+    """Holds a class of numbers."""
+
+    class Inner:
+        alpha = 1.0
+
+
+def test_class_that_an_attribute_holds_is_looked_into():
+    def loss_of_step(model, step):
+        model.of = Outer
+        Outer.Inner.alpha = 1.0 + step // 4
+
+        def loss(x, y):
+            return F.cross_entropy(model(x), y) * model.of.Inner.alpha
+
+        return loss, X.double(), Y
+
+    (plain, recorded), captures = beside(loss_of_step)
+    assert recorded == plain
+    assert captures.replayed > 0
+
+
+def test_number_of_chosen_elements_is_asked_by_the_replay():
+    numbers = torch.arange(1.0, 7.0)
+
+    def loss_of_step(model, step):
+        model.mask = torch.tensor([1, 1, 1, 0, 0, 0]) > 0 if step == 0 else model.mask
+        if step == 5:
+            model.mask[3] = True
+
+        def loss(x, y):
+            chosen = numbers[model.mask]
+            return F.cross_entropy(model(x), y) * (chosen.sum() / len(chosen))
+
+        return loss, X.double(), Y
+
+    (plain, recorded), captures = beside(loss_of_step)
+    assert recorded == plain
+    assert captures.replayed > 0
+
+
+def test_function_that_closes_over_itself_is_compared():
+    def loss_of_step(model, step):  # noqa: ARG001
+        def power(x, k):
+            return x if k == 1 else x * power(x, k - 1)
+
+        def loss(x, y):
+            return F.cross_entropy(model(x), y) + power(model(x), 3).mean()
+
+        return loss, X.double(), Y
+
+    (plain, recorded), captures = beside(loss_of_step)
+    assert recorded == plain
+    assert captures.replayed == 6
+
+
+def test_numbers_that_are_none_and_infinite_are_the_same_as_themselves(monkeypatch):
+    monkeypatch.setattr(kind, "CHECK_EVERY", 2)
+    odd = torch.tensor([torch.inf, torch.nan, -torch.inf])
+
+    def loss_of_step(model, step):  # noqa: ARG001
+        def loss(x, y):
+            return F.cross_entropy(model(x), y), odd * x.mean().exp()
+
+        return loss, X.double(), Y
+
+    model = network()
+    sam = SAM(model, rho=0.1, m=2, engine="batched", capture="replay")
+    for step in range(8):
+        sam.backward(*loss_of_step(model, step))
+    assert sam.captures.replayed >= 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_gradient_that_is_zero_but_for_rounding_does_not_keep_a_step_from_being_compiled():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))  # of the first bias
+    sam = SAM(model, rho=0.1, m=4, engine="batched", capture="compile")
+    for _ in range(3):
+        sam.backward(loss_of(model), X.double(), Y)
+    assert sam.captures.replayed == 1
+
+
+def test_what_the_compiler_cannot_do_is_replayed_which_is_said(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    model = network()
+    sam = SAM(model, rho=0.1, m=4, engine="batched", capture="compile")
+    sam.backward(loss_of(model), X.double(), Y)
+    with pytest.warns(UserWarning, match=r"replayed, and not compiled, because of no compiler\.$"):
+        sam.backward(loss_of(model), X.double(), Y)
+    sam.backward(loss_of(model), X.double(), Y)
+    assert sam.captures.replayed == 1
 
 
 def test_eight_kinds_are_kept():

@@ -52,8 +52,8 @@ class Step:
 
         Args:
             world: What they all see alike.
-            radius: The radius as a tensor, and
-            scale: the scale, for what is recorded: there a number would be a constant.
+            radius: The radius as a tensor, for a step that is recorded: there a number would be a constant.
+            scale: The scale likewise.
         """
         plan, how, objective = self.plan, self.plan.how, self.plan.objective
         self._looks = []
