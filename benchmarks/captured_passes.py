@@ -58,9 +58,9 @@ def _steps(problem: Problem, m: int) -> tuple[dict[str, Step], dict[str, int]]:
     given: list[tuple[object, ...]] = []
     make = captured._made
 
-    def kept_first(recording: Recording, mode: str) -> Callable[..., object]:
+    def kept_first(recording: Recording) -> Callable[..., object]:
         kept.append(replace(recording, graph=_copied(recording.graph)))
-        replay = make(recording, mode)
+        replay = make(recording)
 
         def noted(*inputs: object) -> object:
             given[:] = [inputs]

@@ -148,9 +148,9 @@ def sam_gradient(
 
     Raises:
         TypeError: If ``params``, ``batch`` or what ``loss`` returns is of the wrong kind.
-        ValueError: If steps are to be recorded that cannot be, a number is out of its range, shapes do not match, ``loss`` depends on none of the
-            ``params``, or touches none of its arguments although ``m`` cuts them, or if ``max_memory`` is
-            less than what one group at a time takes.
+        ValueError: If a number is out of its range, shapes do not match, ``loss`` depends on none of the
+            ``params``, or touches none of its arguments although ``m`` cuts them, if ``max_memory`` is
+            less than what one group at a time takes, or if steps that cannot be are to be recorded.
         RuntimeError: If another thread is at work on the same ``params``.
 
     Example:

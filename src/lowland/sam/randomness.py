@@ -48,6 +48,12 @@ class RandomState:
         _OF_NUMPY.set(self.numpy)
         _OF_PYTHON.set(self.python)
 
+    def is_now(self) -> bool:
+        """Whether torch's generators stand here."""
+        now = RandomState.capture(device for device, _ in self.devices)
+        pairs = zip(self.devices, now.devices, strict=True)
+        return torch.equal(now.cpu, self.cpu) and all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+
     def drawn_from(self) -> str | None:
         """Whose generator beside torch's was drawn from since, ``"NumPy's"`` or ``"Python's"``."""
         if not _OF_NUMPY.is_in(self.numpy):

@@ -511,6 +511,59 @@ def test_what_the_compiler_cannot_do_is_replayed_which_is_said(monkeypatch):
     assert sam.captures.replayed == 1
 
 
+@pytest.mark.filterwarnings("ignore:steps are run as they are.*puts generators back")
+def test_loss_that_puts_a_generator_back_runs_as_it_is():
+    def loss_of_step(model, step):  # noqa: ARG001
+        def loss(x, y):
+            with torch.random.fork_rng(devices=[]):
+                noise = torch.randn(4)
+            return F.cross_entropy(model(x + noise), y)
+
+        return loss, X.double(), Y
+
+    (plain, recorded), captures = beside(loss_of_step)
+    assert recorded == plain
+    assert captures.replayed == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dropout_is_recorded_whatever_it_draws(seed):
+    torch.manual_seed(seed)
+    model = network(nn.BatchNorm1d(6), nn.Dropout(0.3))
+    sam = SAM(model, rho=0.1, m=3, engine="batched", capture="replay", steps=2, diagnostics=True)
+    for _ in range(4):
+        sam.backward(loss_of(model), X[:6].double(), Y[:6])
+    assert sam.captures.recorded == 1
+
+
+def test_penalty_and_scale_go_together():
+    twins = Twins(l2=0.1)
+    for _ in range(4):
+        twins.step(X.double(), Y, scale=0.3)
+    assert twins.captures.replayed == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_compiled_training_that_converges_is_no_other_loss(monkeypatch):
+    monkeypatch.setattr(kind, "CHECK_EVERY", 20)
+    torch.manual_seed(0)
+    x = torch.randn(16, 4)
+    y = x @ torch.randn(4, 2)
+    model = nn.Linear(4, 2)
+
+    def loss(x, y):
+        return F.mse_loss(model(x), y)
+
+    sam = SAM(model, rho=1e-3, m=16, engine="batched", capture="compile")
+    for _ in range(400):
+        model.zero_grad()
+        sam.backward(loss, x, y)
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.3 * p.grad
+    assert sam.captures.replayed > 300
+
+
 def test_eight_kinds_are_kept():
     model = network()
     sam = SAM(model, rho=0.1, m=1, engine="batched", capture="replay")

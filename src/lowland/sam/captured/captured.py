@@ -36,6 +36,7 @@ class Captured:
 
     Attributes:
         replay: Runs its operations.
+        exact: The same as they were recorded, where others were compiled of them.
         form: The parts of what it found when it was recorded, with nothing in the tensors, and whether
             there are some.
         guard: What it depends on beside its inputs.
@@ -45,21 +46,26 @@ class Captured:
     """
 
     replay: Replay
+    exact: Replay
     form: list[tuple[Any, bool]]
     guard: Guard
     draws: bool
     writes: bool
     written: list[Tensor]
 
-    def run(self, step: Step) -> Found:
+    def run(self, step: Step, *, exact: bool = False) -> Found:
         """What the step finds.
+
+        Args:
+            step: The step.
+            exact: Whether the operations themselves are run, and nothing that was compiled of them.
 
         Raises:
             Otherwise: If it is to be run as it is.
         """
         inputs, put_back = inputs_of(step), kept_tensors(self.written)
         try:
-            *tensors, otherwise = self._replayed(step, inputs)
+            *tensors, otherwise = self._replayed(step, inputs, self.exact if exact else self.replay)
             if bool(otherwise):
                 raise Otherwise
         except (Otherwise, KeyboardInterrupt):
@@ -71,14 +77,14 @@ class Captured:
         rest = iter(tensors)
         return Found(*(rebuilt(part, rest) if holds else part for part, holds in self.form))
 
-    def _replayed(self, step: Step, inputs: Inputs) -> list[Tensor]:
+    def _replayed(self, step: Step, inputs: Inputs, replay: Replay) -> list[Tensor]:
         """What the operations return, which autocast has given their types when they were recorded."""
         objective = step.plan.objective
         with torch.no_grad(), autocast_off(objective.params[0]):
             if not self.draws:
-                return self.replay(None, *inputs.flat)
+                return replay(None, *inputs.flat)
             with Draws(objective.devices) as draws:
-                return self.replay(draws, *inputs.flat)
+                return replay(draws, *inputs.flat)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Inputs:
 
     Attributes:
         radius: The radius, in double precision.
-        scale: The scale, in double precision; ``None`` for 1.
+        scale: The scale, in double precision; ``None`` where it is a constant: for 1, and beside an l2 term.
         flat: All tensors.
     """
 
@@ -101,19 +107,19 @@ def inputs_of(step: Step) -> Inputs:
     objective = step.plan.objective
     radius = torch.tensor(step.plan.how.radii.rho, dtype=torch.float64, device="cpu")
     scale = None
-    if objective.is_scaled:
+    if objective.is_scaled and step.plan.l2 == 0.0:
         scale = torch.tensor(objective.scale, dtype=torch.float64, device="cpu")
     numbers = [radius] if scale is None else [radius, scale]
     return Inputs(radius, scale, [*step.tensors, step.masses, *numbers, *objective.params])
 
 
-def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
+def capture(step: Step, mode: Mode) -> tuple[Captured, Recording, RandomState]:
     """Records a step, twice: what it does must not change from one run to the next.
 
     Whoever calls puts back what passes touch.
 
     Returns:
-        The step, and the tensors that it found when it was recorded.
+        The step, its recording, and where that left the generators.
 
     Raises:
         Unrecordable: If that changes, if the loss changes things of Python's as it runs, or if it cannot be
@@ -126,8 +132,7 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
     guard = Guard(objective, parts)
     if not guard.is_whole:
         raise Unrecordable("a loss from which more can be reached than is looked at")
-    recording, empty = _recorded(step)
-    again, empty_again = _recorded(step)
+    (recording, empty, left), (again, empty_again, _) = _recorded(step), _recorded(step)
     again.returned.clear()
     differs = difference(recording, again)
     if differs is None and not alike_forms(empty, empty_again):
@@ -142,8 +147,9 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, list[Tensor]]:
     writes = any(map(_writes_outside, recording.operations))
     buffers = {id(b) for module in objective.buffers.modules() for b in module._buffers.values()}
     written = [t for t in recording.written if id(t) not in buffers]
-    replay = _made(recording, mode)
-    return Captured(replay, form, guard, recording.draws, writes, written), recording.returned
+    exact = _made(recording)
+    replay = program(compiled(recording.graph), recording.constants) if mode == "compile" else exact
+    return Captured(replay, exact, form, guard, recording.draws, writes, written), recording, left
 
 
 def _refuse_objects(element: Any) -> None:
@@ -159,8 +165,8 @@ def _refuse_objects(element: Any) -> None:
         raise Unrecordable(f"an argument that is a {type(element).__name__}")
 
 
-def _recorded(step: Step) -> tuple[Recording, list[Any]]:
-    """A recording, and the parts of what was found, with nothing in the tensors."""
+def _recorded(step: Step) -> tuple[Recording, list[Any], RandomState]:
+    """A recording, what was found with nothing in the tensors, and where the generators were left."""
     inputs, empty = inputs_of(step), list[Any]()
 
     def run(recorder: Recorder) -> list[Tensor]:
@@ -178,15 +184,17 @@ def _recorded(step: Step) -> tuple[Recording, list[Any]]:
     whose = before.drawn_from()
     if whose is not None:
         raise Unrecordable(f"a draw from {whose} random generator")
-    return recording, empty
+    left = RandomState.capture(step.plan.objective.devices)
+    before.restore()
+    return recording, empty, left
 
 
 def _emptied(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, device="meta")
 
 
-def _made(recording: Recording, mode: Mode) -> Replay:
-    """The program of a recording, without what can be left out, and compiled if it is to be."""
+def _made(recording: Recording) -> Replay:
+    """The program of a recording, without what can be left out."""
     graph = recording.graph
     if not recording.draws:
         passes.without_marks(graph)
@@ -195,7 +203,7 @@ def _made(recording: Recording, mode: Mode) -> Replay:
     passes.without_repeating(graph)
     passes.without_what_nobody_uses(graph)
     passes.without_allocating(graph)
-    return program(compiled(graph) if mode == "compile" else graph, recording.constants)
+    return program(graph, recording.constants)
 
 
 def _writes_outside(node: fx.Node) -> bool:

@@ -127,8 +127,9 @@ _LAYOUT = operator.attrgetter("requires_grad", "dtype", "device", "shape")
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    strides = tensor.stride() if tensor.layout == torch.strided else tensor.layout
-    return *_LAYOUT(tensor), strides
+    if tensor.layout != torch.strided:
+        return *_LAYOUT(tensor), tensor.layout
+    return *_LAYOUT(tensor), tensor.stride(), tensor.storage_offset()
 
 
 def modes_of_torch(devices: Iterable[torch.device]) -> Hashable:
@@ -141,6 +142,8 @@ def modes_of_torch(devices: Iterable[torch.device]) -> Hashable:
             torch.are_deterministic_algorithms_enabled(),
             torch.get_default_dtype(),
             torch.is_anomaly_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.get_num_threads(),
         ),
         *(cudnn.enabled, *(enabled() for enabled in _KERNELS)),
         *(saving_hooks() is None, len(dispatch_modes()), *map(id, hooks_of_all_modules())),
