@@ -30,7 +30,7 @@ def in_chunks_of(size):
     return mock.patch.object(Needs, "groups_at_once", lambda needs, *_, **__: min(size, needs.groups))
 
 
-def assert_engines_agree(make, tolerance=1e-10, *, recorded=True, **options):
+def assert_engines_agree(make, tolerance=1e-10, *, recorded=False, **options):
     """Both engines on ``make()``: a module, a loss and a batch, always the same."""
     expected, loop_module = ran("loop", make, **options)
     found, module = ran("batched", make, **options)

@@ -27,7 +27,7 @@ from lowland.sam import (
 from lowland.sam.batched.cost import Costs
 
 from ..naive import leaves, norm, seeded, tensors
-from .agreement import in_chunks_of
+from .agreement import assert_replay_is_the_step, in_chunks_of
 from .models import MODELS, B, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -121,6 +121,11 @@ def test_every_model_has_the_gradient_loss_aux_and_buffers_of_the_loop(name):
         assert_agreement(name, m)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recorded_step_of_every_model_is_the_step_bit_for_bit(name):
+    assert_replay_is_the_step(MODELS[name], m=2)
+
+
 def assert_agreement(name, m):
     calls = assert_engines_agree(MODELS[name], m=m)[2]
     probe, passes, ragged = 1, 2, 2 if m in (2, 3) else 0
@@ -189,6 +194,14 @@ def test_every_ascent_climbs_as_in_the_loop(name, ascent, steps, step_size, l2):
     options = {"steps": steps, "step_size": step_size, "l2": l2, "rho": 0.3}
     found, *_ = assert_engines_agree(FEW[name], lambda p: {"ascent": ASCENTS[ascent](p)}, m=3, **options)
     assert (found.climb_gradients is not None) == (ascent == "friendly")
+
+
+@pytest.mark.parametrize("ascent", ["l2", "adaptive by element", "adaptive by filter", "unnormalized"])
+@pytest.mark.parametrize("name", FEW)
+def test_a_recorded_step_of_every_ascent_is_the_step_bit_for_bit(name, ascent):
+    module, *_ = FEW[name]()
+    options = {"steps": 2, "step_size": 0.6, "l2": 0.2, "rho": 0.3, "scale": 4.0, "combine": Weighted(0.6)}
+    assert_replay_is_the_step(FEW[name], m=2, ascent=ASCENTS[ascent](trained(module)), **options)
 
 
 @pytest.mark.parametrize("ascent", ["l2", "adaptive by element", "adaptive by filter", "unnormalized"])

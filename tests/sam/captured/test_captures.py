@@ -488,6 +488,7 @@ def test_numbers_that_are_none_and_infinite_are_the_same_as_themselves(monkeypat
     assert sam.captures.replayed >= 2
 
 
+@pytest.mark.stress
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_gradient_that_is_zero_but_for_rounding_does_not_keep_a_step_from_being_compiled():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))  # of the first bias
@@ -543,6 +544,7 @@ def test_penalty_and_scale_go_together():
     assert twins.captures.replayed == 2
 
 
+@pytest.mark.stress
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_compiled_training_that_converges_is_no_other_loss(monkeypatch):
     monkeypatch.setattr(kind, "CHECK_EVERY", 20)
