@@ -172,10 +172,7 @@ def _recorded(step: Step) -> tuple[Recording, list[Any], RandomState]:
     def run(recorder: Recorder) -> list[Tensor]:
         world = RecordedWorld(step.plan.objective, recorder)
         found = step.run(world, radius=inputs.radius, scale=inputs.scale)
-        empty.extend(
-            mapped(lambda t: torch.empty(t.shape, device="meta"), getattr(found, f.name))
-            for f in fields(found)
-        )
+        empty.extend(mapped(_emptied, getattr(found, field.name)) for field in fields(found))
         return tensors_of(found)
 
     before = RandomState.capture(step.plan.objective.devices)

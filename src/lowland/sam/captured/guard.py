@@ -50,6 +50,7 @@ class Guard:
         self._arrays = [(array, _numbers(array)) for array in reached.arrays]
         self._tensors: list[Tensor] = list(objective.params)
         self._layouts = [*map(_layout, self._tensors)]
+        self._alive = hooks_of_all_modules()  # whose identities are part of a kind
         self.is_whole = reached.is_whole
 
     def know(self, constants: Iterable[Tensor]) -> None:
