@@ -28,6 +28,7 @@ from lowland.sam.ascent.blind import Distribution, Scaling
 from lowland.sam.bayesian import BSAM, BayesianAscent
 from lowland.sam.choose import Params, norm_layers
 from lowland.sam.combine import DecoupledWeighted, Look, SurrogateGap, Weighted, magnitude_only, stable
+from lowland.sam.finish import Finish
 from lowland.sam.functional import Functional
 from lowland.sam.objective import Loss
 from lowland.sam.options import ButAscent, ButCombine, ButM, ButPerturb, ButRho, ButSource, ButSteps
@@ -413,7 +414,7 @@ def functional_sam(params: Params, *, rho: Rho = 0.05, m: int | None = None, **o
 
 
 class _OfFunctional(SAM):
-    def _gradient(self, loss: Loss, call: Call, ascent_batch: AscentBatch) -> SAMGradient:
+    def _gradient(self, loss: Loss, call: Call, ascent_batch: AscentBatch) -> tuple[SAMGradient, Finish]:
         if not isinstance(loss, Functional):
             raise TypeError(
                 "loss must be lowland.sam.Functional(outputs, criterion) with functional_sam, got "

@@ -144,10 +144,10 @@ def scenarios(rank):
     yield "accumulated", results_of(mlp(), accumulated)
     together = {"process_group": dist.group.WORLD}
     yield "together", results_of(mlp(), backward(batch, **together))
-    yield "groups together", results_of(mlp(), backward(batch, m=2, steps=2, l2=0.1, **together))
+    yield "groups together", results_of(mlp(), backward(batch, m=4, steps=2, l2=0.1, **together))
     uneven = tuple(t[: 4 - rank] for t in batch)
     yield "uneven, together", results_of(mlp(), backward(uneven, ascent=Unnormalized(), **together))
-    yield "uneven groups, together", attempt(lambda: results_of(mlp(), backward(uneven, m=3, **together)))
+    yield "uneven groups, together", attempt(lambda: results_of(mlp(), backward(uneven, m=6, **together)))
 
     def functional(**options):
         return lambda ddp: SAM(ddp, rho=0.4, **options).backward(in_halves(ddp), *batch)

@@ -37,6 +37,7 @@ from lowland.sam.gradient import sam_gradient
 from lowland.sam.norm import l2_norm
 from lowland.sam.part import Call, Part
 from lowland.sam.perturb import perturbed, weights_are_perturbed
+from lowland.sam.ranks import examples_scale
 from lowland.sam.schedule import Cosine, ProportionalToLR, Window
 from lowland.sam.shell import SAM
 from lowland.sam.source import AscentSource, FromLoader, PreviousBatch
@@ -82,6 +83,7 @@ __all__ = [
     "Unnormalized",
     "Weighted",
     "Window",
+    "examples_scale",
     "l2_norm",
     "magnitude_only",
     "norm_layers",

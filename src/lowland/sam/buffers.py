@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lowland.sam.containers import version_of
 from lowland.sam.frozen import Writes
 from lowland.sam.private import unseen_by_modes
+from lowland.sam.reductions import Reductions
 from lowland.sam.surely import finally_surely
 
 BatchNormStats = Literal["first", "both", "frozen"]
@@ -34,15 +35,21 @@ class Buffers:
         module: The module whose buffers these are; others are found as they run.
         known: Other modules that may run, where they are known beforehand.
         trained: The parameters of the call.
+        reductions: Is told of modules before they run; ``None`` where these see every pass.
 
     Attributes:
         num_writes: How often a parameter that is not trained was written to.
     """
 
     def __init__(
-        self, module: nn.Module | None, known: Iterable[nn.Module] = (), trained: Iterable[Tensor] = ()
+        self,
+        module: nn.Module | None,
+        known: Iterable[nn.Module] = (),
+        trained: Iterable[Tensor] = (),
+        reductions: Reductions | None = None,
     ) -> None:
         self.module = module
+        self.reductions = reductions
         self._modules: dict[int, nn.Module] = {}
         self._trained = {id(p) for p in trained}
         self._untrained: list[Tensor] = []
@@ -153,13 +160,25 @@ class Buffers:
 
     def stop_watching(self) -> None:
         """Takes the hook away, also one that an interrupt left behind."""
+        if self.reductions is not None:
+            self.reductions.end()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
     def _see(self, module: nn.Module, _: Any) -> None:
-        if id(module) not in self._modules and threading.get_ident() == self._thread:
+        if threading.get_ident() != self._thread:
+            return
+        if id(module) not in self._modules:
             self._found(module)
+        self.begin(module)
+
+    def begin(self, module: nn.Module) -> None:
+        """Makes what comes before a module's first pass: processes may agree on its buffers."""
+        if self.reductions is not None and self.reductions.begin(module):
+            owners = {id(part._buffers) for part in module.modules()}
+            for saved in self._snapshots:
+                saved.take_again(owners)
 
     def _know(self, root: nn.Module) -> list[nn.Module]:
         """Takes a module and those inside it, before anything of them has run."""
@@ -244,6 +263,14 @@ class Snapshot:
             for name, buffer in owner.items():
                 value = None if buffer is None else buffer.detach().clone()
                 self._buffers.append((owner, name, buffer, value))
+
+    @torch.no_grad()
+    def take_again(self, owners: Collection[int]) -> None:
+        """Takes the buffers of some modules as they are now, by the identities of what holds them."""
+        with unseen_by_modes():
+            for owner, _, buffer, value in self._buffers:
+                if id(owner) in owners and buffer is not None and value is not None:
+                    value.copy_(buffer)
 
     @torch.no_grad()
     def write(self, param: Tensor) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.parallel import DistributedDataParallel
 
 from lowland.sam.containers import version_of
 from lowland.sam.place import place_of
+from lowland.sam.reductions import Reductions
 
 
 class Deposit:
@@ -28,8 +28,8 @@ class Deposit:
         self._grads = [(p, p.grad, version_of(p.grad), _copy(p.grad) if hooked else None) for p in params]
         self._hooked = hooked
 
-    def add(self, gradients: list[Tensor | None]) -> None:
-        """Adds ``gradients`` in one backward call, so that every hook fires, once.
+    def add(self, gradients: list[Tensor | None], reductions: Reductions | None = None) -> None:
+        """Adds ``gradients`` in one backward call, so that every hook fires, once, and ``reductions`` happen.
 
         The list is emptied: where ``.grad`` is ``None``, the gradient itself becomes it, without a copy.
         If a hook raises, every ``.grad`` is what it was.
@@ -37,7 +37,7 @@ class Deposit:
         params = [p for p, *_ in self._grads]
         try:
             with torch.enable_grad():
-                value = as_loss(torch.zeros((), device=params[0].device), params, gradients)
+                value = as_loss(torch.zeros((), device=params[0].device), params, gradients, reductions)
                 if value.requires_grad:
                     torch.autograd.backward(value)
         except BaseException:
@@ -71,10 +71,16 @@ def _copy(grad: Tensor | None) -> Tensor | None:
     return None if grad is None else grad.detach().clone()
 
 
-def as_loss(value: Tensor, params: Sequence[Tensor], gradients: list[Tensor | None]) -> Tensor:
+def as_loss(
+    value: Tensor,
+    params: Sequence[Tensor],
+    gradients: list[Tensor | None],
+    reductions: Reductions | None = None,
+) -> Tensor:
     """A scalar equal to ``value`` whose gradient with respect to ``params`` is ``gradients``.
 
-    ``gradients`` may have more digits than the params, and are rounded last. The list is emptied.
+    ``gradients`` may have more digits than the params, and are rounded last. The list is emptied. Its
+    backward pass is that of ``reductions``.
     """
     box = _Box(list(gradients))
     gradients.clear()
@@ -84,7 +90,10 @@ def as_loss(value: Tensor, params: Sequence[Tensor], gradients: list[Tensor | No
     if not used:
         return value.detach().clone()
     box.gradients = [g for g in box.gradients if g is not None]
-    found: Tensor = _WithGradient.apply(value.detach(), box, *used)  # type: ignore[no-untyped-call]
+    ends = [] if reductions is None else reductions.ends()
+    found: Tensor = _WithGradient.apply(value.detach(), box, *used, *ends)  # type: ignore[no-untyped-call]
+    if reductions is not None:
+        reductions.prepare(found)
     return found
 
 
@@ -112,8 +121,8 @@ class _WithGradient(torch.autograd.Function):
     """The identity of its first argument, with gradients of the rest that are already known."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, box: _Box, *_: Tensor) -> Tensor:
-        ctx.box = box
+    def forward(ctx: Any, value: Tensor, box: _Box, *inputs: Tensor) -> Tensor:
+        ctx.box, ctx.num_ends = box, len(inputs) - len(box.dtypes)
         return value.clone()
 
     @staticmethod
@@ -124,7 +133,8 @@ class _WithGradient(torch.autograd.Function):
         gradients, ctx.box.gradients = ctx.box.gradients, []
         if outer != 1.0:
             gradients = [g * outer.to(g) for g in gradients]
-        return None, None, *(g.to(dtype) for g, dtype in zip(gradients, ctx.box.dtypes, strict=True))
+        found = (g.to(dtype) for g, dtype in zip(gradients, ctx.box.dtypes, strict=True))
+        return None, None, *found, *(outer.new_zeros(()) for _ in range(ctx.num_ends))
 
 
 @contextmanager
@@ -144,16 +154,11 @@ def tensor_hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
             hooks.update(saved)
 
 
-def refuse_unreducible(module: nn.Module | None, params: Sequence[Tensor], num_groups: int) -> None:
-    """Refuses what counts on one backward per forward, or has its parameters in pieces.
-
-    With ``static_graph``, the reducer of ``DistributedDataParallel`` schedules the reduction in the first
-    backward that it sees, which is the climb's, and then silently reduces nothing. With
-    ``find_unused_parameters`` it takes the last group's graph for that of all groups. The parameters of
-    FSDP are gathered and freed around each module, out of reach of ``torch.autograd.grad``.
+def refuse_sharded(module: nn.Module | None, params: Sequence[Tensor]) -> None:
+    """Refuses parameters in pieces: those of FSDP are gathered and freed around each module, unseen.
 
     Raises:
-        ValueError: If ``module`` contains one in such a mode, or ``params`` are such pieces.
+        ValueError: If ``module`` contains some, or ``params`` are such pieces.
     """
     if any(getattr(p, "_fsdp_flattened", False) for p in params):
         raise ValueError("params must be whole tensors, got some that FSDP has sharded.")
@@ -162,12 +167,3 @@ def refuse_unreducible(module: nn.Module | None, params: Sequence[Tensor], num_g
     for part in () if module is None else module.modules():
         if any(base.__name__ in {"FullyShardedDataParallel", "FSDPModule"} for base in type(part).__mro__):
             raise ValueError("module must not be sharded by FSDP, whose parameters are in pieces, got one.")
-        if not isinstance(part, DistributedDataParallel):
-            continue
-        if part.static_graph:
-            raise ValueError("DistributedDataParallel must have static_graph=False here, got True.")
-        if part.find_unused_parameters and num_groups > 1:
-            raise ValueError(
-                "DistributedDataParallel must have find_unused_parameters=False where a batch has several "
-                f"groups, got True and {num_groups} groups."
-            )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from lowland.sam.deposit import Deposit
 from lowland.sam.part import Call, Parts
+from lowland.sam.ranks import require_reached
+from lowland.sam.reductions import Reductions
 from lowland.sam.total import SAMGradient
 from lowland.sam.workspace import Workspace
 
@@ -25,10 +27,18 @@ class Finish:
 
     def __init__(self, sam: SAM, call: Call, parts: Parts, workspace: Workspace) -> None:
         self.call, self.parts, self.workspace = call, parts, workspace
+        self.reductions = Reductions(sam.process_group)
         self._sam = sam
         self._deposit = Deposit(call.params) if call.way == "backward" else None
         self._counted = sam.steps_done, sam.last_diagnostics
         self._put_back = parts.kept()
+
+    def check(self, num_examples: int) -> None:
+        """Refuses a batch that m does not fit, before the first pass over it."""
+        sam = self._sam
+        sam.most_examples = max(sam.most_examples, num_examples)
+        if sam.m is not None and sam.process_group is None:
+            require_reached(sam.m, sam.most_examples)
 
     def __call__(self, result: SAMGradient) -> None:
         """Does it."""
@@ -36,7 +46,7 @@ class Finish:
         self.parts.end(self.call)
         self._sam.steps_done, self._sam.last_diagnostics = self.call.step + 1, result.diagnostics
         if self._deposit is not None:
-            self._deposit.add(result.gradients)
+            self._deposit.add(result.gradients, self.reductions)
 
     def done(self) -> bool:
         """Whether ``.grad`` has the gradients."""

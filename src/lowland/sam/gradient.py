@@ -30,7 +30,7 @@ from lowland.sam.captures import Captures, reason_against, refuse_recording
 from lowland.sam.climbing import Climbing
 from lowland.sam.combine import Combine
 from lowland.sam.containers import tensors_of
-from lowland.sam.deposit import refuse_unreducible, tensor_hooks_held
+from lowland.sam.deposit import refuse_sharded, tensor_hooks_held
 from lowland.sam.engine import Plan
 from lowland.sam.functional import Functional
 from lowland.sam.grouped import Grouped
@@ -42,7 +42,8 @@ from lowland.sam.objective import Loss, Objective, Reduction, Weight
 from lowland.sam.precision import HALF
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import advance_generators
-from lowland.sam.ranks import require_alike
+from lowland.sam.ranks import own_share, require_alike
+from lowland.sam.reductions import Reductions
 from lowland.sam.total import SAMGradient, Then, Total
 from lowland.sam.vectors import Shown
 from lowland.sam.workspace import Workspace
@@ -127,9 +128,10 @@ def sam_gradient(
             argument, ``"0.mask"`` or ``"mask"`` for an entry of a dict.
         rows: Names of entries whose elements are examples, where that cannot be seen: sequences.
         module: The module that ``loss`` runs, if there is one to name; any other is found as it runs.
-        process_group: Processes whose i-th groups climb together, along the mean of their gradients, so that
-            m spans them, with the same random numbers of ascents and of rounding; ``None`` for climbs of each
-            process by itself. All must call at the same time, with the same number of groups.
+        process_group: Processes that climb together, along the mean of their gradients, with the same random
+            numbers of ascents and of rounding: ``m`` then counts examples over all of them, an equal share of
+            each group from each, and with ``None`` the group is the whole batch of all. All must call at the
+            same time, with the same number of groups. By default each process climbs by itself.
         engine: ``"loop"`` runs the groups one after the other; ``"batched"`` all at once, in one pass over
             the batch, with the same result; ``"auto"`` whichever is faster, and the loop, with a warning,
             for what cannot be run at once.
@@ -180,13 +182,17 @@ def sam_gradient(
         in_half = any(params[i].dtype in HALF for i in radii.indices)
         why = reason_against(ascent, engine=engine, reduction=reduction, weight=weight, in_half=in_half)
         refuse_recording(captures.mode, why)
-    groups, sources = _groups(batch, ascent_batch, m, entries, params)
-    refuse_unreducible(module, params, len(groups))
+    groups, sources = _groups(batch, ascent_batch, own_share(m, process_group), entries, params)
+    refuse_sharded(module, params)
+    if then is not None and m is not None:
+        then.check(sum(filter(None, groups.sizes)))
     warn_of_single_examples(module, groups, params[0])
     if process_group is not None:
         require_alike(process_group, weight, len(groups), params[0].device)
     total = Total()
-    buffers, others = Buffers(module, modules_named_by(loss), params), OtherLeaves(params, loss)
+    reductions = Reductions(process_group) if then is None else then.reductions
+    buffers = Buffers(module, modules_named_by(loss), params, reductions)
+    others = OtherLeaves(params, loss)
     workspace = Workspace() if then is None else then.workspace
     with (
         Alone(params, "params must be at work in one thread at a time, got a call in another.", nested=True),

@@ -5,11 +5,14 @@ The look at many groups at once needs more of them: ``batched/level.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 _core: Any = torch._C
 _transforms: Any = getattr(_core, "_functorch", None)
@@ -107,3 +110,78 @@ def is_innermost(mode: Any) -> bool:
 def unseen_by_modes() -> Any:
     """A block whose functions no mode and no subclass sees."""
     return _core.DisableTorchFunction()
+
+
+def outside_of_transforms() -> AbstractContextManager[object]:
+    """A block that no transform of ``torch.func`` is active in; as it is, in a torch that cannot say so."""
+    names = "peek_interpreter_stack", "pop_dynamic_layer_stack", "push_dynamic_layer_stack"
+    known = _transforms is not None and all(hasattr(_transforms, name) for name in names)
+    return _without_layers() if known else nullcontext()
+
+
+@contextmanager
+def _without_layers() -> Iterator[None]:
+    layers: list[Any] = []
+    try:
+        while _transforms.peek_interpreter_stack() is not None:
+            layers.append(_transforms.pop_dynamic_layer_stack())
+        yield
+    finally:
+        while layers:
+            _transforms.push_dynamic_layer_stack(layers.pop())
+
+
+_AROUND = "_pre_forward", "_post_forward"
+"""What ``DistributedDataParallel`` does before and after its module runs."""
+
+
+def forward_of_nothing(module: Any, through: Tensor) -> Tensor:
+    """What a forward pass does beside running the module, and returns if that returns ``through``."""
+    if not _has_sides(module):
+        return through
+    module._pre_forward(through)
+    found: Tensor = module._post_forward(through)
+    return found
+
+
+def begin_passing_by(module: DistributedDataParallel) -> None:
+    """From now on its forward passes only run its module, on its device.
+
+    In a torch that does not part a forward pass so, they are what they were: right where all processes
+    make as many.
+    """
+    if _has_sides(module):
+        vars(module).update(zip(_AROUND, (functools.partial(_moved, module), _as_it_is), strict=True))
+
+
+def end_passing_by(module: DistributedDataParallel) -> None:
+    """They are what they were; once more is as good."""
+    for name in _AROUND:
+        vars(module).pop(name, None)
+
+
+def is_passed_by(module: DistributedDataParallel) -> bool:
+    """Whether its forward passes only run its module."""
+    return _AROUND[0] in vars(module)
+
+
+def prepare_backward(module: DistributedDataParallel, value: Tensor) -> None:
+    """Takes the parameters that ``value`` does not depend on for unused in the backward pass that comes."""
+    module.reducer.prepare_for_backward([value])
+
+
+def _has_sides(module: DistributedDataParallel) -> bool:
+    return all(hasattr(type(module), name) for name in _AROUND)
+
+
+def _moved(module: Any, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Arguments on the device of a module, if it is one that moves them."""
+    if not module.device_ids:
+        return inputs, kwargs
+    device = torch.device(module.device_type, module.device_ids[0])
+    moved, moved_kwargs = module.to_kwargs(inputs, kwargs, device)
+    return (moved or ((),))[0], (moved_kwargs or ({},))[0]
+
+
+def _as_it_is(output: Any) -> Any:
+    return output

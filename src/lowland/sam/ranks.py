@@ -14,6 +14,80 @@ BUCKET = 2**26
 """Bytes that are sent at once, more only of a single tensor."""
 
 
+def own_share(m: int | None, process_group: dist.ProcessGroup | None) -> int | None:
+    """Examples of a group that are this process's own, where ``m`` counts those of all that climb together.
+
+    Raises:
+        ValueError: If they cannot have the same number each.
+    """
+    if m is None or process_group is None:
+        return m
+    size = dist.get_world_size(process_group)
+    if m % size:
+        raise ValueError(
+            f"m must be a multiple of the {size} processes of process_group, which share each group out, "
+            f"got {m}."
+        )
+    return m // size
+
+
+def require_reached(m: int, most: int) -> None:
+    """Refuses an m that no batch of this process has reached, where other processes have more examples.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if m > most and several_processes():
+        raise ValueError(
+            f"m must be at most the {most} examples of a batch of this process, or process_group must be "
+            f"given, with which processes climb together and m counts the examples of all, got m={m}."
+        )
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def examples_scale(num_examples: int, process_group: dist.ProcessGroup | None = None) -> float:
+    r"""What to give as ``scale`` where processes have batches of different sizes.
+
+    ``DistributedDataParallel`` takes the mean over processes, whatever their numbers of examples. With this
+    factor, :math:`W B_r / \sum_s B_s` for :math:`B_r` examples on one of :math:`W` processes, that is the
+    mean over all examples. Every process must call it.
+
+    Args:
+        num_examples: Examples of this process's batch.
+        process_group: The processes that train together; all if ``None``.
+
+    Returns:
+        The factor; 1 in a process by itself.
+
+    Raises:
+        ValueError: If there are no examples in all processes together.
+
+    Example:
+        >>> from lowland.sam import examples_scale
+        >>> examples_scale(5)  # sam.backward(loss, x, y, scale=examples_scale(len(x)))
+        1.0
+    """
+    if not several_processes():
+        return 1.0
+    total = torch.tensor([float(num_examples)], dtype=torch.float64, device=_device_of(process_group))
+    dist.all_reduce(total, group=process_group)
+    if total == 0.0:
+        raise ValueError("num_examples must be positive in some process, got 0 in all.")
+    return num_examples * dist.get_world_size(process_group) / total.item()
+
+
+def _device_of(process_group: dist.ProcessGroup | None) -> torch.device:
+    """Where processes send each other tensors from."""
+    cpu = torch.device("cpu")
+    if "gloo" in str(dist.get_backend(process_group)):
+        return cpu
+    return torch.accelerator.current_accelerator() or cpu
+
+
 def require_alike(
     process_group: dist.ProcessGroup, weight: object, num_groups: int, device: torch.device
 ) -> None:
@@ -67,7 +141,7 @@ def added_up(
         if times != 1.0:
             flat.mul_(times)
         dist.all_reduce(flat, group=process_group)
-        for i, part in zip(bucket, flat.split([tensors[i].numel() for i in bucket]), strict=True):
+        for i, part in zip(bucket, torch.split(flat, [tensors[i].numel() for i in bucket]), strict=True):
             found[i] = part.view(tensors[i].shape)
     return [found[i] for i in range(len(tensors))]
 

@@ -67,7 +67,8 @@ class SAM:
         reduction: ``"sum"`` for a loss that adds up its examples; by default it is their mean.
         shared: Names of entries of the batch that every group is given whole.
         rows: Names of entries of the batch whose elements are examples.
-        process_group: Processes that climb together; ``None`` for climbs of each process by itself.
+        process_group: Processes that climb together, over all of which m counts examples; ``None`` for climbs
+            of each process by itself, in groups of its own examples.
         engine: ``"auto"``, ``"loop"`` or ``"batched"``: whether groups run one after the other or at once.
         max_memory: Bytes above the weights that running groups at once may take.
         diagnostics: Whether ``last_diagnostics`` is filled after each call.
@@ -77,6 +78,7 @@ class SAM:
 
     Attributes:
         module: The module, if one was given.
+        most_examples: Of the batches so far, the largest number of examples.
         steps_done: Number of steps begun so far. A call begins one if it finds no gradient: ``.grad`` is
             ``None`` or zero everywhere; otherwise it accumulates to the step before.
         last_diagnostics: :class:`~lowland.sam.Diagnostics` of the last call, if ``diagnostics``.
@@ -143,7 +145,7 @@ class SAM:
         self.shared, self.rows, self.process_group = shared, rows, process_group
         self.engine, self.max_memory, self.diagnostics = engine, max_memory, diagnostics
         self.capture, self._captures = capture, None
-        self.steps_done = 0
+        self.steps_done, self.most_examples = 0, 0
         self.last_diagnostics: Diagnostics | None = None
         for own in filter(None, self._chosen.radii):
             non_negative("rho", own)
@@ -225,7 +227,7 @@ class SAM:
             The loss, a detached scalar (with ``l2``, including it), or ``(loss, aux)`` if ``loss``
             returns an ``aux``.
         """
-        result = self._gradient(loss, self._call("backward", batch, scale, new_step), ascent_batch)
+        result, _ = self._gradient(loss, self._call("backward", batch, scale, new_step), ascent_batch)
         return result.loss if result.aux is None else (result.loss, result.aux)
 
     def objective(
@@ -257,10 +259,10 @@ class SAM:
             ValueError: With :class:`~lowland.sam.DecoupledWeighted`, which must know the scale.
         """
         call = self._call("objective", batch, scale, new_step)
-        result = self._gradient(loss, call, ascent_batch)
+        result, finish = self._gradient(loss, call, ascent_batch)
         if call.factor != 1.0:
             result.gradients[:] = [None if g is None else working(g) / call.factor for g in result.gradients]
-        value = as_loss(result.loss, call.params, result.gradients)
+        value = as_loss(result.loss, call.params, result.gradients, finish.reductions)
         return value if result.aux is None else (value, result.aux)
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,7 +293,7 @@ class SAM:
         step = self.steps_done if begins else max(self.steps_done - 1, 0)
         return Call(step, params, way, batch=batch, scale=scale, begins=begins)
 
-    def _gradient(self, loss: Loss, call: Call, ascent_batch: AscentBatch) -> SAMGradient:
+    def _gradient(self, loss: Loss, call: Call, ascent_batch: AscentBatch) -> tuple[SAMGradient, Finish]:
         """The gradient, of which the parts are told; if something fails, there was no call."""
         source = self.source if ascent_batch is None else None
         finish = Finish(self, call, self._parts(source), self._workspace)
@@ -302,7 +304,7 @@ class SAM:
                 finish.parts.begin(call)
                 if source is not None and call.climbs:
                     ascent_batch = call.ascent_batch(source)
-                return sam_gradient(
+                result = sam_gradient(
                     loss,
                     self._named(call),
                     call.arguments,
@@ -314,6 +316,7 @@ class SAM:
                     then=finish,
                     **{name: getattr(self, name) for name in _HANDED_ON},
                 )
+                return result, finish
         except BaseException:
             finish.undo()
             alone.end()

@@ -18,6 +18,7 @@ from lowland.sam.combine import Combine
 from lowland.sam.diagnostics import Diagnostics, diagnosed, together
 from lowland.sam.looks.look import Look, Pass
 from lowland.sam.precision import working
+from lowland.sam.reductions import Reductions
 from lowland.sam.vectors import any_of
 from lowland.sam.workspace import Workspace
 
@@ -52,9 +53,14 @@ class Then(Protocol):
 
     Attributes:
         workspace: Memory that is reused from call to call.
+        reductions: What data-parallel modules do in the call.
     """
 
     workspace: Workspace
+    reductions: Reductions
+
+    def check(self, num_examples: int) -> None:
+        """Refuses a batch of so many examples, before the first pass over it."""
 
     def __call__(self, result: SAMGradient) -> None:
         """Does it, or fails and leaves nothing done."""

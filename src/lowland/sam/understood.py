@@ -16,7 +16,7 @@ from lowland.sam.part import brief
 
 P = ParamSpec("P")
 
-OWN = ("module", "steps_done", "last_diagnostics")
+OWN = ("module", "steps_done", "most_examples", "last_diagnostics")
 """Attributes of a SAM that are no options."""
 
 _MEANT = {"step": ["steps_done"], "adaptive": ["ascent, which lowland.presets.asam sets"]}

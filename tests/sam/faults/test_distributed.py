@@ -103,7 +103,7 @@ def scenarios(rank):
     yield "backward", after_step(backward())
     yield "backward in pairs", after_step(backward(m=2))
     yield "backward together", after_step(backward(process_group=dist.group.WORLD))
-    yield "backward together in fours", after_step(backward(process_group=dist.group.WORLD, m=2))
+    yield "backward together in fours", after_step(backward(process_group=dist.group.WORLD, m=4))
     yield "closure", after_step(closure())
     yield "two steps, own", after_step(two_steps(own=True))
     yield "closure, global", after_step(closure(known=False))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lowland.sam.functional import functions_of
 from lowland.sam.kept import CONTAINERS, kept_containers
@@ -136,8 +137,9 @@ class Reachable:
 
     def _of_module(self, module: nn.Module) -> Iterator[Any]:
         """Its attributes; parameters and buffers are put back elsewhere."""
-        self.containers.append(vars(module))
-        yield from (value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
+        if not isinstance(module, DistributedDataParallel):  # whose own are of the reduction, not of a pass
+            self.containers.append(vars(module))
+            yield from (value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
         yield from module._modules.values()
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             yield from hooks.values()

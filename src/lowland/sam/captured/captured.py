@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.parallel import DistributedDataParallel
 
 from lowland.sam.batched.precision import autocast_off
 from lowland.sam.batched.step import Otherwise, Step
@@ -43,6 +44,7 @@ class Captured:
         draws: Whether it draws from generators.
         writes: Whether it writes to tensors from outside.
         written: Those of the user's among them that are no buffers of a module.
+        reduced: Data-parallel modules that ran.
     """
 
     replay: Replay
@@ -52,6 +54,12 @@ class Captured:
     draws: bool
     writes: bool
     written: list[Tensor]
+    reduced: list[DistributedDataParallel]
+
+    def begin(self, step: Step) -> None:
+        """Makes the forward passes of data-parallel modules, as running the loss would."""
+        for module in self.reduced:
+            step.plan.objective.buffers.begin(module)
 
     def run(self, step: Step, *, exact: bool = False) -> Found:
         """What the step finds.
@@ -149,7 +157,10 @@ def capture(step: Step, mode: Mode) -> tuple[Captured, Recording, RandomState]:
     written = [t for t in recording.written if id(t) not in buffers]
     exact = _made(recording)
     replay = program(compiled(recording.graph), recording.constants) if mode == "compile" else exact
-    return Captured(replay, exact, form, guard, recording.draws, writes, written), recording, left
+    reductions = objective.buffers.reductions
+    reduced = [] if reductions is None else reductions.begun
+    made = Captured(replay, exact, form, guard, recording.draws, writes, written, reduced)
+    return made, recording, left
 
 
 def _refuse_objects(element: Any) -> None:

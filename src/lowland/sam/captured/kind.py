@@ -77,6 +77,7 @@ class Kind:
         """The recorded step, if there is one and nothing that it depends on has changed."""
         if self.captured is None:
             return None
+        self.captured.begin(step)
         changed = self.captured.guard.broken(step.plan.objective, [step.plan.how.ascent])
         if changed is None:
             return self.captured

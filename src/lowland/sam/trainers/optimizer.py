@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowland.sam.arguments import check_along_gradient, check_rho
@@ -17,7 +18,7 @@ from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.choice import OF_SAM
 from lowland.sam.choose import Chosen
 from lowland.sam.combine import Combine
-from lowland.sam.deposit import refuse_unreducible
+from lowland.sam.deposit import refuse_sharded
 from lowland.sam.part import Call, Parts, Way, brief
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import RandomState
@@ -85,7 +86,12 @@ class SAMOptimizer(Optimizer):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
-        refuse_unreducible(module, [p for g in optimizer.param_groups for p in g["params"]], num_groups=1)
+        refuse_sharded(module, [p for g in optimizer.param_groups for p in g["params"]])
+        if isinstance(module, DistributedDataParallel) and module.static_graph:
+            raise ValueError(
+                "DistributedDataParallel must have static_graph=False in SAMOptimizer, got True: "
+                "lowland.SAM takes it."
+            )
         self.base_optimizer = optimizer
         self.rho = rho
         self.ascent: Ascent = L2() if ascent is None else ascent

@@ -1,0 +1,97 @@
+"""What ``DistributedDataParallel`` sees of a call: one forward pass and one backward pass."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lowland.sam.private import (
+    begin_passing_by,
+    end_passing_by,
+    forward_of_nothing,
+    is_passed_by,
+    outside_of_transforms,
+    prepare_backward,
+    unseen_by_modes,
+)
+from lowland.sam.ranks import several_processes
+
+
+class Reductions:
+    """The collectives of the ``DistributedDataParallel`` modules that run in a call.
+
+    Such a module broadcasts its buffers and speaks to processes that have joined in a forward pass, and adds
+    gradients up in a backward pass. All processes must do the same in the same order, while the passes of
+    their groups differ in number. So each module makes its forward pass once, around nothing, before its
+    first pass of the call; in the passes only what is inside it runs; and its backward pass is that in which
+    the result reaches ``.grad``. Its modes, ``no_sync`` and hooks, joined and unused parameters are then what
+    they are in plain training.
+
+    Args:
+        process_group: The processes that climb together, whose passes are alike; ``None`` if none do.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+        self._process_group = process_group
+        self._begun: dict[int, DistributedDataParallel] = {}
+        self._ends: list[Tensor] = []
+
+    @property
+    def begun(self) -> list[DistributedDataParallel]:
+        """The modules that ran so far."""
+        return [*self._begun.values()]
+
+    def begin(self, module: nn.Module) -> bool:
+        """Makes the forward pass of a module that is about to run for the first time.
+
+        Returns:
+            Whether it was made: not if another call has done so, around this one.
+
+        Raises:
+            ValueError: If the module keeps its parameters or buffers in a way that this knows nothing of, or
+                waits for the same pass of processes that may make none.
+        """
+        if isinstance(module, nn.SyncBatchNorm):
+            self._require_together(module)
+        if not isinstance(module, DistributedDataParallel) or is_passed_by(module):
+            return False
+        _require_usual(module)
+        with torch.enable_grad(), outside_of_transforms(), unseen_by_modes():
+            through = torch.zeros((), device=next(module.parameters()).device, requires_grad=True)
+            self._ends.append(forward_of_nothing(module, through * 1.0))
+        self._begun[id(module)] = module
+        begin_passing_by(module)
+        return True
+
+    def end(self) -> None:
+        """Modules run as they are again; once more is as good."""
+        for module in self._begun.values():
+            end_passing_by(module)
+
+    def ends(self) -> list[Tensor]:
+        """What the backward pass is to begin at, beside the result."""
+        return self._ends
+
+    def prepare(self, value: Tensor) -> None:
+        """Takes the graph of ``value``, which has the result, for that of the backward pass."""
+        for module in self._begun.values():
+            if module.find_unused_parameters and module.require_backward_grad_sync:
+                prepare_backward(module, value)
+
+    def _require_together(self, module: nn.SyncBatchNorm) -> None:
+        if module.training and self._process_group is None and several_processes():
+            raise ValueError(
+                "SyncBatchNorm, whose passes wait for those of other processes, must be used with "
+                "process_group, so that they climb together, got None."
+            )
+
+
+def _require_usual(module: DistributedDataParallel) -> None:
+    if module.mixed_precision is not None:
+        raise ValueError(
+            "DistributedDataParallel must have mixed_precision=None here, got one: use torch.autocast."
+        )
+    if getattr(module, "buffer_hook", None) is not None:
+        raise ValueError("DistributedDataParallel must have no hook of its own for buffers here, got one.")
