@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,29 +10,49 @@ import torch
 import torch.distributed as dist
 
 WORLD = 2
+LIMIT = 240
+"""Seconds after which processes are said to hang."""
 
 
 def found_by_ranks(module, folder):
     """What each rank's run of ``python -m module`` found: :func:`work` there."""
-    command = [sys.executable, "-W", "ignore", "-m", module]
+    said = [folder / f"said{rank}" for rank in range(WORLD)]
+    files = [(str(rank), str(folder / "init"), str(folder / "out")) for rank in range(WORLD)]
     processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "init"), str(folder / "out")],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
+        begun([sys.executable, "-W", "ignore", "-m", module, *of_rank], to)
+        for of_rank, to in zip(files, said, strict=True)
     ]
+    hang = outlived(processes, LIMIT)
+    words = [file.read_text() for file in said]
+    last = [text.splitlines()[-1:] for text in words]
+    assert not hang, f"ranks {hang} hang; the last that each has done: {last}"
+    found = [folder / f"out{rank}" for rank in range(WORLD)]
+    assert all(file.exists() for file in found), "\n".join(words)
+    return [torch.load(file) for file in found]
+
+
+def begun(command, to):
+    """A process that writes what it says to a file."""
+    with to.open("w") as said:
+        return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=said, stderr=subprocess.STDOUT)
+
+
+def outlived(processes, limit):
+    """The ranks that are still at work after ``limit`` seconds; none where one has failed, and all end."""
+    ends = time.monotonic() + limit
     try:
-        outputs = [process.communicate(timeout=600)[0] for process in processes]
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() for process in processes):
+                time.sleep(2.0)  # for what the others say of it
+                return []
+            if time.monotonic() > ends:
+                return [rank for rank, process in enumerate(processes) if process.poll() is None]
+            time.sleep(0.05)
+        return []
     finally:
         for process in processes:
             process.kill()
-    found = [folder / f"out{rank}" for rank in range(WORLD)]
-    assert all(file.exists() for file in found), "\n".join(outputs)
-    return [torch.load(file) for file in found]
+            process.wait()
 
 
 def work(scenarios, rank, init, out):
@@ -42,9 +63,13 @@ def work(scenarios, rank, init, out):
         init_method=f"file://{init}",
         rank=int(rank),
         world_size=WORLD,
-        timeout=timedelta(seconds=300),
+        timeout=timedelta(seconds=LIMIT + 60),
     )
-    torch.save(dict(scenarios(int(rank))), f"{out}{rank}")
+    found = {}
+    for name, result in scenarios(int(rank)):
+        print(name, flush=True)
+        found[name] = result
+    torch.save(found, f"{out}{rank}")
 
 
 def attempt(run):
