@@ -15,7 +15,7 @@ from torch.distributed.algorithms import Join
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from lowland import SAM, Unnormalized, sam_gradient
+from lowland import SAM, Unnormalized, sam_gradient, sharpness
 from lowland.sam import Functional, Random, RandomSubset, examples_scale
 
 from .naive import (
@@ -268,6 +268,18 @@ def after_an_error(rank):
     return said, left, [p.grad.clone() for p in ddp.parameters()]
 
 
+def measured(rank):
+    """Measures of a wrapped module and of what is in it; rank 1 takes part in none."""
+    ddp, found = DistributedDataParallel(bn_conv()), []
+    for net in (ddp, ddp.module) if rank == 0 else ():
+        of = partial(squared, net), [*net.parameters()], maps(0)
+        worst = sharpness.worst_case(*of, rho=0.1, m=2, module=net)
+        one_step = sharpness.one_step_sharpness(*of, rho=0.1, m=2, module=net)
+        curvature = sharpness.hessian_eigenvalues(*of, module=net).values
+        found.append([worst.value, one_step.value, float(curvature[0])])
+    return found
+
+
 class Doubled(DistributedDataParallel):
     """Has a forward pass of its own."""
 
@@ -344,6 +356,7 @@ def scenarios(rank):
     yield "collectives", collectives(rank)
     yield "by examples", results_of(mlp(), of_ddp(rows(batch, 0, 5 - 2 * rank), m=1, by_examples=True))
     yield "after an error", after_an_error(rank)
+    yield "measured by rank 0 alone", measured(rank)
     yield "subclass", passes_of_a_subclass(rank)
 
 
@@ -599,6 +612,12 @@ def test_modules_are_what_they_were_after_an_error(ranks):
         assert said == "ZeroDivisionError: "
         assert left == []
         assert relative_error(grads, mean_over_ranks(bn_conv, maps)) < TOL
+
+
+def test_a_measure_waits_for_no_other_process(ranks):
+    wrapped, bare = ranks[0]["measured by rank 0 alone"]
+    assert wrapped == pytest.approx(bare, rel=1e-9)
+    assert wrapped[0] > 0.0
 
 
 def test_forward_pass_of_a_subclass_is_run(ranks):

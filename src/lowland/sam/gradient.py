@@ -43,7 +43,7 @@ from lowland.sam.precision import HALF
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import advance_generators
 from lowland.sam.ranks import own_share, require_alike
-from lowland.sam.reductions import Reductions
+from lowland.sam.reductions import Unreduced
 from lowland.sam.total import SAMGradient, Then, Total
 from lowland.sam.vectors import Shown
 from lowland.sam.workspace import Workspace
@@ -84,6 +84,9 @@ def sam_gradient(
     .. math::
         \sum_S \frac{|S|}{B}\, \nabla L_S(w + e_S), \qquad
         e_S = \rho\, \frac{g_S}{\|g_S\|_2}, \quad g_S = \nabla L_S(w).
+
+    It is that of this process: a ``DistributedDataParallel`` that the loss runs reduces nothing.
+    :meth:`SAM.backward` has it reduce the result.
 
     Both passes of a group see the same random draws. A group whose gradient is not finite is not
     climbed: that gradient is returned as it is, so that the caller can see it and skip the step.
@@ -190,7 +193,7 @@ def sam_gradient(
     if process_group is not None:
         require_alike(process_group, weight, len(groups), params[0].device)
     total = Total()
-    reductions = Reductions(process_group) if then is None else then.reductions
+    reductions = Unreduced() if then is None else then.reductions
     buffers = Buffers(module, modules_named_by(loss), params, reductions)
     others = OtherLeaves(params, loss)
     workspace = Workspace() if then is None else then.workspace

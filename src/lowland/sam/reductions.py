@@ -88,6 +88,21 @@ class Reductions:
             )
 
 
+class Unreduced(Reductions):
+    """The same modules where each process is by itself, in a measure say: they make no collective at all."""
+
+    def begin(self, module: nn.Module) -> bool:
+        """Has only what is inside a module run, from now on.
+
+        Returns:
+            ``False``: no forward pass was made.
+        """
+        if isinstance(module, DistributedDataParallel) and not is_passed_by(module):
+            self._begun[id(module)] = module
+            begin_passing_by(module)
+        return False
+
+
 def _require_usual(module: DistributedDataParallel) -> None:
     if module.mixed_precision is not None:
         raise ValueError(

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from lowland.errors import InputError
 from lowland.sam.buffers import Buffers
+from lowland.sam.reductions import Unreduced
 from lowland.sam.surely import finally_surely
 from lowland.sharpness.kept import generators_kept
 
@@ -59,7 +60,12 @@ def features_at(
 
     handle = layers[layer].register_forward_hook(keep)
     draws = generators_kept(module.parameters())
-    with finally_surely(handle.remove), draws, Buffers(module).kept(), torch.no_grad():
+    with (
+        finally_surely(handle.remove),
+        draws,
+        Buffers(module, reductions=Unreduced()).kept(),
+        torch.no_grad(),
+    ):
         for batch in batches:
             (run or module)(*([batch] if isinstance(batch, Tensor) else batch))
     if not found:

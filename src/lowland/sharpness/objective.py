@@ -17,6 +17,7 @@ from lowland.sam.batch import MicroBatches, num_examples
 from lowland.sam.buffers import Buffers
 from lowland.sam.containers import copied
 from lowland.sam.randomness import RandomState
+from lowland.sam.reductions import Unreduced
 from lowland.sharpness.averaged import Reduction, check_reduction, mean_of, value_and_aux
 from lowland.sharpness.kept import generators_kept
 
@@ -90,7 +91,7 @@ def objective(
     batch = loss_arguments("batch", batch)
     with (
         generators_kept(listed) as generators,
-        Buffers(module, trained=listed).kept(),
+        Buffers(module, trained=listed, reductions=Unreduced()).kept(),
         sdpa_kernel(SDPBackend.MATH),
         torch.enable_grad(),
     ):

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.errors import InputError
 from lowland.sam.buffers import Buffers
+from lowland.sam.reductions import Unreduced
 from lowland.sam.surely import finally_surely
 from lowland.sharpness.kept import generators_kept
 
@@ -76,7 +77,7 @@ def at_state(module: nn.Module, state: State) -> Iterator[None]:
             m.training = training
         _copied(own, before)
 
-    with generators_kept(own.values()), finally_surely(back), Buffers(module).kept():
+    with generators_kept(own.values()), finally_surely(back), Buffers(module, reductions=Unreduced()).kept():
         _copied(own, state)
         yield
 

@@ -17,6 +17,7 @@ from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import Buffers
 from lowland.sam.grouped import Grouped
 from lowland.sam.objective import Objective
+from lowland.sam.reductions import Unreduced
 from lowland.sharpness.averaged import Reduction, averaged, check_reduction
 from lowland.sharpness.ball import Norm
 from lowland.sharpness.first_order import one_step_sharpness
@@ -265,7 +266,7 @@ class WorstCase:
 
     def _terrain(self, loss: Loss, params: list[Tensor], moving: int, groups: Grouped) -> Terrain:
         def passes(of: Loss) -> Objective:
-            buffers = Buffers(self.module, trained=params)
+            buffers = Buffers(self.module, trained=params, reductions=Unreduced())
             of = averaged(of, self.reduction, watched=len(groups) > 1)
             return Objective(of, params, buffers)
 

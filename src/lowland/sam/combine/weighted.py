@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lowland.sam.average import dense
 from lowland.sam.norm import l2_norm
 from lowland.sam.part import Call, Part, Way
-from lowland.sam.precision import working
+from lowland.sam.ranks import added_up, several_processes
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,7 @@ class DecoupledWeighted(Part):
 
     def __call__(self, gradient: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
         """The gradient at ``w``; the difference waits for the call's end."""
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if self._process_group is None and not alone:
+        if self._process_group is None and several_processes():
             raise ValueError(
                 "DecoupledWeighted must be given the process_group that trains together, "
                 f"got None in one of {dist.get_world_size()} processes."
@@ -161,15 +161,20 @@ class DecoupledWeighted(Part):
 
     @torch.no_grad()
     def _apply(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        found = {p: self._pending.pop(p) for p in params if p in self._pending}
+        if self._process_group is not None:
+            found = self._mean_over_ranks(found, [p for p in params if p.requires_grad])
         for group in optimizer.param_groups:
             for p in group["params"]:
-                difference = self._pending.pop(p, None)
-                if self._process_group is not None and p.requires_grad:
-                    difference = torch.zeros_like(working(p)) if difference is None else difference
-                    dist.all_reduce(difference, group=self._process_group)
-                    difference = difference / dist.get_world_size(self._process_group)
-                if difference is not None:
-                    p.add_(difference.to(p.dtype), alpha=-float(group["lr"]))
+                if p in found:
+                    p.add_(found[p].to(p.dtype), alpha=-float(group["lr"]))
+
+    def _mean_over_ranks(self, found: dict[Tensor, Tensor], params: list[Tensor]) -> dict[Tensor, Tensor]:
+        """The mean of what processes have found, all of which have some; nothing found is zero."""
+        group = self._process_group
+        own = dense([found.get(p) for p in params], params)
+        return dict(zip(params, added_up(own, group, times=1.0 / dist.get_world_size(group)), strict=True))
 
 
 def orthogonal_part(vector: Sequence[Tensor], to: Sequence[Tensor]) -> list[Tensor]:
