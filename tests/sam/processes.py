@@ -17,38 +17,32 @@ LIMIT = 240
 def found_by_ranks(module, folder):
     """What each rank's run of ``python -m module`` found: :func:`work` there."""
     said = [folder / f"said{rank}" for rank in range(WORLD)]
-    files = [(str(rank), str(folder / "init"), str(folder / "out")) for rank in range(WORLD)]
-    processes = [
-        begun([sys.executable, "-W", "ignore", "-m", module, *of_rank], to)
-        for of_rank, to in zip(files, said, strict=True)
-    ]
+    processes = [begun(module, rank, folder, to) for rank, to in enumerate(said)]
     hang = outlived(processes, LIMIT)
     words = [file.read_text() for file in said]
+    assert all(process.returncode <= 0 for process in processes), "\n".join(words)
     last = [text.splitlines()[-1:] for text in words]
     assert not hang, f"ranks {hang} hang; the last that each has done: {last}"
-    found = [folder / f"out{rank}" for rank in range(WORLD)]
-    assert all(file.exists() for file in found), "\n".join(words)
-    return [torch.load(file) for file in found]
+    return [torch.load(folder / f"out{rank}") for rank in range(WORLD)]
 
 
-def begun(command, to):
-    """A process that writes what it says to a file."""
+def begun(module, rank, folder, to):
+    """A process that runs ``python -m module``, and what it says goes to a file."""
+    command = [sys.executable, "-W", "ignore", "-m", module, str(rank)]
+    command += [str(folder / "init"), str(folder / "out")]
     with to.open("w") as said:
         return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=said, stderr=subprocess.STDOUT)
 
 
-def outlived(processes, limit):
-    """The ranks that are still at work after ``limit`` seconds; none where one has failed, and all end."""
+def outlived(processes, limit, waits=2.0):
+    """The ranks that are at work after ``limit`` seconds, or when one failed a while ago; all then end."""
     ends = time.monotonic() + limit
     try:
-        while any(process.poll() is None for process in processes):
+        while time.monotonic() < ends and any(process.poll() is None for process in processes):
             if any(process.poll() for process in processes):
-                time.sleep(2.0)  # for what the others say of it
-                return []
-            if time.monotonic() > ends:
-                return [rank for rank, process in enumerate(processes) if process.poll() is None]
+                ends = min(ends, time.monotonic() + waits)
             time.sleep(0.05)
-        return []
+        return [rank for rank, process in enumerate(processes) if process.poll() is None]
     finally:
         for process in processes:
             process.kill()
