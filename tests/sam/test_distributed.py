@@ -347,6 +347,8 @@ def scenarios(rank):
             yield f"{engine}, unused, last={last}, {name}", attempt(unused)
         uneven = rows(maps(rank), 0, 5 - rank)
         yield f"{engine}, uneven groups, {name}", attempt(partial(results_of, bn_conv(), make(uneven, m=1)))
+    both = {"static_graph": True, "find_unused_parameters": True}
+    yield "static graph, unused", attempt(lambda: results_of(mlp(), of_ddp(batch, m=1), **both))
     yield "nobody uses it", results_of(Skips(), of_ddp(idle(rank)), find_unused_parameters=True)
     yield from unequal(rank)
     yield from joined(rank)
@@ -489,6 +491,10 @@ def test_batch_norm_uses_each_groups_own_statistics(ranks):
 def test_static_graph_is_that_of_one_pass(ranks, engine, way):
     """Left alone, torch reduces at the end of the first ``autograd.grad``: never the gradients."""
     check(ranks, f"{engine}, static graph, {way}", mean_over_ranks(mlp, data, m=1))
+
+
+def test_static_graph_looks_for_no_unused_parameters(ranks):
+    check(ranks, "static graph, unused", mean_over_ranks(mlp, data, m=1))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -77,7 +77,8 @@ class Reductions:
     def prepare(self, value: Tensor) -> None:
         """Takes the graph of ``value``, which has the result, for that of the backward pass."""
         for module in self._begun.values():
-            if module.find_unused_parameters and module.require_backward_grad_sync:
+            looks = module.find_unused_parameters and not module.static_graph
+            if looks and module.require_backward_grad_sync:
                 prepare_backward(module, value)
 
     def _require_together(self, module: nn.SyncBatchNorm) -> None:
