@@ -53,7 +53,7 @@ def trained(model, steps, *, rho, make, climb=normalized, l2=0.0):
 
 
 def _sam(model, of_rank, buffers, climb, l2):
-    """The mean over groups of the gradient at the weights that each climbs to; passes at w move ``buffers``."""
+    """The mean over groups of the gradient at the weights each climbs to; those at w move ``buffers``."""
     w = {name: p.detach() for name, p in model.named_parameters()}
     total = {name: torch.zeros_like(t) for name, t in w.items()}
     for share, loss in of_rank:

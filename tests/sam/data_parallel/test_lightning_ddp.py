@@ -1,0 +1,149 @@
+"""``SAMTraining`` in Lightning's ``Trainer`` on two devices, which starts the second process by itself.
+
+This file is also the script that it starts.
+"""
+
+import os
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lowland import SAM
+
+from ..naive import bits, bn_conv, mlp, regression, relative_error, squared, tensors
+from .launch import WORLD, found_by_ranks, state_of, work
+from .truth import groups, trained
+
+pl = pytest.importorskip("lightning.pytorch")
+strategies = pytest.importorskip("lightning.pytorch.strategies")
+SAMTraining = pytest.importorskip("lowland.sam.trainers.lightning").SAMTraining
+
+pytestmark = pytest.mark.slow
+
+RHO, TOL, EXAMPLES, BATCH, EPOCHS = 0.4, 1e-12, 16, 4, 2
+
+CUT = {"whole": (None, "loop"), "pairs": (2, "loop"), "pairs at once": (2, "batched")}
+"""m and the engine."""
+
+
+class Skips(nn.Module):
+    """A layer that only groups with a positive first input use: in some steps none of a rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.extra = mlp(), mlp(1)
+
+    def forward(self, x):
+        return self.body(x) + self.extra(x) if x[0, 0] > 0 else self.body(x)
+
+
+class Regressor(pl.LightningModule):
+    """As its user wrote it, without SAM."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch, batch_idx):  # noqa: ARG002
+        return squared(self.net, *batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Sharp(SAMTraining, Regressor):
+    def __init__(self, net, **options):
+        super().__init__(net)
+        self.options = options
+
+    def configure_sam(self):
+        return SAM(self, rho=RHO, **self.options)
+
+
+def data(model):
+    if model is bn_conv:
+        return tuple(tensors(6, (EXAMPLES, 2, 5, 5), (EXAMPLES, 2, 2, 2)))
+    return regression(6, examples=EXAMPLES)
+
+
+def fitted(cut, *, model=mlp, strategy="ddp", accumulate=1):
+    m, engine = CUT[cut]
+    module = Sharp(model(), m=m, engine=engine)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=WORLD,
+        strategy=strategy if isinstance(strategy, str) else strategy(),
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(*data(model)), batch_size=BATCH))
+    return *state_of(module.net), module.sam.steps_done
+
+
+def static_graph():
+    return strategies.DDPStrategy(static_graph=True)
+
+
+FITS = {
+    "ddp": {},
+    "batch norm": {"model": bn_conv},
+    "accumulated": {"accumulate": 2},
+    "unused": {"model": Skips, "strategy": "ddp_find_unused_parameters_true"},
+    "static graph": {"strategy": static_graph},
+    "batch norm, static graph": {"model": bn_conv, "strategy": static_graph},
+}
+
+
+def scenarios():
+    """What each process runs, by name."""
+    return {f"{n}, {cut}": partial(fitted, cut, **FITS[n]) for n in FITS for cut in _cuts(n)}
+
+
+def _cuts(name):
+    """Which groups use a layer depends on their data: they are not run at once."""
+    return [cut for cut in CUT if name != "unused" or CUT[cut][1] == "loop"]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank found."""
+    folder = tmp_path_factory.mktemp("lightning")
+    command = ["-m", "tests.sam.data_parallel.test_lightning_ddp", str(folder)]
+    return found_by_ranks([(command, {})], folder)
+
+
+def of_truth(cut, *, model=mlp, strategy="ddp", accumulate=1):  # noqa: ARG001
+    """Lightning's sampler interleaves: rank r has examples r, r + 2, r + 4 ..."""
+    m, _ = CUT[cut]
+    shares = [tuple(t[rank::WORLD] for t in data(model)) for rank in range(WORLD)]
+    steps = []
+    for start in range(0, EXAMPLES // WORLD, BATCH * accumulate):
+        micro = range(start, start + BATCH * accumulate, BATCH)
+        parts = [[tuple(t[i : i + BATCH] for t in share) for i in micro] for share in shares]
+        steps.append([[g for p in own for g in groups(squared, p, m, 1 / accumulate)] for own in parts])
+    make = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    return trained(model(), steps * EPOCHS, rho=RHO, make=make)
+
+
+@pytest.mark.parametrize(("name", "cut"), [(name, cut) for name in FITS for cut in _cuts(name)])
+def test_training_on_two_devices_is_that_of_one_process(ranks, name, cut):
+    weights, buffers, steps = zip(*(found[f"{name}, {cut}"] for found in ranks), strict=True)
+    assert len({tuple(map(bits, w)) for w in weights}) == 1, "ranks have the same weights, bit for bit"
+    expected = of_truth(cut, **FITS[name])
+    assert relative_error(weights[0], expected[0]) < TOL
+    for b, of_rank_0 in zip(buffers[0], expected[1], strict=True):
+        assert torch.allclose(b, of_rank_0, rtol=1e-12, atol=1e-14)
+    accumulate = FITS[name].get("accumulate", 1)
+    assert set(steps) == {EPOCHS * EXAMPLES // WORLD // BATCH // accumulate}
+
+
+if __name__ == "__main__":
+    work(scenarios(), os.environ.get("LOCAL_RANK", "0"), sys.argv[1])
