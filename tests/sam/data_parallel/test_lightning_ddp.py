@@ -120,17 +120,31 @@ def ranks(tmp_path_factory):
     return found_by_ranks([(command, {})], folder)
 
 
+def dealt(columns):
+    """Batches as Lightning deals them out, by rank: it shuffles, and then interleaves."""
+    for epoch in range(EPOCHS):
+        draws = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(EXAMPLES, generator=draws)
+        for start in range(0, EXAMPLES // WORLD, BATCH):
+            numbers = [order[rank::WORLD][start : start + BATCH] for rank in range(WORLD)]
+            yield [tuple(t[own] for t in columns) for own in numbers]
+
+
 def of_truth(cut, *, model=mlp, strategy="ddp", accumulate=1):  # noqa: ARG001
-    """Lightning's sampler interleaves: rank r has examples r, r + 2, r + 4 ..."""
     m, _ = CUT[cut]
-    shares = [tuple(t[rank::WORLD] for t in data(model)) for rank in range(WORLD)]
-    steps = []
-    for start in range(0, EXAMPLES // WORLD, BATCH * accumulate):
-        micro = range(start, start + BATCH * accumulate, BATCH)
-        parts = [[tuple(t[i : i + BATCH] for t in share) for i in micro] for share in shares]
-        steps.append([[g for p in own for g in groups(squared, p, m, 1 / accumulate)] for own in parts])
-    make = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    return trained(model(), steps * EPOCHS, rho=RHO, make=make)
+    batches = [*dealt(data(model))]
+    steps = [
+        [
+            [
+                g
+                for each in batches[i : i + accumulate]
+                for g in groups(squared, each[rank], m, 1 / accumulate)
+            ]
+            for rank in range(WORLD)
+        ]
+        for i in range(0, len(batches), accumulate)
+    ]
+    return trained(model(), steps, rho=RHO, make=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
 
 
 @pytest.mark.parametrize(("name", "cut"), [(name, cut) for name in FITS for cut in _cuts(name)])
