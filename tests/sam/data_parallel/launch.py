@@ -36,6 +36,14 @@ def found_by_ranks(commands, folder):
     return [torch.load(folder / f"found{rank}") for rank in range(WORLD)]
 
 
+def of_all(ranks, name):
+    """What all ranks found in a scenario, if there was no error."""
+    found = [each[name] for each in ranks]
+    errors = [each for each in found if isinstance(each, str)]
+    assert not errors, errors
+    return found
+
+
 def _started(command, output, environment):
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *command],
@@ -61,12 +69,15 @@ def _begun(folder):
 
 
 def work(scenarios, rank, folder):
-    """Runs ``scenarios``, functions by name, in a process."""
+    """Runs ``scenarios``, functions by name, in a process: each finds something, or an error in words."""
     torch.set_num_threads(1)
     found = {}
     for name, scenario in scenarios.items():
         (Path(folder) / f"begun{rank}").write_text(name)
-        found[name] = scenario()
+        try:
+            found[name] = scenario()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
     torch.save(found, Path(folder) / f"found{rank}")
     (Path(folder) / f"begun{rank}").write_text("the end")
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lowland import SAM
 
 from ..naive import bits, bn_conv, mlp, regression, relative_error, squared, tensors
-from .launch import WORLD, found_by_ranks, state_of, work
+from .launch import WORLD, found_by_ranks, of_all, state_of, work
 from .truth import groups, trained
 
 pl = pytest.importorskip("lightning.pytorch")
@@ -149,7 +149,7 @@ def of_truth(cut, *, model=mlp, strategy="ddp", accumulate=1):  # noqa: ARG001
 
 @pytest.mark.parametrize(("name", "cut"), [(name, cut) for name in FITS for cut in _cuts(name)])
 def test_training_on_two_devices_is_that_of_one_process(ranks, name, cut):
-    weights, buffers, steps = zip(*(found[f"{name}, {cut}"] for found in ranks), strict=True)
+    weights, buffers, steps = zip(*of_all(ranks, f"{name}, {cut}"), strict=True)
     assert len({tuple(map(bits, w)) for w in weights}) == 1, "ranks have the same weights, bit for bit"
     expected = of_truth(cut, **FITS[name])
     assert relative_error(weights[0], expected[0]) < TOL

@@ -19,7 +19,7 @@ from lowland import SAM
 from lowland.sam import examples_scale
 
 from ..naive import bits, bn_conv, mlp, regression, relative_error, rows, squared, tensors
-from .launch import TORCHRUN, WORLD, found_by_ranks, state_of, work
+from .launch import TORCHRUN, WORLD, found_by_ranks, of_all, state_of, work
 from .truth import groups, trained
 
 RHO, STEPS, TOL = 0.4, 3, 1e-12
@@ -227,7 +227,7 @@ def ranks(tmp_path_factory):
 
 
 def check(ranks, name, expected):
-    weights, buffers, *_ = zip(*(found[name] for found in ranks), strict=True)
+    weights, buffers, *_ = zip(*of_all(ranks, name), strict=True)
     assert len({tuple(map(bits, w)) for w in weights}) == 1, "ranks have the same weights, bit for bit"
     assert relative_error(weights[0], expected[0]) < TOL
     for b, of_truth in zip(buffers[0], expected[1], strict=True):
