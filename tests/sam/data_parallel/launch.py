@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-WORLD = 2
+from ..naive import bits, relative_error
+
+WORLD, TOL = 2, 1e-12
 LIMIT = 150
 """Seconds until it is said where the processes hang."""
 
@@ -42,6 +44,16 @@ def of_all(ranks, name):
     errors = [each for each in found if isinstance(each, str)]
     assert not errors, errors
     return found
+
+
+def check(ranks, name, expected):
+    """Whether ranks have the weights ``expected``, alike bit for bit, and their buffers, or those of one."""
+    weights, buffers, *_ = zip(*of_all(ranks, name), strict=True)
+    assert len({tuple(map(bits, w)) for w in weights}) == 1, "ranks have the same weights, bit for bit"
+    assert relative_error(weights[0], expected[0]) < TOL
+    for own, of_truth in zip(buffers, expected[1] * (WORLD // len(expected[1])), strict=True):
+        for b, value in zip(own, of_truth, strict=True):
+            assert torch.allclose(b, value, rtol=1e-12, atol=1e-14)
 
 
 def _started(command, output, environment):

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowland import SAM, Unnormalized
 
-from ..naive import bits, bn_conv, mlp, regression, relative_error, seeded, squared, tensors
-from .launch import WORLD, found_by_ranks, of_all, state_of, work
+from ..naive import bits, bn_conv, mlp, regression, seeded, squared, tensors
+from .launch import WORLD, check, found_by_ranks, of_all, state_of, work
 from .truth import groups, trained, unnormalized
 
 accelerate = pytest.importorskip("accelerate")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 from ..trainers import tiny  # noqa: E402
 
-RHO, TOL = 0.4, 1e-12
+RHO = 0.4
 
 CUT = {"whole": (None, "loop"), "singly": (1, "loop"), "singly at once": (1, "batched")}
 """m and the engine."""
@@ -268,14 +268,6 @@ def _free_port():
         return free.getsockname()[1]
 
 
-def check(ranks, name, expected):
-    weights, buffers, *_ = zip(*of_all(ranks, name), strict=True)
-    assert len({tuple(map(bits, w)) for w in weights}) == 1, "ranks have the same weights, bit for bit"
-    assert relative_error(weights[0], expected[0]) < TOL
-    for b, of_truth in zip(buffers[0], expected[1], strict=True):
-        assert torch.allclose(b, of_truth, rtol=1e-12, atol=1e-14)
-
-
 @pytest.mark.parametrize("cut", CUT)
 @pytest.mark.parametrize("name", LOOPS)
 def test_loop_with_an_accelerator_is_that_of_one_process(ranks, name, cut):
@@ -290,7 +282,7 @@ def test_trainers_steps_weight_labels_that_count_alike_in_all_ranks(ranks, name,
 
 
 @pytest.mark.parametrize("m", [None, 2])
-def test_trainer_of_a_model_with_batch_norm_has_the_buffers_of_rank_0(ranks, m):
+def test_trainer_of_a_model_with_batch_norm_begins_each_step_with_the_buffers_of_rank_0(ranks, m):
     check(ranks, f"normed, m={m}", of_normed(m))
 
 

@@ -32,7 +32,7 @@ def unnormalized(g, rho):
 
 
 def trained(model, steps, *, rho, make, climb=normalized, l2=0.0):
-    """Weights and buffers after ``steps``, each a list over ranks of its groups.
+    """Weights and each rank's buffers after ``steps``, each a list over ranks of its groups.
 
     Ranks begin a step with the buffers of rank 0, and make a mean of their gradients.
     """
@@ -49,7 +49,7 @@ def trained(model, steps, *, rho, make, climb=normalized, l2=0.0):
         optimizer.step()
         for name, b in model.named_buffers():
             b.copy_(buffers[0][name])
-    return [p.detach().clone() for p in model.parameters()], [b.clone() for b in model.buffers()]
+    return [p.detach().clone() for p in model.parameters()], [[*own.values()] for own in buffers]
 
 
 def _sam(model, of_rank, buffers, climb, l2):
