@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lowland.sam.containers import version_of
 from lowland.sam.frozen import Writes
 from lowland.sam.private import unseen_by_modes
-from lowland.sam.reductions import Reductions
+from lowland.sam.reductions import COLLECTIVE, Reductions
 from lowland.sam.surely import finally_surely
 
 BatchNormStats = Literal["first", "both", "frozen"]
@@ -167,9 +167,12 @@ class Buffers:
             self._handle = None
 
     def _see(self, module: nn.Module, _: Any) -> None:
+        known = id(module) in self._modules
+        if known and not isinstance(module, COLLECTIVE):
+            return  # before anything that torch.compile, which traces hooks too, cannot trace
         if threading.get_ident() != self._thread:
             return
-        if id(module) not in self._modules:
+        if not known:
             self._found(module)
         self.begin(module)
 

@@ -18,6 +18,9 @@ from lowland.sam.private import (
 )
 from lowland.sam.ranks import several_processes
 
+COLLECTIVE = DistributedDataParallel, nn.SyncBatchNorm
+"""Modules that other processes take part in, of which :meth:`Reductions.begin` is told before each pass."""
+
 
 class Reductions:
     """The collectives of the ``DistributedDataParallel`` modules that run in a call.

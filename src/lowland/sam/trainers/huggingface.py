@@ -56,6 +56,16 @@ def _labels(inputs: Mapping[str, Any]) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+class _AskedFor:
+    """A flag that is off, and knows whether that made a difference."""
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        self.asked = True
+        return False
+
+
 def _outermost(own: Callable[..., Any]) -> Callable[..., Any]:
     """The ``compute_loss`` of a subclass or of its bases, as the objective of SAM: it is what is called."""
 
@@ -187,10 +197,15 @@ class SAMTrainerMixin(_Base):
             return own(model, inputs, return_outputs, num_items_in_batch=items)
         scaled = items is not None and getattr(self, "loss_is_scaled_for_ga", None) is not False
         self._batches = batch = self._batches + 1
+        times_processes = _AskedFor()
 
         def loss(group: Any, of_batch: int = 0) -> Any:
             given = _inputs(group)
-            with self._passing(given, stays=of_batch == batch), self._as_a_whole_step(scaled):
+            with (
+                self._passing(given, stays=of_batch == batch),
+                self._as_a_whole_step(scaled),
+                self._as_of_one_process(times_processes),
+            ):
                 of_group = self._num_items(given) if scaled else items
                 return own(model, given, False, num_items_in_batch=of_group)
 
@@ -198,6 +213,8 @@ class SAMTrainerMixin(_Base):
         value = self.sam.objective(
             loss, self._examples(inputs), batch, scale=1.0 if scaler is None else scaler
         )
+        if times_processes.asked and items is not None:
+            value = value * self.accelerator.num_processes
         return value * count / items if scaled else value
 
     @contextmanager
@@ -260,6 +277,19 @@ class SAMTrainerMixin(_Base):
             yield
         finally:
             self.current_gradient_accumulation_steps = steps
+
+    @contextmanager
+    def _as_of_one_process(self, times_processes: _AskedFor) -> Iterator[None]:
+        """What a loss multiplies by the number of processes it does not: a climb is along a mean."""
+        name = "average_tokens_across_devices"
+        before = getattr(self.args, name, False)
+        if before:
+            setattr(self.args, name, times_processes)
+        try:
+            yield
+        finally:
+            if before:
+                setattr(self.args, name, before)
 
     def _refuse(self) -> None:
         if self.args.n_gpu > 1:
