@@ -10,6 +10,8 @@ import torch
 
 from .several_work import CONFIGS, REFUSED
 
+pytestmark = pytest.mark.slow
+
 SIZES = (1, 2, 4)
 LIMIT = 400
 """Seconds after which processes that wait for one another are said to hang."""
@@ -119,8 +121,8 @@ MESSAGES = {
     "give freeze_bn_stats, or use one process.",
     "smallest losses": "loss smallest_k_ce must see the whole batch, which 4 processes share: give m of at "
     "most 3, or use one process.",
-    "gradient by inputs": "input_grad_reg_lambda must see the whole batch, which 4 processes share: give m of "
-    "at most 3, or use one process.",
+    "gradient by inputs": "input_grad_reg_lambda must see the whole batch, which 4 processes share: give m "
+    "of at most 3, or use one process.",
     "own loss": "loss tests.deep.several_work:halves must see the whole batch, which 4 processes "
     "share: give m of at most 3, or use one process.",
     "draws": "model tests.deep.several_work:drawing must draw random numbers in layers of "
