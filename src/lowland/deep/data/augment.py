@@ -188,7 +188,7 @@ class Augmentation:
         rows: slice,
         of: int,
     ) -> Shaped[Tensor, "n c h w"]:
-        """Some images of a batch, augmented as they are in the whole of it.
+        """The ``images``, augmented as they are in the whole batch of which they are a part.
 
         Args:
             images: The images, shape ``(n, c, h, w)``.

@@ -34,9 +34,8 @@ class Dropout(nn.Dropout):
     from a generator. Outside that block, and for tensors without a row for each example, it is
     :class:`torch.nn.Dropout`.
 
-    Args:
-        p: Probability of an element to be zeroed.
-        inplace: As in :class:`torch.nn.Dropout`; masks that are hashed make a new tensor all the same.
+    Its arguments are those of :class:`torch.nn.Dropout`; masks that are hashed make a new tensor, also
+    ``inplace``.
 
     Example:
         >>> import torch
@@ -69,6 +68,16 @@ def example_keys(seed: int, positions: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]
     Args:
         seed: Of the batch, at most 63 bits.
         positions: Where the examples stand in it.
+
+    Returns:
+        A key for each.
+
+    Example:
+        >>> import torch
+        >>> from lowland.deep.models import example_keys
+        >>> keys = example_keys(7, torch.arange(1000))
+        >>> torch.equal(example_keys(7, torch.arange(500, 510)), keys[500:510]), len(keys.unique())
+        (True, 1000)
     """
     return _mixed((positions + 1) * _signed(_GOLDEN) + seed)
 
@@ -79,6 +88,20 @@ def masks_of(keys: Int64[Tensor, "n"]) -> Iterator[None]:
 
     Args:
         keys: One for each example.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> import torch
+        >>> from lowland.deep.models import Dropout, example_keys, masks_of
+        >>> layer, keys = Dropout(0.5), example_keys(7, torch.arange(3))
+        >>> with masks_of(keys):
+        ...     first = layer(torch.ones(3, 8))
+        >>> with masks_of(keys):
+        ...     again = layer(torch.ones(3, 8))
+        >>> torch.equal(first, again)
+        True
     """
     token = _now.set(_Pass(keys))
     try:
