@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from lowland.cli import main
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 240
 """Seconds after which processes that wait for one another are said to hang."""
@@ -156,11 +158,18 @@ def test_a_refusal_is_one_sentence_and_ends_all(tmp_path):
 
 
 def test_processes_that_cannot_meet_are_told_what_starts_them(monkeypatch, capsys):
-    from lowland.cli import main
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     assert main([*TRAIN, "1", "--dry_run"]) == 2
     assert capsys.readouterr().err == (
         "lowland: several processes (WORLD_SIZE=2) must be started by torchrun, which sets RANK.\n"
+    )
+
+
+def test_other_commands_are_not_carried_out_once_by_each_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert main(["runs", "list"]) == 2
+    assert capsys.readouterr().err == (
+        "lowland: the command must be train to be started by torchrun as several processes, got runs.\n"
     )
