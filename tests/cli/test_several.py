@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 TRAIN = [
     "train",
     "--model",
-    "resnet_tiny",
+    "fc",
     "--model_width",
-    "2",
+    "16",
     "--frac_train",
     "0.1",
     "--sam_rho",
@@ -114,7 +114,7 @@ def test_torchrun_trains_one_run_and_one_process_speaks(tmp_path):
 
 def test_a_run_stops_by_a_signal_to_any_process_goes_on_ends_with_one_and_goes_on_alone(tmp_path):
     path = tmp_path / "run"
-    processes = started([*TRAIN, "12", "--checkpoint_every", "1e-9", "--out", str(path)])
+    processes = started([*TRAIN, "100", "--checkpoint_every", "1e-9", "--out", str(path)])
     await_checkpoint(path, processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs, errors = ended(processes)
@@ -136,7 +136,7 @@ def test_a_run_stops_by_a_signal_to_any_process_goes_on_ends_with_one_and_goes_o
     )
 
     alone(["train", "--resume", str(path)])
-    alone([*TRAIN, "12", "--out", str(tmp_path / "alone")])
+    alone([*TRAIN, "100", "--out", str(tmp_path / "alone")])
     assert largest_difference(path, tmp_path / "alone") < 1e-10
 
 
