@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lowland.cli.interrupts import INTERRUPTED
-from lowland.deep.ranks import ProcessLost, is_lost, joined, ranks
+from lowland.deep.processes import ProcessLost, is_lost, joined, ranks
 from lowland.errors import InputError, in_one_line
 
 _LOST = "another process has ended before its work was done, so this one ends too."

@@ -21,7 +21,7 @@ from lowland.deep.data import TrainingData
 from lowland.deep.data.sets import require_folder_read
 from lowland.deep.data.understood import understood
 from lowland.deep.launch import require_same_run
-from lowland.deep.ranks import ProcessLost, ranks
+from lowland.deep.processes import ProcessLost, ranks
 from lowland.deep.trusted import require_trust_read, require_trusted, strange_functions
 from lowland.errors import InputError, require_default
 from lowland.figures.curves import CURVES, draw_curves

@@ -2,7 +2,7 @@
 
 from lowland.deep.config import TrainConfig
 from lowland.deep.launch import Place, launch, load_data, run_name
-from lowland.deep.ranks import ProcessLost, Ranks, joined, ranks
+from lowland.deep.processes import ProcessLost, Ranks, joined, ranks
 from lowland.deep.state import TrainState
 from lowland.deep.training import Control, Interrupted, Observer, summarize, train
 from lowland.deep.weights import load_weights, read_states

@@ -15,7 +15,7 @@ from lowland.deep.criterion import Criterion
 from lowland.deep.data import TrainingData
 from lowland.deep.models import Dropout, example_keys
 from lowland.deep.objective import Objective, as_given
-from lowland.deep.ranks import Ranks
+from lowland.deep.processes import Ranks
 from lowland.deep.seeding import generators_kept
 from lowland.sam.before import devices_of
 from lowland.sam.buffers import Buffers, same_numbers

@@ -17,7 +17,7 @@ from lowland.deep.data import Split
 from lowland.deep.losses import as_logits
 from lowland.deep.network import outputs_of
 from lowland.deep.objective import Objective, as_given, in_float
-from lowland.deep.ranks import Ranks
+from lowland.deep.processes import Ranks
 from lowland.deep.seeding import derive_seed
 from lowland.sam import sam_gradient
 

@@ -18,7 +18,7 @@ from lowland.deep.models import MODEL_NAMES, is_convolutional
 from lowland.deep.new_network import new_network
 from lowland.deep.options import OF_OWN_DATA
 from lowland.deep.origin import require_same_origin, warn_of_changes, write_origin
-from lowland.deep.ranks import own_accelerator, ranks
+from lowland.deep.processes import own_accelerator, ranks
 from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
 from lowland.deep.tensors import write_tensors

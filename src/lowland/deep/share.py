@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowland.deep.config import TrainConfig
 from lowland.deep.draws import Draws
 from lowland.deep.needs import has_groups
-from lowland.deep.ranks import Ranks
+from lowland.deep.processes import Ranks
 from lowland.errors import InputError
 
 

@@ -20,7 +20,7 @@ from lowland.deep.models import example_keys
 from lowland.deep.new_network import new_network
 from lowland.deep.objective import Objective, as_given
 from lowland.deep.optimizer import build_optimizer
-from lowland.deep.ranks import ranks
+from lowland.deep.processes import ranks
 from lowland.deep.schedules import label_noise_factor, learning_rate_factor
 from lowland.deep.seeding import derive_seed, seed_all
 from lowland.deep.share import require_shareable, share_of

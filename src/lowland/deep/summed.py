@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lowland.deep.ranks import Ranks
+from lowland.deep.processes import Ranks
 from lowland.deep.share import Share
 from lowland.sam.combine import Combine
 from lowland.sam.ranks import added_up

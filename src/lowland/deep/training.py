@@ -15,7 +15,7 @@ from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData
 from lowland.deep.evaluation import ranking
 from lowland.deep.measuring import measure
-from lowland.deep.ranks import ProcessLost, is_lost, ranks
+from lowland.deep.processes import ProcessLost, is_lost, ranks
 from lowland.deep.records import MetricsRow, ProgressRecord, chosen_by
 from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
