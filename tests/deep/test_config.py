@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from lowland.deep import TrainConfig
 from lowland.errors import InputError
@@ -305,3 +306,14 @@ def test_options_that_contradict_or_need_each_other_are_refused(
 def test_a_removal_after_the_last_epoch_is_refused_since_it_would_do_nothing() -> None:
     with pytest.raises(InputError, match=r"^epoch_rm_noise must be "):
         TrainConfig(n_rm_pts=0.1, epoch_rm_noise=1.0)
+
+
+def test_a_type_that_is_not_asked_for_is_not_in_the_name_of_a_run() -> None:
+    assert "dtype" not in TrainConfig().to_dict()
+    assert TrainConfig(dtype="float64").to_dict()["dtype"] == "float64"
+    assert TrainConfig.from_dict({"dtype": "float64"}).torch_dtype == torch.float64
+
+
+def test_float64_is_not_computed_in_half_precision() -> None:
+    with pytest.raises(InputError, match=r"^half_prec must be no with dtype float64, got bf16\.$"):
+        TrainConfig(dtype="float64", half_prec="bf16")

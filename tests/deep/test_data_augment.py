@@ -165,3 +165,13 @@ def test_an_augmentation_does_what_it_says() -> None:
     assert torch.equal(crop, augment(images, _generator(), flip=False))
     flip = Augmentation(crop=False, flip=True)(images, _generator())
     assert all(torch.equal(a, b) or torch.equal(a, b.flip(2)) for a, b in zip(flip, images, strict=True))
+
+
+@pytest.mark.parametrize(("crop", "flip"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole(crop: bool, flip: bool) -> None:
+    images = torch.randint(256, (7, 3, 6, 6), dtype=torch.uint8)
+    augmentation = Augmentation(crop=crop, flip=flip)
+    whole = augmentation(images, torch.Generator().manual_seed(1))
+    for rows in (slice(0, 3), slice(3, 7)):
+        generator = torch.Generator().manual_seed(1)
+        assert torch.equal(augmentation.part(images[rows], generator, rows=rows, of=7), whole[rows])

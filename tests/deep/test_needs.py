@@ -84,6 +84,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lr_max": (0.2, {}),
     "lr_schedule": ("cosine", {}),
     "half_prec": ("bf16", {}),
+    "dtype": ("float64", {}),
     "loss": ("gce", {}),
     "loss_offset": (1.0, TWO_CLASSES),
     "gce_q": (0.2, {"loss": "gce"}),

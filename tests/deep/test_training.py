@@ -501,6 +501,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lr_max": ({}, {"lr_max": 0.2}),
     "lr_schedule": ({}, {"lr_schedule": "cosine"}),
     "half_prec": ({}, {"half_prec": "bf16"}),
+    "dtype": ({}, {"dtype": "float64"}),
     "loss": ({}, {"loss": "gce"}),
     "loss_offset": ({"dataset": "gaussians_binary", "loss": "ce_offset"}, {"loss_offset": 1.0}),
     "gce_q": ({"loss": "gce"}, {"gce_q": 0.5}),

@@ -97,6 +97,11 @@ def _done(words: Sequence[str], working: Callable[[], AbstractContextManager[Non
         print(f"lowland {__version__}")
         return 0
     one_of("command", words[0], _COMMANDS)
+    of_several = os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    if of_several and words[0] != "train":
+        raise InputError(
+            f"the command must be train to be started by torchrun as several processes, got {words[0]}."
+        )
     module = importlib.import_module(f"lowland.cli.{words[0]}")
     with working():
         code: int = module.run(words[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from lowland.cli.arguments import given_options, parse, part_of
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.output import Output
 from lowland.cli.progress import Several, describe, shown
+from lowland.cli.several import in_one_voice
 from lowland.cli.tensorboard import FOLDER, EventLog
 from lowland.deep import Control, Interrupted, Place, TrainConfig, launch, run_name, summarize
 from lowland.deep.data import TrainingData
 from lowland.deep.data.sets import require_folder_read
 from lowland.deep.data.understood import understood
 from lowland.deep.launch import require_same_run
+from lowland.deep.processes import ProcessLost, ranks
 from lowland.deep.trusted import require_trust_read, require_trusted, strange_functions
 from lowland.errors import InputError, require_default
 from lowland.figures.curves import CURVES, draw_curves
@@ -65,8 +68,27 @@ class TrainCommand(TrainConfig):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command; 0, or 130 if it was interrupted."""
+    """Runs the command; 0, 130 if it was interrupted, 1 if another process that trains with it has ended."""
+    return in_one_voice(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     command = parse(TrainCommand, argv, prog="lowland train")
+    group = ranks()
+    config, path, place = group.together(lambda: _asked(command, argv))
+    console, log = Output(), group.together(lambda: _log(path, command) if group.is_first else None)
+    try:
+        if path is not None and group.first_alone(lambda: _is_finished(path, config, log)):
+            console.say(f"{path} is finished already; nothing to do.")
+            return 0
+        return _train(config, path, place, command, console, log)
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _asked(command: TrainCommand, argv: Sequence[str]) -> tuple[TrainConfig, Path | None, Place]:
+    """What is to be run, in which directory, and where."""
     config, path, place = part_of(command, TrainConfig), _path(command), _place(command)
     if command.resume is not None:
         given = given_options(TrainCommand, argv) & {f.name for f in fields(TrainConfig)}
@@ -80,20 +102,19 @@ def run(argv: Sequence[str]) -> int:
         require_default(command, ("trust",), "without resume, where you name functions yourself")
     read = [] if config.data else [config.dataset]
     require_folder_read(command.data_dir, read, f"{'data' if config.data else 'dataset'} {config.data_name}")
-    console, log = Output(), _log(path, command)
-    if path is not None and (path / "summary.json").exists():
-        require_same_run(path, config)
-        if not (path / CURVES).exists():  # the run was killed before it was drawn
-            draw_curves(path)
-        if log is not None:
-            log.write_all()
-        console.say(f"{path} is finished already; nothing to do.")
-        return 0
-    try:
-        return _train(config, path, place, command, console, log)
-    finally:
-        if log is not None:
-            log.close()
+    return config, path, place
+
+
+def _is_finished(path: Path, config: TrainConfig, log: EventLog | None) -> bool:
+    """Whether there is nothing to train; what a process that was killed at its end left out is done."""
+    if not (path / "summary.json").exists():
+        return False
+    require_same_run(path, config)
+    if not (path / CURVES).exists():  # the run was killed before it was drawn
+        draw_curves(path)
+    if log is not None:
+        log.write_all()
+    return True
 
 
 def _log(path: Path | None, command: TrainCommand) -> EventLog | None:
@@ -146,6 +167,7 @@ def _train(
     console: Output,
     log: EventLog | None,
 ) -> int:
+    group = ranks()
     started_before = path is not None and Run(path).checkpoint_path.exists()
     every = command.checkpoint_every
 
@@ -162,22 +184,29 @@ def _train(
             observer = observer if log is None else Several((observer, log))
             rows = launch(config, path, place, Control(observer, every, should_stop, on_data, on_start))
         except Interrupted:
-            if path is not None:
+            if path is not None and group.is_first:
                 draw_curves(path)
-                packages = sorted({package for *_, package in strange_functions(config, path)})
-                trust = " ".join(["", "--trust", *packages] if packages else [])
-                print(
-                    f"stopped; continue with: lowland train --resume {shlex.quote(str(path))}{trust}",
-                    file=sys.stderr,
-                )
+                print(f"stopped; continue with: {_resuming(config, path)}", file=sys.stderr)
             return 130
+        except ProcessLost:
+            further = "." if path is None else f"; continue with: {_resuming(config, path)}"
+            raise ProcessLost(f"another process of this run has ended before it did{further}") from None
     if path is not None:
-        draw_curves(path)
+        group.first_alone(lambda: draw_curves(path))
     for name, row in summarize(rows).items():
         console.say(f"{_LABELS[name]}, epoch {row['epoch']:g}:  {describe(row)}")
     if path is not None:
         console.say(f"curves: {path / CURVES}")
     return 0
+
+
+def _resuming(config: TrainConfig, path: Path) -> str:
+    """The command that goes on with a run, by as many processes."""
+    number = os.environ.get("LOCAL_WORLD_SIZE", str(ranks().size))
+    program = f"torchrun --nproc_per_node {number} -m lowland" if ranks().several else "lowland"
+    packages = sorted({package for *_, package in strange_functions(config, path)})
+    trust = " ".join(["", "--trust", *packages] if packages else [])
+    return f"{program} train --resume {shlex.quote(str(path))}{trust}"
 
 
 _LABELS = {

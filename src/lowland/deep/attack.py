@@ -44,6 +44,11 @@ def attacked(
     return (images + delta).clamp(0, 1)  # the sum may leave the range by a rounding
 
 
+def skip_start(images: Images, generator: torch.Generator) -> None:
+    """Draws the random start of ``images``, which are attacked elsewhere."""
+    torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+
+
 def _allowed(norm: str, delta: Tensor, radius: float, images: Images) -> Tensor:
     """``delta`` projected onto the ball, and cut so that ``images + delta`` are pictures."""
     return (images + _project(norm, delta, radius)).clamp(0, 1) - images

@@ -68,3 +68,12 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, was_training in before.items():
             module.training = was_training
+
+
+def set_training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Training mode, except for batch norms that are to keep and use their running statistics."""
+    model.train()
+    if freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from lowland.deep.data import DATASETS, Augmentation, augmentation
 from lowland.deep.data.name import name_of_data
 from lowland.deep.functions import arguments_of, is_function
@@ -94,6 +96,11 @@ class TrainConfig(
         return self.sam_rho > 0 or self.sam_lr_mult > 0
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
     def optimizer_arguments(self) -> dict[str, Any]:
         """The optimizer's own options, parsed."""
         found = arguments_of("optimizer_options", self.optimizer_options)
@@ -115,7 +122,7 @@ class TrainConfig(
         """
         values = dataclasses.asdict(self)
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-        return {n: v for n, v in plain.items() if n not in _LATER or v not in (None, False, [])}
+        return {n: v for n, v in plain.items() if n not in _LATER or values[n] != _defaults()[n]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -196,6 +203,8 @@ class TrainConfig(
                 f"sam_epoch_frac_start must be at most sam_epoch_frac_end, {self.sam_epoch_frac_end}, "
                 f"got {self.sam_epoch_frac_start}."
             )
+        if self.dtype != "float32" and self.half_prec != "no":
+            raise InputError(f"half_prec must be no with dtype {self.dtype}, got {self.half_prec}.")
         if self.channels not in (None, 1, 3, 4):
             raise InputError(f"channels must be 1, 3 or 4, got {self.channels}.")
         if len(set(self.augment)) < len(self.augment):
@@ -220,6 +229,11 @@ def _hints() -> dict[str, Any]:
     return get_type_hints(TrainConfig)
 
 
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+
 _FRACTIONS = (
     "droprate",
     "frac_train",
@@ -233,7 +247,7 @@ _FRACTIONS = (
 )
 _LATER = (
     *("data", "input_column", "target_column", "image_size", "channels", "normalize", "augment"),
-    "model_arg",
+    *("model_arg", "dtype"),
 )
 _AT_MOST = {"model_width": 65_536, "n_layers": 1_000, "image_size": 4_096}
 """Beyond these a network takes hours to build before it is found not to fit anywhere."""

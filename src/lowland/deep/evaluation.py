@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowland.deep.attack import attacked
+from lowland.deep.attack import attacked, skip_start
 from lowland.deep.averaging import mode
 from lowland.deep.config import TrainConfig
 from lowland.deep.criterion import CROSS_ENTROPY, Criterion, is_wrong
-from lowland.deep.data import Split, to_float
+from lowland.deep.data import Split
 from lowland.deep.losses import as_logits
 from lowland.deep.network import outputs_of
-from lowland.deep.objective import Objective, in_float
+from lowland.deep.objective import Objective, as_given, in_float
+from lowland.deep.processes import Ranks
 from lowland.deep.seeding import derive_seed
 from lowland.sam import sam_gradient
 
 SHARPNESS_EXAMPLES = 256
 SHARPNESS_M = 128
 SMALL_RHO = 0.01
+_ALONE = Ranks()
 
 
 def evaluate(
@@ -31,8 +35,11 @@ def evaluate(
     *,
     prefix: str,
     limit: int,
+    ranks: Ranks = _ALONE,
 ) -> dict[str, float]:
     """Mean loss and error on the first ``limit`` examples of ``split``, in evaluation mode.
+
+    Several processes share out the batches, and all return the same.
 
     Returns:
         ``{prefix}_loss``, and where targets are classes ``{prefix}_error``; where labels are noisy also
@@ -43,33 +50,39 @@ def evaluate(
     split = split.head(limit)
     if len(split) == 0:
         return {}
-    outputs, losses = _judged(config, model, split, criterion)
+    losses, wrong, wrong_of_true = _judged(config, model, split, criterion, ranks, _notes, things=3)
     row = {f"{prefix}_loss": losses.mean().item()}
     if not criterion.has_errors:
         return row
-    wrong = is_wrong(outputs, split.targets)
     row[f"{prefix}_error"] = _mean(wrong)
     flipped = split.targets != split.clean_targets
     if flipped.any():
-        row[f"{prefix}_error_true"] = _mean(is_wrong(outputs, split.clean_targets))
+        row[f"{prefix}_error_true"] = _mean(wrong_of_true)
         row[f"{prefix}_error_noisy"] = _mean(wrong[flipped])
         if not flipped.all():
             row[f"{prefix}_error_clean"] = _mean(wrong[~flipped])
     return row
 
 
-def robust_error(config: TrainConfig, model: nn.Module, split: Split, *, limit: int) -> float:
-    """Error on the first ``limit`` examples under the attack that ``config`` names."""
+def robust_error(
+    config: TrainConfig, model: nn.Module, split: Split, *, limit: int, ranks: Ranks = _ALONE
+) -> float:
+    """Error on the first ``limit`` examples under the attack of ``config``; processes share it out."""
     split = split.head(limit)
     generator = torch.Generator(split.inputs.device).manual_seed(derive_seed(config.seed, "attack"))
-    wrong = []
+    wrong = torch.zeros(len(split), device=split.inputs.device)
+    batches = _batches(len(split), config.batch_size_eval)
+    own = batches[ranks.part(len(batches))]
     with mode(model, training=False):
-        for rows in _batches(len(split), config.batch_size_eval):
-            images, labels = to_float(split.inputs[rows]), split.targets[rows]
+        for rows in batches:
+            images, labels = as_given(config, split.inputs[rows]), split.targets[rows]
+            if rows not in own:
+                skip_start(images, generator)
+                continue
             images = attacked(config, model, images, labels, generator)
             with torch.no_grad():
-                wrong.append(is_wrong(outputs_of(model, images), labels))
-    return _mean(torch.cat(wrong))
+                wrong[rows] = is_wrong(outputs_of(model, images), labels).float()
+    return _mean(ranks.summed([wrong])[0])
 
 
 def one_step_sharpness(
@@ -91,7 +104,7 @@ def one_step_sharpness(
         result = sam_gradient(
             Objective(config, model, criterion),
             params,
-            (*map(to_float, split.arguments), split.targets),
+            tuple(as_given(config, argument) for argument in (*split.arguments, split.targets)),
             rho=rho,
             m=SHARPNESS_M,
             l2=config.l2_reg,
@@ -103,27 +116,61 @@ def one_step_sharpness(
 
 
 def ranking(
-    config: TrainConfig, model: nn.Module, split: Split, criterion: Criterion = CROSS_ENTROPY
+    config: TrainConfig,
+    model: nn.Module,
+    split: Split,
+    criterion: Criterion = CROSS_ENTROPY,
+    *,
+    ranks: Ranks = _ALONE,
 ) -> Tensor:
     """What ``rm_criterion`` ranks the examples of ``split`` by: their loss, or the prediction's entropy."""
-    outputs, losses = _judged(config, model, split, criterion)
-    if config.rm_criterion == "loss":
-        return losses
+    by = _entropies if config.rm_criterion == "entropy" else _losses
+    return _judged(config, model, split, criterion, ranks, by)[0]
+
+
+def _losses(outputs: Any, split: Split, criterion: Criterion) -> list[Tensor]:
+    return [criterion.losses(outputs, split.targets)]
+
+
+def _entropies(outputs: Any, *_: Any) -> list[Tensor]:
     log_p = as_logits(outputs).log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1)
+    return [-(log_p.exp() * log_p).sum(1)]
+
+
+def _notes(outputs: Any, split: Split, criterion: Criterion) -> list[Tensor]:
+    """Losses, and which examples are misclassified by the labels and by the true ones."""
+    losses = criterion.losses(outputs, split.targets)
+    if not criterion.has_errors:
+        return [losses, torch.zeros_like(losses), torch.zeros_like(losses)]
+    return [losses, *(is_wrong(outputs, labels) for labels in (split.targets, split.clean_targets))]
+
+
+_Judge = Callable[[Any, Split, Criterion], list[Tensor]]
 
 
 @torch.no_grad()
-def _judged(config: TrainConfig, model: nn.Module, split: Split, criterion: Criterion) -> tuple[Any, Tensor]:
-    """The outputs for all examples, and their losses."""
-    outputs, losses = [], []
+def _judged(
+    config: TrainConfig,
+    model: nn.Module,
+    split: Split,
+    criterion: Criterion,
+    ranks: Ranks,
+    judge: _Judge,
+    *,
+    things: int = 1,
+) -> Tensor:
+    """What ``judge`` says of the outputs, in a row for each thing and a column for each example."""
+    batches = _batches(len(split), config.batch_size_eval)
+    own = batches[ranks.part(len(batches))]
+    found = torch.zeros(things, len(split), dtype=config.torch_dtype, device=split.inputs.device)
     with mode(model, training=False):
-        for rows in _batches(len(split), config.batch_size_eval):
-            inputs = [to_float(argument[rows]) for argument in split.arguments]
-            found = in_float(config.half_prec, model, *inputs)
-            outputs.append(found)
-            losses.append(criterion.losses(found, split.targets[rows]).float())
-    return torch.cat(outputs) if criterion.has_errors else None, torch.cat(losses)
+        for rows in own:
+            part = split.part(rows)
+            outputs = in_float(config.half_prec, model, *(as_given(config, a) for a in part.arguments))
+            said = judge(outputs, replace(part, targets=as_given(config, part.targets)), criterion)
+            found[:, rows] = torch.stack([value.to(found.dtype) for value in said])
+    (found,) = ranks.summed([found])
+    return found
 
 
 def _batches(count: int, size: int) -> list[slice]:

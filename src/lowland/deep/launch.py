@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lowland.deep.models import MODEL_NAMES, is_convolutional
 from lowland.deep.new_network import new_network
 from lowland.deep.options import OF_OWN_DATA
 from lowland.deep.origin import require_same_origin, warn_of_changes, write_origin
+from lowland.deep.processes import own_accelerator, ranks
 from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
 from lowland.deep.tensors import write_tensors
@@ -63,8 +64,9 @@ class Place:
 
     def to_dict(self) -> dict[str, Any]:
         """The place as plain JSON values, resolved to what is used here."""
+        device = self.torch_device()
         return {
-            "device": str(self.torch_device()),
+            "device": device.type if ranks().several else str(device),
             "data_dir": None if self.data_dir is None else str(self.data_dir.absolute()),
             "threads": self.threads or torch.get_num_threads(),
             "directory": str(self.directory or Path.cwd()),
@@ -89,9 +91,9 @@ class Place:
         """
         if self.device == "auto":
             accelerator = torch.accelerator.current_accelerator(check_available=True)
-            return accelerator or torch.device("cpu")
+            return own_accelerator(accelerator or torch.device("cpu"))
         try:
-            device = torch.device(self.device)
+            device = own_accelerator(torch.device(self.device))
             torch.zeros(1, device=device).item()  # meta has no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
@@ -178,6 +180,9 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
         place: Where to run.
         control: How to run.
 
+    Where ``torch.distributed`` has a group, its processes train together, and all call this: the first one
+    reads data before the others do, and alone writes.
+
     Returns:
         The rows of the metrics.
 
@@ -197,27 +202,35 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
         >>> rows[-1]["test_error"] < 0.1
         True
     """
-    device = place.torch_device()
+    group = ranks()
+    device = group.together(place.torch_device)
+    if path is not None:  # another config is refused before any data is read
+        group.first_alone(lambda: require_same_run(path, config))
+    data = group.one_by_one(lambda: load_data(config, place))
     if path is not None:
-        require_same_run(path, config)  # another config is refused before any data is read
-    data = load_data(config, place)
-    if path is not None:
-        require_same_origin(Run(path), data)
-    control.on_data(data)
+        group.together(lambda: require_same_origin(Run(path), data))
+    if group.is_first:
+        control.on_data(data)
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False), _threads(place.threads):
         if path is None:
             return train(config, data, device, None, control)
-        if not Run(path).checkpoint_path.exists():
+        if not group.first_alone(Run(path).checkpoint_path.exists):
             with generators_kept():
                 # What cannot be trained is refused before a file is written.
-                TrainState(config, data, device, beside=path.parent)
-        run = Run.create(path, config.to_dict(), {**describe_environment(), "place": place.to_dict()})
-        with run.locked():
-            if run.checkpoint_path.exists():
-                warn_of_changes(run, config)
-            else:
-                _write_inputs(config, run, data)
-            return train(config, data, device, run, control)
+                group.together(lambda: TrainState(config, data, device, beside=path.parent))
+        with ExitStack() as stack:
+            group.first_alone(lambda: _begin(config, Run(path), data, place, stack))
+            return train(config, data, device, Run(path), control)
+
+
+def _begin(config: TrainConfig, run: Run, data: TrainingData, place: Place, stack: ExitStack) -> None:
+    """Makes the run's directory, or finds it, and keeps it for this process until the stack ends."""
+    environment = {**describe_environment(), "place": place.to_dict()}
+    stack.enter_context(Run.create(run.path, config.to_dict(), environment).locked())
+    if run.checkpoint_path.exists():
+        warn_of_changes(run, config)
+    else:
+        _write_inputs(config, run, data)
 
 
 def require_startable(

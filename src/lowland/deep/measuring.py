@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from lowland.deep.averaging import has_batch_norm, reestimate_batch_norm
-from lowland.deep.data import to_float
 from lowland.deep.evaluation import SMALL_RHO, evaluate, one_step_sharpness, robust_error
+from lowland.deep.objective import as_given
 from lowland.deep.records import chosen_by
 from lowland.deep.state import TrainState
 
@@ -30,10 +30,14 @@ def measure(state: TrainState, *, full: bool) -> dict[str, Any]:
         **_running_means(state),
     }
     for name, split in (state.data.parts | {"train": state.train}).items():
-        row |= evaluate(config, state.model, split, state.criterion, prefix=name, limit=limit)
+        row |= evaluate(
+            config, state.model, split, state.criterion, prefix=name, limit=limit, ranks=state.ranks
+        )
     row |= _sharpness(state)
     if config.attack != "none":
-        row["test_error_robust"] = robust_error(config, state.model, state.data.test, limit=limit)
+        row["test_error_robust"] = robust_error(
+            config, state.model, state.data.test, limit=limit, ranks=state.ranks
+        )
     row |= _averaged(state, limit=limit, full=full)
     if full:
         _remember_best(state, row)
@@ -70,11 +74,15 @@ def _averaged(state: TrainState, *, limit: int, full: bool) -> dict[str, float]:
             return {}
         size = config.batch_size_eval
         columns = [torch.split(argument, size) for argument in state.train.arguments]
-        reestimate_batch_norm(model, ([*map(to_float, batch)] for batch in zip(*columns, strict=True)))
+        reestimate_batch_norm(
+            model, ([as_given(config, a) for a in batch] for batch in zip(*columns, strict=True))
+        )
     row: dict[str, float] = {}
     for name in ("validation", "test"):
         split = state.data.parts[name]
-        row |= evaluate(config, model, split, state.criterion, prefix=f"swa_{name}", limit=limit)
+        row |= evaluate(
+            config, model, split, state.criterion, prefix=f"swa_{name}", limit=limit, ranks=state.ranks
+        )
     return row
 
 

@@ -61,7 +61,7 @@ _GROUPS = (
 )
 
 
-def _has_groups(config: TrainConfig) -> bool:
+def has_groups(config: TrainConfig) -> bool:
     """Whether the examples that share a pass make a difference; they do in plain training too."""
     return (
         config.is_sam
@@ -87,7 +87,7 @@ NEEDS = (
     Need(_OF_OURS, "one of lowland's models, not your own", lambda c: not c.has_own_model),
     Need(("attack",), "normalize to be off, since pixels must lie in [0, 1]", lambda c: not c.normalize),
     Need(("sam_clip",), "sam_no_grad_norm", lambda c: c.sam_no_grad_norm),
-    Need(("m", "acc_steps"), _GROUPS, _has_groups, _cuts),
+    Need(("m", "acc_steps"), _GROUPS, has_groups, _cuts),
     Need(_OF_SAM, _RADIUS, lambda c: c.is_sam),
     Need(("bn_stats", "freeze_bn_stats"), _NORMALIZED, _has_batch_norm),
     Need(("bn_stats",), "freeze_bn_stats to be off", lambda c: not c.freeze_bn_stats),
@@ -124,7 +124,7 @@ def unmet(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 def idle_groups(config: TrainConfig) -> Iterator[tuple[str, str]]:
     """Options that say groups, also one alone, where they make no difference, and what they need."""
-    if not _has_groups(config):
+    if not has_groups(config):
         yield from ((name, _GROUPS) for name in ("m", "acc_steps") if getattr(config, name) is not None)
 
 

@@ -25,6 +25,11 @@ def new_network(config: TrainConfig, data: TrainingData) -> nn.Module:
     Raises:
         InputError: If it cannot be made for such data.
     """
+    network = _network(config, data)
+    return network.double() if config.dtype == "float64" else network
+
+
+def _network(config: TrainConfig, data: TrainingData) -> nn.Module:
     if config.has_own_model:
         return own_network(config.model, config.model_arguments, data)
     if data.kind == "tokens":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from lowland.deep.config import TrainConfig
 from lowland.deep.criterion import CROSS_ENTROPY, Criterion
+from lowland.deep.data import to_float
 from lowland.deep.losses import as_logits, build_loss
+from lowland.deep.models import masks_of
 from lowland.deep.network import outputs_of
 
 Aux = dict[str, Tensor]
@@ -28,9 +31,18 @@ class Objective:
         config: Loss, regularizers and precision.
         model: The network.
         criterion: What is said of its outputs beside.
+        keyed: Whether the keys of the examples, of which dropout makes their masks, come last.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module, criterion: Criterion = CROSS_ENTROPY) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        criterion: Criterion = CROSS_ENTROPY,
+        *,
+        keyed: bool = False,
+    ) -> None:
+        self._keyed = keyed
         self._config = config
         self._model = model
         self._criterion = criterion
@@ -40,10 +52,11 @@ class Objective:
 
     def __call__(self, inputs: Tensor, *rest: Tensor) -> tuple[Float[Tensor, ""], Aux]:
         """Mean objective of the examples, a scalar, and their losses and errors, detached."""
-        *mask, targets = rest
+        *mask, targets = rest[:-1] if self._keyed else rest
         if self._needs_input_gradient:
             inputs = inputs.detach().requires_grad_()
-        outputs = in_float(self._config.half_prec, self._model, inputs, *mask)
+        with masks_of(rest[-1]) if self._keyed else nullcontext():
+            outputs = in_float(self._config.half_prec, self._model, inputs, *mask)
         value = self._loss(outputs, targets).mean()
         judged = self._criterion
         aux = {"loss": judged.losses(outputs, targets).detach(), **judged.notes(outputs, targets)}
@@ -63,6 +76,16 @@ class Objective:
             terms = [_squared_gradient(c, [inputs]) for c in columns if c.requires_grad]
             value = value + config.jac_reg_lambda * torch.stack(terms).sum()
         return value
+
+
+def as_given(config: TrainConfig, argument: Tensor) -> Tensor:
+    """An argument of the network as it is given it: pixels in [0, 1], numbers of the type of the weights."""
+    argument = to_float(argument)
+    return (
+        argument.to(config.torch_dtype)
+        if config.dtype != "float32" and argument.is_floating_point()
+        else argument
+    )
 
 
 def autocast(half_prec: str, device: torch.device) -> torch.autocast:

@@ -126,6 +126,7 @@ class OptimizerOptions:
         lr_max: Peak learning rate.
         lr_schedule: Learning rate over time.
         half_prec: Autocast to this type.
+        dtype: Type of the weights and of what the network computes with.
     """
 
     batch_size: int = 128
@@ -135,6 +136,7 @@ class OptimizerOptions:
     lr_max: float = 0.1
     lr_schedule: LearningRateSchedule = "piecewise"
     half_prec: Literal["no", "bf16", "fp16"] = "no"
+    dtype: Literal["float32", "float64"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowland.deep.averaging import WeightAverage
+from lowland.deep.averaging import WeightAverage, set_training_mode
+from lowland.deep.composed import composed, moving, require_composable
 from lowland.deep.config import TrainConfig
-from lowland.deep.data import TrainingData, to_float
+from lowland.deep.data import TrainingData
+from lowland.deep.draws import draws_of
+from lowland.deep.models import example_keys
 from lowland.deep.new_network import new_network
-from lowland.deep.objective import Objective
+from lowland.deep.objective import Objective, as_given
 from lowland.deep.optimizer import build_optimizer
+from lowland.deep.processes import ranks
 from lowland.deep.schedules import label_noise_factor, learning_rate_factor
 from lowland.deep.seeding import derive_seed, seed_all
+from lowland.deep.share import require_shareable, share_of
+from lowland.deep.summed import SummedGradients
 from lowland.deep.trial import require_meaning, tried
 from lowland.deep.weights import load_weights
 from lowland.errors import InputError
@@ -31,7 +37,8 @@ class TrainState:
     """A network in training.
 
     Whatever is random in a step is a function of the seed, the epoch, the iteration and what it is for;
-    so there is no generator state to keep, and runs that differ in one option see the same draws.
+    so there is no generator state to keep, and runs that differ in one option see the same draws. Where
+    ``torch.distributed`` has a group, its processes train the network together.
 
     Args:
         config: The run.
@@ -51,6 +58,8 @@ class TrainState:
         steps: Steps done in all.
         sums: Sums of the objective, the loss and the errors over the examples since they were last reset.
         seen: The number of those examples.
+        ranks: Which process of how many this is.
+        share: The part of each batch that it trains on.
         last_learning_rate: Of the last step.
         last_rho: Radius of the last step.
         best: Error on the validation examples, and weights, of the best evaluation so far, by kind.
@@ -86,30 +95,41 @@ class TrainState:
         )
         self.device = device
         require_meaning(config, data)
+        self.ranks = ranks()
+        self.share = share_of(config, self.ranks)
+        _require_type(config, device)
         seed_all(derive_seed(config.seed, "initialization"))
         self.model = new_network(config, data).to(device)
         self.criterion = tried(config, self.model, self.data)
+        self._draws = draws_of(config, self.model, self.data, self.criterion, self.ranks)
         if config.model_path is not None and fresh:
             load_weights(self.model, _start(config.model_path, beside), kind=config.model_type)
         set_training_mode(self.model, freeze_batch_norm=config.freeze_bn_stats)
+        require_shareable(config, self.model, self._draws, self.ranks)
+        require_composable(config, self.model, self._draws.moved, self.ranks)
+        self._moving = moving(self.model)
         self.average = WeightAverage(self.model, config.swa_tau)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config, self.params)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.half_prec == "fp16")
+        rule = magnitude_only if config.only_sam_step_size else None
+        self._summed = SummedGradients(self.params, self.share, self.ranks, rule)
+        climbs_together = self.ranks.several and self.share.is_of_group
         self.sam = SAM(
             self.model,
             rho=0.0,
-            m=config.group_size,
+            m=self.share.m,
             ascent=_ascent(config),
             steps=config.sam_iters,
             step_size=config.sam_step_size_mult,
             l2=config.l2_reg,
-            combine=magnitude_only if config.only_sam_step_size else None,
+            combine=self._summed.combine,
             bn_stats=config.bn_stats,
-            engine=config.engine,
-            capture=_capture(config),
+            process_group=dist.group.WORLD if climbs_together else None,
+            engine="loop" if climbs_together else config.engine,
+            capture="off" if climbs_together else _capture(config),
         )
-        self.objective = Objective(config, self.model, self.criterion)
+        self.objective = Objective(config, self.model, self.criterion, keyed=self._draws.keyed)
         self.epoch, self.iteration, self.steps = 1, 0, 0
         self.kept = torch.arange(len(self.data.train), device=device)
         self.train = self.data.train
@@ -145,7 +165,8 @@ class TrainState:
     def step(self) -> None:
         """One step of the optimizer."""
         config = self.config
-        *inputs, targets = self._next_batch()
+        batch = self._next_batch()
+        own = self._own(batch)
         self.last_learning_rate, self.last_rho = self.learning_rate, self.rho
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_learning_rate
@@ -153,26 +174,30 @@ class TrainState:
         climb_on_previous = config.sam_use_prev_batch and self.previous is not None and self.sam.rho > 0
         if config.has_own_model or config.has_own_loss:
             seed_all(self._seed("dropout"))
-        elif config.droprate > 0:
-            torch.manual_seed(self._seed("dropout"))
+        keys = self._keys()
         self.optimizer.zero_grad()
-        with self._weight_noise():
+        with self._weight_noise(), composed(self._moving, self.ranks):
             value, aux = self.sam.backward(
                 self.objective,
-                *inputs,
-                targets,
+                *own,
+                *keys,
                 scale=self.scaler,
-                ascent_batch=self.previous if climb_on_previous else None,
+                ascent_batch=(*self._own(self.previous), *keys)
+                if climb_on_previous and self.previous is not None
+                else None,
             )
+        self._summed.add_up()
         self.scaler.unscale_(self.optimizer)
         self._add_gradient_noise()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update(self.model)
-        self.previous = (*inputs, targets) if config.sam_use_prev_batch else None
+        self.previous = batch if config.sam_use_prev_batch else None
         wrong = aux["error"].sum() if "error" in aux else value.new_zeros(())
-        self.sums += torch.stack([value * len(targets), aux["loss"].sum(), wrong])
-        self.seen += len(targets)
+        sums = torch.stack([value * self.share.size, aux["loss"].sum(), wrong])
+        (sums,) = self.ranks.summed([sums.to(self.sums)])
+        self.sums += sums
+        self.seen += config.batch_size
         self.iteration += 1
         self.steps += 1
 
@@ -208,15 +233,30 @@ class TrainState:
         return (self.epoch - 1 + (self.iteration + 1) / self.steps_per_epoch) / self.config.epochs
 
     def _next_batch(self) -> tuple[Tensor, ...]:
+        """This process's part of the next batch; all of it where the step after it climbs on it."""
         config = self.config
+        part = slice(0, config.batch_size) if config.sam_use_prev_batch else self.share.rows
         start = self.iteration * config.batch_size
-        rows = self._epoch_order()[start : start + config.batch_size]
+        rows = self._epoch_order()[start + part.start : start + part.stop]
         # index_select copies whole images, several times as fast as indexing on the CPU.
         inputs, *mask = (argument.index_select(0, rows) for argument in self.train.arguments)
         targets = self.train.targets.index_select(0, rows)
         if self._augmentation is not None:
-            inputs = self._augmentation(inputs, self._generator("augmentation"))
-        return (to_float(inputs), *mask, self._redrawn(targets))
+            generator = self._generator("augmentation")
+            inputs = self._augmentation.part(inputs, generator, rows=part, of=config.batch_size)
+        return (as_given(config, inputs), *mask, as_given(config, self._redrawn(targets, part)))
+
+    def _own(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if len(batch[-1]) == self.share.size:
+            return batch
+        return tuple(argument[self.share.rows] for argument in batch)
+
+    def _keys(self) -> list[Tensor]:
+        """The keys of the examples, if something draws by them."""
+        if not self._draws.keyed:
+            return []
+        rows = self.share.rows
+        return [example_keys(self._seed("dropout"), torch.arange(rows.start, rows.stop, device=self.device))]
 
     def _require_batches(self) -> None:
         if self.steps_per_epoch == 0:
@@ -238,14 +278,16 @@ class TrainState:
             self._order = (self.epoch, order.to(self.device))
         return self._order[1]
 
-    def _redrawn(self, labels: Tensor) -> Tensor:
+    def _redrawn(self, labels: Tensor, part: slice) -> Tensor:
+        """The labels of a part of a batch, some drawn anew; draws are those of the whole batch."""
         if self.config.sgd_p_label_noise == 0:
             return labels
         probability = self.config.sgd_p_label_noise * self._label_noise(self._share)
         generator = self._generator("label noise")
-        chosen = torch.rand(labels.shape, generator=generator, device=self.device) < probability
-        drawn = torch.randint(self.data.num_classes, labels.shape, generator=generator, device=self.device)
-        return torch.where(chosen, drawn, labels)
+        shape = (self.config.batch_size, *labels.shape[1:])
+        chosen = torch.rand(shape, generator=generator, device=self.device) < probability
+        drawn = torch.randint(self.data.num_classes, shape, generator=generator, device=self.device)
+        return torch.where(chosen[part], drawn[part], labels)
 
     def _weight_noise(self) -> AbstractContextManager[object]:
         add, mul = self.config.add_weight_perturb_scale, self.config.mul_weight_perturb_scale
@@ -279,13 +321,9 @@ class TrainState:
         return torch.Generator(self.device).manual_seed(self._seed(purpose))
 
 
-def set_training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
-    """Training mode, except for batch norms that are to keep and use their running statistics."""
-    model.train()
-    if freeze_batch_norm:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+def _require_type(config: TrainConfig, device: torch.device) -> None:
+    if config.dtype == "float64" and device.type == "mps":
+        raise InputError(f"dtype must be float32 on {device}, which has no float64, got {config.dtype}.")
 
 
 def _start(model_path: str, beside: Path | None) -> Path:

@@ -15,6 +15,7 @@ from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData
 from lowland.deep.evaluation import ranking
 from lowland.deep.measuring import measure
+from lowland.deep.processes import ProcessLost, is_lost, ranks
 from lowland.deep.records import MetricsRow, ProgressRecord, chosen_by
 from lowland.deep.seeding import generators_kept
 from lowland.deep.state import TrainState
@@ -56,7 +57,8 @@ class Control:
     Attributes:
         observer: Is told of progress.
         checkpoint_every: Seconds between checkpoints; ``None`` writes one at the end of each epoch.
-        should_stop: Asked after each step; if true, a checkpoint is written and training stops.
+        should_stop: Asked after each step; if true, a checkpoint is written and training stops. Of several
+            processes one is enough.
         on_data: Called with the data once they are read, before anything is written.
         on_start: Called once all that is wrong has been refused, before the first step.
 
@@ -85,6 +87,9 @@ def train(
     The same config on the same machine gives the same weights and metrics (times aside) bit for bit,
     however often the run was killed and continued. The default generators are left as they were.
 
+    Where ``torch.distributed`` has a group, its processes train together, and all call this: the first one
+    writes and is observed, and the numbers are those of one process, to rounding.
+
     Args:
         config: What to train.
         data: The data that ``config`` names.
@@ -99,6 +104,7 @@ def train(
         Interrupted: If ``control.should_stop`` said so.
         InputError: If the config does not fit the data, or a checkpoint cannot be read.
         OSError: If a file cannot be written; the last checkpoint is whole.
+        ProcessLost: If another process has ended.
 
     Example:
         >>> import torch
@@ -110,11 +116,16 @@ def train(
     """
     with generators_kept():
         loop = _Loop(config, data, device, run, control)
-        control.on_start()
+        if loop.ranks.is_first:
+            control.on_start()
         try:
             loop.run()
         except Unbatchable as error:
             raise InputError(str(error)) from None
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise ProcessLost("another process of the run has ended before it did.") from None
         return loop.rows
 
 
@@ -126,20 +137,28 @@ class _Loop:
         resumed = run is not None and run.checkpoint_path.exists()
         # The checkpoint has the weights; the file that they once came from may be gone.
         beside = None if run is None else run.path.parent
-        self.state = TrainState(config, data, device, fresh=not resumed, beside=beside)
+        self.ranks = ranks()
+        self.state = self.ranks.together(
+            lambda: TrainState(config, data, device, fresh=not resumed, beside=beside)
+        )
         self.rows: list[dict[str, Any]] = []
         self.started = time.monotonic()
         if run is not None and resumed:
-            path = run.checkpoint_path
-            progress = conform(
-                load_checkpoint(path, self.state), ProgressRecord, "progress", of=f" of {path}"
-            )
-            run.keep_rows(progress["rows"])
-            self.rows = run.rows(MetricsRow)
-            self.started -= progress["seconds"]
+            seconds = self.ranks.together(lambda: self.resume(run))
+            self.rows = self.ranks.first_alone(lambda: run.rows(MetricsRow))
+            self.started -= seconds
         elif run is not None:
-            run.keep_rows(0)
+            self.ranks.first_alone(lambda: run.keep_rows(0))
         self.last_checkpoint = time.monotonic()
+
+    def resume(self, run: Run) -> float:
+        """Goes back to the checkpoint, and returns the seconds of training before it."""
+        path = run.checkpoint_path
+        found = conform(load_checkpoint(path, self.state), ProgressRecord, "progress", of=f" of {path}")
+        if self.ranks.is_first:
+            run.keep_rows(found["rows"])
+        seconds: float = found["seconds"]
+        return seconds
 
     def run(self) -> None:
         state = self.state
@@ -153,20 +172,22 @@ class _Loop:
                 self.after_step()
             self.end_epoch()
         if self.record is not None:
-            self.finish(self.record)
+            record = self.record
+            self.ranks.first_alone(lambda: self.finish(record))
 
     def after_step(self) -> None:
-        if self.control.observer is not None:
+        if self.control.observer is not None and self.ranks.is_first:
             self.control.observer.on_step(self.state)
         every = self.config.eval_iter_freq
         if every > 0 and self.state.steps % every == 0:
             self.add_row(full=True)
-        if self.control.should_stop():
-            self.checkpoint()
-            raise Interrupted
         interval = self.control.checkpoint_every
-        if interval is not None and time.monotonic() - self.last_checkpoint >= interval:
+        is_due = interval is not None and time.monotonic() - self.last_checkpoint >= interval
+        stops, is_due = self.ranks.most([self.control.should_stop(), is_due], self.state.device)
+        if stops or is_due:
             self.checkpoint()
+        if stops:
+            raise Interrupted
 
     def end_epoch(self) -> None:
         state, config = self.state, self.config
@@ -176,7 +197,7 @@ class _Loop:
         k = config.save_model_each_k_epochs
         if self.record is not None and k > 0 and state.epoch % k == 0:
             path = self.record.path / f"model-epoch-{state.epoch:04d}.safetensors"
-            write_tensors(path, state.model.state_dict())
+            self.ranks.first_alone(lambda: write_tensors(path, state.model.state_dict()))
         state.next_epoch()
         if self.control.checkpoint_every is None or state.epoch > config.epochs:
             self.checkpoint()
@@ -190,7 +211,8 @@ class _Loop:
             return
         if len(state.kept) < len(state.data.train):
             return
-        order = ranking(config, state.model, state.train, state.criterion).sort(stable=True).indices
+        by = ranking(config, state.model, state.train, state.criterion, ranks=self.ranks)
+        order = by.sort(stable=True).indices
         count = len(order) - round(config.n_rm_pts * len(order))
         state.keep(order[:count].sort().values)
 
@@ -199,6 +221,9 @@ class _Loop:
         self.state.reset_sums()
         row["seconds"] = round(time.monotonic() - self.started, 3)
         self.rows.append(row)
+        self.ranks.first_alone(lambda: self.tell(row))
+
+    def tell(self, row: dict[str, Any]) -> None:
         if self.record is not None:
             self.record.append(row)
         if self.control.observer is not None:
@@ -211,8 +236,10 @@ class _Loop:
 
     def checkpoint(self) -> None:
         if self.record is not None:
-            seconds = time.monotonic() - self.started
-            save_checkpoint(self.record.checkpoint_path, self.state, rows=len(self.rows), seconds=seconds)
+            path, seconds = self.record.checkpoint_path, time.monotonic() - self.started
+            self.ranks.first_alone(
+                lambda: save_checkpoint(path, self.state, rows=len(self.rows), seconds=seconds)
+            )
         self.last_checkpoint = time.monotonic()
 
     def finish(self, run: Run) -> None:

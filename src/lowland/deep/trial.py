@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lowland.deep.averaging import has_batch_norm, mode
 from lowland.deep.config import TrainConfig
 from lowland.deep.criterion import CROSS_ENTROPY, Criterion, are_logits
-from lowland.deep.data import Split, TrainingData, to_float
+from lowland.deep.data import Split, TrainingData
 from lowland.deep.functions import errors_told
 from lowland.deep.network import mask_argument, outputs_of
 from lowland.deep.new_network import require_trainable
+from lowland.deep.objective import as_given
 from lowland.deep.seeding import generators_kept
 from lowland.errors import InputError, require_default
 from lowland.sam.buffers import Buffers
@@ -106,7 +107,7 @@ def require_mask(model: nn.Module, data: TrainingData, *, network: str, named: s
 
 @torch.no_grad()
 def _outputs(config: TrainConfig, model: nn.Module, few: Split, *, training: bool = False) -> Any:
-    inputs = [to_float(argument).clone() for argument in few.arguments]
+    inputs = [as_given(config, argument).clone() for argument in few.arguments]
     kind = str(inputs[0].dtype).removeprefix("torch.")
     shape = "x".join(map(str, few.inputs.shape[1:]))
     group = f" in groups of {len(few)} to train on" if training else ""

@@ -1,5 +1,8 @@
 """Random crops and flips of a whole batch, as tensor operations on the batch's device."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,12 +80,48 @@ def augment(
     """
     if padding < 0:
         raise InputError(f"padding must be non-negative, got {padding}.")
-    n, device = len(images), images.device
-    draws = torch.randint(2 * padding + 1, (2, n), generator=generator, device=generator.device).to(device)
-    flips = None
-    if flip:
-        flips = torch.randint(2, (n,), generator=generator, device=generator.device).bool().to(device)
-    return crop_and_flip(images, draws[0], draws[1], flips, padding=padding)
+    return drawn(len(images), generator, padding=padding, flip=flip).to(images.device)(images)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Where each image of a batch is cut out, and whether it is mirrored.
+
+    Attributes:
+        tops: First rows of the windows in the padded images.
+        lefts: Their first columns.
+        flips: Which images are mirrored; ``None`` for none.
+        padding: Zero pixels added on each side.
+    """
+
+    tops: Int64[Tensor, "n"]
+    lefts: Int64[Tensor, "n"]
+    flips: Bool[Tensor, "n"] | None
+    padding: int
+
+    def __call__(self, images: Shaped[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
+        """The images, varied."""
+        return crop_and_flip(images, self.tops, self.lefts, self.flips, padding=self.padding)
+
+    def __getitem__(self, rows: slice) -> Variation:
+        """That of some of the images."""
+        return self._mapped(lambda draws: draws[rows])
+
+    def to(self, device: torch.device) -> Variation:
+        """The same on a device."""
+        return self._mapped(lambda draws: draws.to(device))
+
+    def _mapped(self, of: Callable[[Tensor], Tensor]) -> Variation:
+        flips = None if self.flips is None else of(self.flips)
+        return Variation(of(self.tops), of(self.lefts), flips, self.padding)
+
+
+def drawn(n: int, generator: torch.Generator, *, padding: int, flip: bool) -> Variation:
+    """How ``n`` images are varied, on the generator's device."""
+    device = generator.device
+    tops, lefts = torch.randint(2 * padding + 1, (2, n), generator=generator, device=device)
+    flips = torch.randint(2, (n,), generator=generator, device=device).bool() if flip else None
+    return Variation(tops, lefts, flips, padding)
 
 
 def to_float(inputs: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
@@ -140,3 +179,24 @@ class Augmentation:
         if not (self.crop or self.flip):
             return images
         return augment(images, generator, padding=_PADDING if self.crop else 0, flip=self.flip)
+
+    def part(
+        self,
+        images: Shaped[Tensor, "n c h w"],
+        generator: torch.Generator,
+        *,
+        rows: slice,
+        of: int,
+    ) -> Shaped[Tensor, "n c h w"]:
+        """The ``images``, augmented as they are in the whole batch of which they are a part.
+
+        Args:
+            images: The images, shape ``(n, c, h, w)``.
+            generator: Where offsets and flips of the whole batch are drawn.
+            rows: Which of the batch they are.
+            of: Number of images of the batch.
+        """
+        if not (self.crop or self.flip):
+            return images
+        variation = drawn(of, generator, padding=_PADDING if self.crop else 0, flip=self.flip)
+        return variation[rows].to(images.device)(images)

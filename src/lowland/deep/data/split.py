@@ -69,6 +69,14 @@ class Split:
             raise InputError(f"The number of examples must be non-negative, got {n}.")
         return self._mapped(lambda tensor: tensor[:n])
 
+    def part(self, rows: slice) -> "Split":
+        """The examples of these rows; a view.
+
+        Args:
+            rows: Which.
+        """
+        return self._mapped(lambda tensor: tensor[rows])
+
     def select(self, positions: Int64[Tensor, "k"]) -> "Split":
         """The examples at these positions, in this order; a copy.
 

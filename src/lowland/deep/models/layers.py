@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from lowland.deep.models.dropout import Dropout
 from lowland.errors import InputError
 
 Activation = Callable[[], nn.Module]
@@ -56,7 +57,7 @@ def group_norm(model_width: int) -> Norm:
 
 def dropout(droprate: float) -> nn.Module:
     """Dropout, or the identity at 0, so that a model without dropout draws no random numbers."""
-    return nn.Dropout(droprate) if droprate else nn.Identity()
+    return Dropout(droprate) if droprate else nn.Identity()
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
