@@ -114,7 +114,7 @@ def test_torchrun_trains_one_run_and_one_process_speaks(tmp_path):
 
 def test_a_run_stops_by_a_signal_to_any_process_goes_on_ends_with_one_and_goes_on_alone(tmp_path):
     path = tmp_path / "run"
-    processes = started([*TRAIN, "100", "--checkpoint_every", "1e-9", "--out", str(path)])
+    processes = started([*TRAIN, "40", "--checkpoint_every", "1e-9", "--out", str(path)])
     await_checkpoint(path, processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs, errors = ended(processes)
@@ -136,25 +136,17 @@ def test_a_run_stops_by_a_signal_to_any_process_goes_on_ends_with_one_and_goes_o
     )
 
     alone(["train", "--resume", str(path)])
-    alone([*TRAIN, "100", "--out", str(tmp_path / "alone")])
+    alone([*TRAIN, "40", "--out", str(tmp_path / "alone")])
     assert largest_difference(path, tmp_path / "alone") < 1e-10
 
 
 def test_a_refusal_is_one_sentence_and_ends_all(tmp_path):
     (tmp_path / "file").touch()
-    for words, sentence in (
-        (
-            [*TRAIN, "1", "--out", str(tmp_path)],
-            "must be a new or empty directory, or a run; it holds other files.",
-        ),
-        ([*TRAIN, "1", "--seed", "x"], "--seed must be a whole number, got 'x'."),
-    ):
-        codes, _, errors = ended(started(words))
-        assert codes == [2, 2]
-        said = [error for error in errors if error]
-        assert len(said) == 1
-        assert said[0].startswith("lowland: ")
-        assert said[0].endswith(f"{sentence}\n")
+    codes, _, errors = ended(started([*TRAIN, "1", "--out", str(tmp_path)]))
+    assert codes == [2, 2]
+    (said,) = filter(None, errors)
+    assert said.startswith("lowland: ")
+    assert said.endswith("must be a new or empty directory, or a run; it holds other files.\n")
 
 
 def test_processes_that_cannot_meet_are_told_what_starts_them(monkeypatch, capsys):
