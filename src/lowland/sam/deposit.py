@@ -82,10 +82,10 @@ def as_loss(
     ``gradients`` may have more digits than the params, and are rounded last. The list is emptied. Its
     backward pass is that of ``reductions``.
     """
-    box = _Box(gradients[::-1])  # what reduces them expects them in the order of a backward pass
+    box = _Box(list(gradients))
     gradients.clear()
     _unshare(box.gradients)
-    used = [p for p, g in zip(params[::-1], box.gradients, strict=True) if g is not None]
+    used = [p for p, g in zip(params, box.gradients, strict=True) if g is not None]
     box.dtypes = [p.dtype for p in used]
     if not used:
         return value.detach().clone()
