@@ -40,6 +40,7 @@ class CarryingOptions:
 
     Attributes:
         jobs: Runs at once, which share the cores; by default one per core (a figure not at scale quick: one).
+        ranks: Processes that train a run together; engine ray starts them where the run is.
         threads: CPU threads of a run, on which its last digits depend; by default its share of the cores.
         engine: Where runs happen: in processes of their own, one by one in this one (here), or on ray.
         address: With engine ray: of a cluster, auto for this machine's; without it ray runs on this machine.
@@ -52,6 +53,7 @@ class CarryingOptions:
     """
 
     jobs: int | None = None
+    ranks: int = 1
     threads: int | None = None
     engine: Literal["processes", "here", "ray"] = "processes"
     address: str | None = None
@@ -64,13 +66,14 @@ class CarryingOptions:
 
 
 _OF_RAY = ("address", "cpus_per_task", "gpus_per_task", "retries", "shared_store")
-OF_CARRYING = ("jobs", "threads", "engine", *_OF_RAY, "data_dir", "device")
+OF_CARRYING = ("jobs", "ranks", "threads", "engine", *_OF_RAY, "data_dir", "device")
 """What nothing reads where nothing runs."""
 
 
 def check_carrying(options: CarryingOptions) -> None:
     """Refuses options that the engine does not read, or that make no sense."""
     require_positive("jobs", options.jobs)
+    require_positive("ranks", options.ranks)
     require_positive("threads", options.threads)
     if options.engine != "ray":
         require_default(options, _OF_RAY, f"for engine {options.engine}, which does not read it")
@@ -116,7 +119,9 @@ def engine_for(
     Raises:
         InputError: If there is no such device or data set, or the engine is not installed.
     """
-    engine = _engine(options, options.jobs or jobs)
+    if options.ranks > 1 and not any(isinstance(task, Training) for task in tasks):
+        raise InputError(f"ranks must be 1 where no network is trained, got {options.ranks}.")
+    engine = _engine(options, _jobs(options, jobs))
     if options.address is None:  # a cluster's machines have devices of their own
         Place(options.device).torch_device()
     require_startable(_configs(tasks, store), options.data_dir, on_data)
@@ -131,7 +136,7 @@ def carry_out(
     Raises:
         Interrupted: After Ctrl-C; the same command goes on.
     """
-    place = _place(options, options.jobs or jobs)
+    place = _place(options, _jobs(options, jobs))
     with stop_on_signals() as should_stop, _watching(tasks, store, console) as watch:
         return carried_out(tasks, store, engine, place=place, watch=watch, should_stop=should_stop)
 
@@ -155,11 +160,16 @@ def _engine(options: CarryingOptions, jobs: int) -> Engine:
     )
 
 
+def _jobs(options: CarryingOptions, jobs: int) -> int:
+    """Runs at once: as many as asked for, or as have cores of their own."""
+    return options.jobs or max(1, jobs // options.ranks)
+
+
 def _place(options: CarryingOptions, jobs: int) -> Place:
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     shares = {"here": os.cpu_count() or 1, "ray": int(options.cpus_per_task)}
-    share = shares.get(options.engine, (os.cpu_count() or 1) // jobs)
-    return Place(options.device, data_dir, options.threads or max(1, share), Path.cwd())
+    share = shares.get(options.engine, (os.cpu_count() or 1) // jobs) // options.ranks
+    return Place(options.device, data_dir, options.threads or max(1, share), Path.cwd(), options.ranks)
 
 
 def _configs(tasks: Sequence[Task], store: Store) -> list[TrainConfig]:

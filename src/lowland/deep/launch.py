@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lowland.deep.checkpoint import require_config
+from lowland.deep.companions import companions
 from lowland.deep.config import TrainConfig
 from lowland.deep.data import TrainingData, divided_own_data, load_training_data, read_own_data
 from lowland.deep.images import write_image_grid
@@ -41,6 +42,7 @@ class Place:
         data_dir: Folder of data sets; see :func:`lowland.deep.data.load_training_data`.
         threads: Number of CPU threads; the default of torch if ``None``.
         directory: What relative paths in the config begin at; the working directory if ``None``.
+        processes: How many of this machine train a run together, started for it unless they are there.
 
     Raises:
         InputError: If no machine has so many threads.
@@ -57,6 +59,7 @@ class Place:
     data_dir: Path | None = None
     threads: int | None = None
     directory: Path | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         """Raises :class:`~lowland.errors.InputError` for a number of threads that no machine has."""
@@ -202,6 +205,11 @@ def launch(config: TrainConfig, path: Path | None, place: Place, control: Contro
         >>> rows[-1]["test_error"] < 0.1
         True
     """
+    with companions(config, path, place, control.checkpoint_every):
+        return _launched(config, path, place, control)
+
+
+def _launched(config: TrainConfig, path: Path | None, place: Place, control: Control) -> list[dict[str, Any]]:
     group = ranks()
     device = group.together(place.torch_device)
     if path is not None:  # another config is refused before any data is read

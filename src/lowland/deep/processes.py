@@ -184,13 +184,25 @@ def joined() -> Iterator[Callable[[], bool]]:
             f"several processes (WORLD_SIZE={os.environ['WORLD_SIZE']}) must be started by torchrun, "
             f"which sets {missing[0]}."
         )
-    with_cuda = torch.cuda.is_available() and dist.is_nccl_available()
     store, rank, size = next(iter(rendezvous("env://")))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if with_cuda else "gloo", store=store, rank=rank, world_size=size
-    )
-    try:
+    with in_group(store, rank, size):
         yield lambda: _is_first_to_speak(store)
+
+
+@contextmanager
+def in_group(store: Any, rank: int, size: int) -> Iterator[None]:
+    """A block in which this process is one of the default group of ``torch.distributed``.
+
+    Args:
+        store: Where the processes meet.
+        rank: Number of this process.
+        size: Number of processes.
+    """
+    with_cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if with_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        yield
     finally:
         dist.destroy_process_group()
 
