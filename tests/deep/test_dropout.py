@@ -160,7 +160,6 @@ def plain():
 @pytest.mark.parametrize(
     ("network", "keyed"),
     [(plain, True), (Checkpointed, False), (Turned, False)],
-    ids=lambda x: str(x),
     ids=["plain", "checkpointed", "turned"],
 )
 def test_dropout_of_ones_own_is_keyed_where_nothing_else_draws(network, keyed):
