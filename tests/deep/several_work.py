@@ -66,6 +66,7 @@ REFUSED = {
     "draws": COMMON | {"model": f"{NETWORK}:drawing", "model_width": None},
     "drawing loss": COMMON | {"loss": f"{NETWORK}:noisy"},
     "buffers": COMMON | {"model": f"{NETWORK}:counting", "model_width": None},
+    "sequence first": COMMON | {"model": f"{NETWORK}:turned", "model_width": None},
     "cumulative": COMMON | {"model": f"{NETWORK}:cumulative", "model_width": None},
     "the batch before": COMMON | {"m": None, "sam_use_prev_batch": True, "batch_size": 11},
 }
@@ -96,6 +97,23 @@ class Drawing(nn.Linear):
 
 def drawing(num_classes):
     return Drawing(16, num_classes)
+
+
+class Turned(nn.Module):
+    """Its dropout sees the two rows of a group as features, and as many pixels as rows."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.drop, self.last = nn.Dropout(0.3), nn.Linear(32, num_classes)
+
+    def forward(self, x):
+        first = x.flatten(1)[:, :2].t()
+        rest = x.flatten(1).repeat(1, 2)
+        return self.last(rest * self.drop(first).t().sum(1, keepdim=True))
+
+
+def turned(num_classes):
+    return Turned(num_classes)
 
 
 class Counting(nn.Linear):

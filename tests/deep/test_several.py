@@ -127,6 +127,8 @@ MESSAGES = {
     "share: give m of at most 3, or use one process.",
     "draws": "model tests.deep.several_work:drawing must draw random numbers in layers of "
     "torch.nn.Dropout only, for 4 processes, but something draws others; use one process.",
+    "sequence first": "model tests.deep.several_work:turned must draw random numbers in layers of "
+    "torch.nn.Dropout only, for 4 processes, but something draws others; use one process.",
     "drawing loss": "loss tests.deep.several_work:noisy must draw random numbers in layers of "
     "torch.nn.Dropout only, for 4 processes, but something draws others; use one process.",
     "buffers": "buffers of model tests.deep.several_work:counting must stay as they are for 4 "

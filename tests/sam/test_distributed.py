@@ -227,6 +227,9 @@ def refused(rank):
     step(sam)
     yield "a smaller batch at the end", attempt(lambda: step(sam, rows(batch, 0, 3)))
     yield "odd m", attempt(lambda: step(SAM(ddp, rho=0.4, m=3, **together)))
+    yield "a part", attempt(lambda: step(SAM(ddp.module[2], rho=0.4)))
+    with Join([ddp]):
+        yield "joined", attempt(lambda: step(SAM(ddp, rho=0.4, **together)))
     synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(bn_conv())
     yield "SyncBatchNorm", attempt(lambda: step(SAM(synchronized, rho=0.4), maps(rank), synchronized))
     ddp.mixed_precision = object()
@@ -266,6 +269,23 @@ def after_an_error(rank):
     left = [name for name in vars(ddp) if name in ("_pre_forward", "_post_forward")]
     sam.backward(loss, *maps(rank))
     return said, left, [p.grad.clone() for p in ddp.parameters()]
+
+
+def with_a_teacher(rank):
+    """A module that SAM does not train, and then is trained itself."""
+    student, teacher = (DistributedDataParallel(mlp(i), static_graph=True) for i in (0, 1))
+
+    def loss(x, y):
+        with torch.no_grad():
+            towards = teacher(x)
+        return squared(student, x, y) + (student(x) - towards).square().mean()
+
+    sam = SAM(student, rho=0.4, m=2)
+    for _ in range(3):
+        student.zero_grad()
+        sam.backward(loss, *data(rank))
+    squared(teacher, *data(rank)).backward()
+    return [p.grad.clone() for p in teacher.parameters()]
 
 
 def measured(rank):
@@ -358,6 +378,7 @@ def scenarios(rank):
     yield "collectives", collectives(rank)
     yield "by examples", results_of(mlp(), of_ddp(rows(batch, 0, 5 - 2 * rank), m=1, by_examples=True))
     yield "after an error", after_an_error(rank)
+    yield "a teacher", with_a_teacher(rank)
     yield "measured by rank 0 alone", measured(rank)
     yield "subclass", passes_of_a_subclass(rank)
 
@@ -578,6 +599,12 @@ def test_replayed_steps_are_reduced(ranks):
             "with which processes climb together and m counts the examples of all, got m=6.",
         ),
         (
+            "a part",
+            "params must hold all 4 parameters that DistributedDataParallel reduces, unless it has "
+            "find_unused_parameters=True, got 2: perturb= names those to perturb.",
+        ),
+        ("joined", "process_group must be None inside Join, got one: a climb together needs them all."),
+        (
             "odd m",
             "m must be a multiple of the 2 processes of process_group, which share each group out, got 3.",
         ),
@@ -618,6 +645,12 @@ def test_modules_are_what_they_were_after_an_error(ranks):
         assert said == "ZeroDivisionError: "
         assert left == []
         assert relative_error(grads, mean_over_ranks(bn_conv, maps)) < TOL
+
+
+def test_a_module_that_is_not_trained_is_left_to_its_own_training(ranks):
+    each = [naive_sam(mlp(1), squared, data(rank), rho=0.0).gradients for rank in range(WORLD)]
+    for found in ranks:
+        assert relative_error(found["a teacher"], [g / WORLD for g in added(*each)]) < TOL
 
 
 def test_a_measure_waits_for_no_other_process(ranks):

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 from lowland.cli.interrupts import stop_on_signals
 from lowland.cli.output import Output, words
 from lowland.cli.small_models import require_positive
-from lowland.deep import Place, TrainConfig
+from lowland.deep import Place, Ranks, TrainConfig
 from lowland.deep.data import TrainingData
 from lowland.deep.launch import require_startable
+from lowland.deep.share import share_of
 from lowland.errors import InputError, require_default
 from lowland.extras import MissingExtra
 from lowland.sweeps import (
@@ -75,6 +76,14 @@ def check_carrying(options: CarryingOptions) -> None:
     require_positive("jobs", options.jobs)
     require_positive("ranks", options.ranks)
     require_positive("threads", options.threads)
+    cores = os.cpu_count() or 1
+    if options.address is None and options.ranks > cores:
+        raise InputError(f"ranks must be at most this machine's cores, {cores}, got {options.ranks}.")
+    if options.engine == "ray" and options.ranks > 1:
+        for name in ("cpus_per_task", "gpus_per_task"):
+            value = getattr(options, name)
+            if value < options.ranks and not (name == "gpus_per_task" and value == 0.0):
+                raise InputError(f"{name} must be at least ranks, {options.ranks}, got {value}.")
     if options.engine != "ray":
         require_default(options, _OF_RAY, f"for engine {options.engine}, which does not read it")
     if options.engine == "here" and options.jobs not in (None, 1):
@@ -124,6 +133,8 @@ def engine_for(
     engine = _engine(options, _jobs(options, jobs))
     if options.address is None:  # a cluster's machines have devices of their own
         Place(options.device).torch_device()
+    for config in _configs(tasks, store):
+        share_of(config, Ranks(0, options.ranks))
     require_startable(_configs(tasks, store), options.data_dir, on_data)
     return engine
 

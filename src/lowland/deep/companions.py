@@ -59,8 +59,10 @@ def companions(
         "checkpoint_every": checkpoint_every,
         "sys_path": sys.path,
     }
-    others = [_Companion(rank, told) for rank in range(1, place.processes)]
+    others: list[_Companion] = []
     try:
+        for rank in range(1, place.processes):
+            others.append(_Companion(rank, told))
         _await(others, store)
         with in_group(store, 0, place.processes):
             try:
@@ -165,7 +167,7 @@ def _train_along(told: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Trains along with the process that has started this one, and says how on its standard input."""
+    """Trains along with the process that has started this one, as it is told on its standard input."""
     for name in ("SIGINT", "SIGHUP"):  # are that process's business
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -12,7 +12,7 @@ from torch import nn
 from lowland.deep.averaging import set_training_mode
 from lowland.deep.config import TrainConfig
 from lowland.deep.criterion import Criterion
-from lowland.deep.data import TrainingData
+from lowland.deep.data import Split, TrainingData
 from lowland.deep.models import Dropout, example_keys
 from lowland.deep.objective import Objective, as_given
 from lowland.deep.processes import Ranks
@@ -59,7 +59,10 @@ def draws_of(
         return Draws(elsewhere=True)
     for layer in layers:
         layer.__class__ = Dropout
-    found = _found_in_a_pass(config, model, data, criterion)
+    few, more = (data.train.head(times * config.group_size) for times in (1, 2))
+    found = _found_in_a_pass(config, model, few, criterion)
+    if found.keyed and len(more) > len(few):  # is the dimension that has so many that of the examples?
+        found = _found_in_a_pass(config, model, more, criterion)
     if found.elsewhere:
         for layer in layers:
             layer.__class__ = nn.Dropout
@@ -70,14 +73,11 @@ def _has_dropout(model: nn.Module) -> bool:
     return any(isinstance(layer, Dropout) for layer in model.modules())
 
 
-def _found_in_a_pass(
-    config: TrainConfig, model: nn.Module, data: TrainingData, criterion: Criterion
-) -> Draws:
-    """What a pass moves.
+def _found_in_a_pass(config: TrainConfig, model: nn.Module, few: Split, criterion: Criterion) -> Draws:
+    """What a pass over a few examples moves.
 
     Dropout that it runs anew on its way back, where no keys are at hand, draws elsewhere.
     """
-    few = data.train.head(config.group_size)
     has_dropout = _has_dropout(model)
     objective = Objective(config, model, criterion, keyed=has_dropout)
     keys = [example_keys(0, torch.arange(len(few), device=few.targets.device))] if has_dropout else []

@@ -223,7 +223,7 @@ def own_accelerator(device: torch.device) -> torch.device:
     """The accelerator of this process, of those of its machine.
 
     Raises:
-        InputError: If several processes were to share the one that ``device`` names.
+        InputError: If several processes were to share the one that ``device`` names, or there are too few.
     """
     if not ranks().several or device.type != "cuda":
         return device
@@ -231,6 +231,11 @@ def own_accelerator(device: torch.device) -> torch.device:
         raise InputError(
             f"device must be cuda with several processes, of which each has its own, got {device}."
         )
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device, there = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), torch.cuda.device_count()
+    if device.index >= there:
+        raise InputError(
+            f"processes of a machine must be at most its accelerators, {there}, got more; "
+            "--device cpu needs none."
+        )
     torch.cuda.set_device(device)
     return device

@@ -27,7 +27,7 @@ class Finish:
 
     def __init__(self, sam: SAM, call: Call, parts: Parts, workspace: Workspace) -> None:
         self.call, self.parts, self.workspace = call, parts, workspace
-        self.reductions = Reductions(sam.process_group)
+        self.reductions = Reductions(sam.process_group, call.params)
         self._sam = sam
         self._deposit = Deposit(call.params) if call.way == "backward" else None
         self._counted = sam.steps_done, sam.last_diagnostics

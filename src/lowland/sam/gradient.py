@@ -43,7 +43,7 @@ from lowland.sam.precision import HALF
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import advance_generators
 from lowland.sam.ranks import own_share, require_alike
-from lowland.sam.reductions import Unreduced
+from lowland.sam.reductions import Unreduced, refuse_joined
 from lowland.sam.total import SAMGradient, Then, Total
 from lowland.sam.vectors import Shown
 from lowland.sam.workspace import Workspace
@@ -191,9 +191,10 @@ def sam_gradient(
         then.check(sum(filter(None, groups.sizes)))
     warn_of_single_examples(module, groups, params[0])
     if process_group is not None:
+        refuse_joined((module, *modules_named_by(loss)))
         require_alike(process_group, weight, len(groups), params[0].device)
     total = Total()
-    reductions = Unreduced() if then is None else then.reductions
+    reductions = Unreduced(process_group) if then is None else then.reductions
     buffers = Buffers(module, modules_named_by(loss), params, reductions)
     others = OtherLeaves(params, loss)
     workspace = Workspace() if then is None else then.workspace

@@ -165,6 +165,11 @@ def is_passed_by(module: DistributedDataParallel) -> bool:
     return _AROUND[0] in vars(module)
 
 
+def is_joining(module: Any) -> bool:
+    """Whether a module is in a block of ``Join``."""
+    return bool(getattr(getattr(module, "_join_config", None), "enable", False))
+
+
 def prepare_backward(module: DistributedDataParallel, value: Tensor) -> None:
     """Takes the parameters that ``value`` does not depend on for unused in the backward pass that comes."""
     module.reducer.prepare_for_backward([value])

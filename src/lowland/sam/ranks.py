@@ -54,7 +54,7 @@ def examples_scale(num_examples: int, process_group: dist.ProcessGroup | None = 
 
     ``DistributedDataParallel`` takes the mean over processes, whatever their numbers of examples. With this
     factor, :math:`W B_r / \sum_s B_s` for :math:`B_r` examples on one of :math:`W` processes, that is the
-    mean over all examples. Every process must call it.
+    mean over all examples. Every process must call it: not inside ``Join``, which weighs by itself.
 
     Args:
         num_examples: Examples of this process's batch.

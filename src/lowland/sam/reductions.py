@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from lowland.sam.private import (
     begin_passing_by,
     end_passing_by,
     forward_of_nothing,
+    is_joining,
     is_passed_by,
     outside_of_transforms,
     prepare_backward,
@@ -34,10 +37,14 @@ class Reductions:
 
     Args:
         process_group: The processes that climb together, whose passes are alike; ``None`` if none do.
+        trained: The parameters of the call.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, process_group: dist.ProcessGroup | None = None, trained: Iterable[Tensor] = ()
+    ) -> None:
         self._process_group = process_group
+        self._trained = {id(p) for p in trained}
         self._begun: dict[int, DistributedDataParallel] = {}
         self._ends: list[Tensor] = []
 
@@ -56,17 +63,30 @@ class Reductions:
             ValueError: If the module keeps its parameters or buffers in a way that this knows nothing of, or
                 waits for the same pass of processes that may make none.
         """
-        if isinstance(module, nn.SyncBatchNorm):
-            self._require_together(module)
+        self._require_together(module)
         if not isinstance(module, DistributedDataParallel) or is_passed_by(module):
             return False
         _require_usual(module)
-        with torch.enable_grad(), outside_of_transforms(), unseen_by_modes():
+        is_trained = self._trains(module)
+        with torch.set_grad_enabled(is_trained), outside_of_transforms(), unseen_by_modes():
             through = torch.zeros((), device=next(module.parameters()).device, requires_grad=True)
-            self._ends.append(forward_of_nothing(module, through * 1.0))
+            end = forward_of_nothing(module, through * 1.0)
+        if is_trained:
+            self._ends.append(end)
         self._begun[id(module)] = module
         begin_passing_by(module)
         return True
+
+    def _trains(self, module: DistributedDataParallel) -> bool:
+        """Whether the call trains what a module reduces: all of it, or none, as of a teacher."""
+        reduced = [p for p in module.parameters() if p.requires_grad]
+        trained = sum(id(p) in self._trained for p in reduced)
+        if 0 < trained < len(reduced) and not module.find_unused_parameters:
+            raise ValueError(
+                f"params must hold all {len(reduced)} parameters that DistributedDataParallel reduces, "
+                f"unless it has find_unused_parameters=True, got {trained}: perturb= names those to perturb."
+            )
+        return trained > 0
 
     def end(self) -> None:
         """Modules run as they are again; once more is as good."""
@@ -84,8 +104,9 @@ class Reductions:
             if looks and module.require_backward_grad_sync:
                 prepare_backward(module, value)
 
-    def _require_together(self, module: nn.SyncBatchNorm) -> None:
-        if module.training and self._process_group is None and several_processes():
+    def _require_together(self, module: nn.Module) -> None:
+        alone = self._process_group is None and several_processes()
+        if isinstance(module, nn.SyncBatchNorm) and module.training and alone:
             raise ValueError(
                 "SyncBatchNorm, whose passes wait for those of other processes, must be used with "
                 "process_group, so that they climb together, got None."
@@ -100,11 +121,25 @@ class Unreduced(Reductions):
 
         Returns:
             ``False``: no forward pass was made.
+
+        Raises:
+            ValueError: If the module waits for the same pass of processes that may make none.
         """
+        self._require_together(module)
         if isinstance(module, DistributedDataParallel) and not is_passed_by(module):
             self._begun[id(module)] = module
             begin_passing_by(module)
         return False
+
+
+def refuse_joined(modules: Iterable[nn.Module | None]) -> None:
+    """Refuses a climb of several processes some of which may have joined: these take part in DDP's own only.
+
+    Raises:
+        ValueError: If one of ``modules`` is in a block of ``Join``.
+    """
+    if any(isinstance(module, DistributedDataParallel) and is_joining(module) for module in modules):
+        raise ValueError("process_group must be None inside Join, got one: a climb together needs them all.")
 
 
 def _require_usual(module: DistributedDataParallel) -> None:
