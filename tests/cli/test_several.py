@@ -112,6 +112,7 @@ def test_torchrun_trains_one_run_and_one_process_speaks(tmp_path):
     assert errors[0] == errors[1]
 
 
+@pytest.mark.stress
 def test_a_run_stops_by_a_signal_to_any_process_goes_on_ends_with_one_and_goes_on_alone(tmp_path):
     path = tmp_path / "run"
     processes = started([*TRAIN, "40", "--checkpoint_every", "1e-9", "--out", str(path)])

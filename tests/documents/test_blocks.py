@@ -140,6 +140,8 @@ def test_every_command_is_one_that_there_is(words, monkeypatch) -> None:
     head, *rest = shlex.split(words.replace("$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT", "3/16"))
     if words.startswith(".venv/bin/python -m lowland"):
         head, *rest = rest[1:]
+    if head == "torchrun":
+        head, *rest = ["lowland", *rest[rest.index("--") + 1 :]]
     if head in {"lowland", "exec"}:
         understood(rest if head == "lowland" else rest[1:], monkeypatch)
     elif head == "make":

@@ -25,7 +25,7 @@ accelerate = pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 SAMTrainer = pytest.importorskip("lowland.sam.trainers.huggingface").SAMTrainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stress]  # three processes that import it take long
 
 from ..trainers import tiny  # noqa: E402
 

@@ -22,7 +22,7 @@ pl = pytest.importorskip("lightning.pytorch")
 strategies = pytest.importorskip("lightning.pytorch.strategies")
 SAMTraining = pytest.importorskip("lowland.sam.trainers.lightning").SAMTraining
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.stress]  # three processes that import it take long
 
 RHO, EXAMPLES, BATCH, EPOCHS = 0.4, 16, 4, 2
 
