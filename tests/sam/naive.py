@@ -164,6 +164,17 @@ def mlp(seed=0, dtype=torch.float64):
     return seeded(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), seed, dtype)
 
 
+class Skips(nn.Module):
+    """A layer that only groups with a positive first input use."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.extra = mlp(), mlp(1)
+
+    def forward(self, x):
+        return self.body(x) + self.extra(x) if x[0, 0] > 0 else self.body(x)
+
+
 def bn_conv(seed=0, dtype=torch.float64):
     """Batch norm over maps: even one example has a batch to normalize over."""
     layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2)]

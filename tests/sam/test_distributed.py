@@ -19,6 +19,7 @@ from lowland import SAM, Unnormalized, sam_gradient, sharpness
 from lowland.sam import Functional, Random, RandomSubset, examples_scale
 
 from .naive import (
+    Skips,
     added,
     bn_conv,
     mlp,
@@ -68,17 +69,6 @@ def results_of(module, steps, **options):
         grads = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
         found.append({"grads": grads, "reductions": list(ddp.reductions)})
     return found
-
-
-class Skips(nn.Module):
-    """A layer that only groups with a positive first input use."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.extra = mlp(), mlp(1)
-
-    def forward(self, x):
-        return self.body(x) + self.extra(x) if x[0, 0] > 0 else self.body(x)
 
 
 def skipping(rank, last):

@@ -133,9 +133,10 @@ def engine_for(
     engine = _engine(options, _jobs(options, jobs))
     if options.address is None:  # a cluster's machines have devices of their own
         Place(options.device).torch_device()
-    for config in _configs(tasks, store):
+    configs = _configs(tasks, store)
+    for config in configs:
         share_of(config, Ranks(0, options.ranks))
-    require_startable(_configs(tasks, store), options.data_dir, on_data)
+    require_startable(configs, options.data_dir, on_data)
     return engine
 
 

@@ -98,8 +98,8 @@ class _Companion:
             env=os.environ | {"LOCAL_RANK": str(rank)},
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"rank": rank, **told}).encode())
-        self._process.stdin.close()
+        with suppress(BrokenPipeError), self._process.stdin as line:  # one that is gone is seen to be
+            line.write(json.dumps({"rank": rank, **told}).encode())
 
     @property
     def has_ended(self) -> bool:

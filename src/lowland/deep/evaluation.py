@@ -72,11 +72,11 @@ def robust_error(
     generator = torch.Generator(split.inputs.device).manual_seed(derive_seed(config.seed, "attack"))
     wrong = torch.zeros(len(split), device=split.inputs.device)
     batches = _batches(len(split), config.batch_size_eval)
-    own = batches[ranks.part(len(batches))]
+    own = range(len(batches))[ranks.part(len(batches))]
     with mode(model, training=False):
-        for rows in batches:
+        for i, rows in enumerate(batches):
             images, labels = as_given(config, split.inputs[rows]), split.targets[rows]
-            if rows not in own:
+            if i not in own:
                 skip_start(images, generator)
                 continue
             images = attacked(config, model, images, labels, generator)

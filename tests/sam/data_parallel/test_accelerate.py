@@ -19,7 +19,7 @@ from lowland import SAM, Unnormalized
 
 from ..naive import bits, bn_conv, mlp, regression, seeded, squared, tensors
 from .launch import WORLD, check, found_by_ranks, of_all, state_of, work
-from .truth import groups, trained, unnormalized
+from .truth import accumulated, groups, trained, unnormalized
 
 accelerate = pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
@@ -85,17 +85,7 @@ def of_truth(cut, *, model=mlp, accumulate=1, known=True):  # noqa: ARG001
     m, _ = CUT[cut]
     columns = examples(model)
     batches = dealt(lambda start, stop: tuple(c[start:stop] for c in columns))
-    steps = [
-        [
-            [
-                g
-                for micro in batches[i : i + accumulate]
-                for g in groups(squared, micro[rank], m, 1 / accumulate)
-            ]
-            for rank in range(WORLD)
-        ]
-        for i in range(0, len(batches), accumulate)
-    ]
+    steps = accumulated(squared, batches, m, accumulate)
     return trained(model(), steps, rho=RHO, make=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
 
 

@@ -9,14 +9,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowland import SAM
 
-from ..naive import bn_conv, mlp, regression, squared, tensors
+from ..naive import Skips, bn_conv, mlp, regression, squared, tensors
 from .launch import WORLD, check, found_by_ranks, of_all, state_of, work
-from .truth import groups, trained
+from .truth import accumulated, trained
 
 pl = pytest.importorskip("lightning.pytorch")
 strategies = pytest.importorskip("lightning.pytorch.strategies")
@@ -28,17 +27,6 @@ RHO, EXAMPLES, BATCH, EPOCHS = 0.4, 16, 4, 2
 
 CUT = {"whole": (None, "loop"), "pairs": (2, "loop"), "pairs at once": (2, "batched")}
 """m and the engine."""
-
-
-class Skips(nn.Module):
-    """A layer that only groups with a positive first input use: in some steps none of a rank."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.extra = mlp(), mlp(1)
-
-    def forward(self, x):
-        return self.body(x) + self.extra(x) if x[0, 0] > 0 else self.body(x)
 
 
 class Regressor(pl.LightningModule):
@@ -133,17 +121,7 @@ def dealt(columns):
 def of_truth(cut, *, model=mlp, strategy="ddp", accumulate=1):  # noqa: ARG001
     m, _ = CUT[cut]
     batches = [*dealt(data(model))]
-    steps = [
-        [
-            [
-                g
-                for each in batches[i : i + accumulate]
-                for g in groups(squared, each[rank], m, 1 / accumulate)
-            ]
-            for rank in range(WORLD)
-        ]
-        for i in range(0, len(batches), accumulate)
-    ]
+    steps = accumulated(squared, batches, m, accumulate)
     return trained(model(), steps, rho=RHO, make=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
 
 

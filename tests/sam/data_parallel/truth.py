@@ -5,6 +5,7 @@ the model. So there is nothing to put back, and nothing to communicate.
 """
 
 from functools import partial
+from itertools import chain
 
 import torch
 from torch.func import functional_call
@@ -16,6 +17,13 @@ def groups(loss, batch, m=None, share=1.0):
     m = total if m is None else m
     parts = [tuple(t[i : i + m] for t in batch) for i in range(0, total, m)]
     return [(share * len(part[0]) / total, partial(_of_part, loss, part)) for part in parts]
+
+
+def accumulated(loss, batches, m, accumulate):
+    """Steps of so many batches each, every one of which has a part for each rank."""
+    each = [[groups(loss, part, m, 1 / accumulate) for part in batch] for batch in batches]
+    starts = range(0, len(each), accumulate)
+    return [[[*chain(*parts)] for parts in zip(*each[i : i + accumulate], strict=True)] for i in starts]
 
 
 def _of_part(loss, part, run):

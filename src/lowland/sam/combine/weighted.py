@@ -164,7 +164,7 @@ class DecoupledWeighted(Part):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         found = {p: self._pending.pop(p) for p in params if p in self._pending}
         if self._process_group is not None:
-            found = self._mean_over_ranks(found, [p for p in params if p.requires_grad])
+            found |= self._mean_over_ranks(found, [p for p in params if p.requires_grad])
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p in found:
