@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowland.sam.pieces import names_and_parameters
+
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
 
 
@@ -88,7 +90,7 @@ def norm_layers(module: nn.Module) -> list[str]:
 
 def _listed(params: Any, rho: float | None) -> Iterable[tuple[str | None, Any, float | None]]:
     if isinstance(params, nn.Module):
-        yield from ((name, tensor, rho) for name, tensor in params.named_parameters())
+        yield from ((name, tensor, rho) for name, tensor in names_and_parameters(params))
         return
     if isinstance(params, (Tensor, str, Mapping)):
         raise TypeError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowland.sam.containers import version_of
@@ -152,18 +152,3 @@ def tensor_hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for hooks, saved in held:
             hooks.update(saved)
-
-
-def refuse_sharded(module: nn.Module | None, params: Sequence[Tensor]) -> None:
-    """Refuses parameters in pieces: those of FSDP are gathered and freed around each module, unseen.
-
-    Raises:
-        ValueError: If ``module`` contains some, or ``params`` are such pieces.
-    """
-    if any(getattr(p, "_fsdp_flattened", False) for p in params):
-        raise ValueError("params must be whole tensors, got some that FSDP has sharded.")
-    if any(type(p).__name__ == "DTensor" for p in params):
-        raise ValueError("params must be whole tensors, got a DTensor, as FSDP makes them.")
-    for part in () if module is None else module.modules():
-        if any(base.__name__ in {"FullyShardedDataParallel", "FSDPModule"} for base in type(part).__mro__):
-            raise ValueError("module must not be sharded by FSDP, whose parameters are in pieces, got one.")

@@ -29,7 +29,8 @@ class Finish:
         self.call, self.parts, self.workspace = call, parts, workspace
         self.reductions = Reductions(sam.process_group, call.params)
         self._sam = sam
-        self._deposit = Deposit(call.params) if call.way == "backward" else None
+        self.deposits = call.way == "backward"
+        self._deposit = Deposit(call.params) if self.deposits else None
         self._counted = sam.steps_done, sam.last_diagnostics
         self._put_back = parts.kept()
 

@@ -30,10 +30,11 @@ from lowland.sam.captures import Captures, reason_against, refuse_recording
 from lowland.sam.climbing import Climbing
 from lowland.sam.combine import Combine
 from lowland.sam.containers import tensors_of
-from lowland.sam.deposit import refuse_sharded, tensor_hooks_held
+from lowland.sam.deposit import tensor_hooks_held
 from lowland.sam.engine import Plan
 from lowland.sam.functional import Functional
 from lowland.sam.grouped import Grouped
+from lowland.sam.held import Options, held
 from lowland.sam.leaves import OtherLeaves
 from lowland.sam.named import modules_named_by
 from lowland.sam.noise import Noise
@@ -186,17 +187,21 @@ def sam_gradient(
         why = reason_against(ascent, engine=engine, reduction=reduction, weight=weight, in_half=in_half)
         refuse_recording(captures.mode, why)
     groups, sources = _groups(batch, ascent_batch, own_share(m, process_group), entries, params)
-    refuse_sharded(module, params)
+    asked = Options(
+        *(loss, batch, ascent, engine, process_group, combine, ascent_batch, captures, max_memory, reduction)
+    )
+    hold = held(module, params, asked)
     if then is not None and m is not None:
         then.check(sum(filter(None, groups.sizes)))
     warn_of_single_examples(module, groups, params[0])
+    alike = True
     if process_group is not None:
         refuse_joined((module, *modules_named_by(loss)))
-        require_alike(process_group, weight, len(groups), params[0].device)
+        alike = require_alike(process_group, weight, groups.sizes, params[0].device)
     total = Total()
     reductions = Unreduced(process_group) if then is None else then.reductions
-    buffers = Buffers(module, modules_named_by(loss), params, reductions)
-    others = OtherLeaves(params, loss)
+    buffers = Buffers(module, modules_named_by(loss), hold.trained, reductions)
+    others = OtherLeaves([*params, *hold.names_too], loss)
     workspace = Workspace() if then is None else then.workspace
     with (
         Alone(params, "params must be at work in one thread at a time, got a call in another.", nested=True),
@@ -204,15 +209,15 @@ def sam_gradient(
         undone_on_error(params, buffers, workspace, unless=None if then is None else then.done),
     ):
         with torch.enable_grad(), tensor_hooks_held(params):
-            noise = _noise(ascent, radii, params, process_group)
+            noise = _noise(ascent, radii, hold.params, process_group)
             if isinstance(sources, MicroBatches) and radii.move:
                 advance_generators()  # passes are replayed, but a loader is to shuffle and augment anew
-            at = Shown.all_that_move(radii, params, names)
+            at = Shown.all_that_move(radii, hold.params, names)
             both, in_halves = combine is not None or diagnostics, isinstance(loss, Functional)
             how = Climbing(ascent, radii, at, steps, step_size, both, noise, in_halves)
             objective = Objective(
                 loss,
-                params,
+                hold.params,
                 buffers,
                 bn_stats=bn_stats,
                 scale=scale,
@@ -221,16 +226,19 @@ def sam_gradient(
                 workspace=workspace,
                 measure=diagnostics,
                 others=others,
+                names_too=hold.names_too,
             )
             plan = Plan(
                 *(objective, how, l2, total, groups, sources, engine, max_memory, process_group),
                 combines=combine is not None,
                 captures=captures,
             )
-            for attempt in plan.attempts():
-                with attempt.block:
-                    attempt.found = attempt.run()
-            result = total.result(params, combine, times=plan.times)
+            with hold.at_work(deposits=then is not None and then.deposits):
+                for attempt in hold.planned(plan, alike=alike).attempts():
+                    with attempt.block:
+                        attempt.found = attempt.run()
+                result = total.result(params, combine, times=plan.times)
+                result.gradients[:] = hold.gradients(result.gradients, l2 * scale)
         if then is not None:
             then(result)
     groups.carry_over()

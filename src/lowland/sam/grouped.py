@@ -37,13 +37,14 @@ class Grouped:
         entries: Entries that were named.
 
     Attributes:
+        m: Examples in a group, if they are cut.
         parts: The parts.
     """
 
     def __init__(
         self, batch: Sequence[Any] | MicroBatches, m: int | None, entries: Entries = UNNAMED
     ) -> None:
-        self.entries = entries
+        self.entries, self.m = entries, m
         self.parts: list[Part] = list(batch) if isinstance(batch, MicroBatches) else [tuple(batch)]
         if not self.parts:
             raise ValueError("batch must hold at least one part, got none.")

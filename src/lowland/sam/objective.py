@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +43,7 @@ class Objective:
         measure: Whether passes say how far the weights really moved.
         cuts: Whether m cuts the batch, so that a loss must touch its arguments.
         others: Takes note of what else the loss depends on.
+        names_too: Tensors by which the loss's modules know the parameters, where these are others.
     """
 
     loss: Loss
@@ -56,6 +57,7 @@ class Objective:
     measure: bool = False
     cuts: bool = False
     others: OtherLeaves | None = None
+    names_too: Sequence[Tensor] = ()
 
     @cached_property
     def devices(self) -> list[torch.device]:

@@ -89,23 +89,35 @@ def _device_of(process_group: dist.ProcessGroup | None) -> torch.device:
 
 
 def require_alike(
-    process_group: dist.ProcessGroup, weight: object, num_groups: int, device: torch.device
-) -> None:
+    process_group: dist.ProcessGroup, weight: object, sizes: Sequence[int | None], device: torch.device
+) -> bool:
     """Refuses weights of one's own, and batches cut into another number of groups than in other processes.
+
+    Args:
+        process_group: The processes.
+        weight: What was given for the weight of groups.
+        sizes: Numbers of examples of this process's groups.
+        device: Where they send from.
+
+    Returns:
+        Whether the groups of all processes are of the same sizes.
 
     Raises:
         ValueError: In every process, if the numbers differ.
     """
     if weight is not None:
         raise ValueError("weight must be None with process_group, got a function.")
-    bounds = torch.tensor([num_groups, -num_groups], device=device)
+    own = torch.tensor([len(sizes), sum(i * (size or 1) for i, size in enumerate(sizes, 1))], device=device)
+    bounds = torch.cat([own, -own])
     dist.all_reduce(bounds, dist.ReduceOp.MAX, group=process_group)
-    most, fewest = int(bounds[0]), -int(bounds[1])
+    most, heaviest, fewest, lightest = bounds.tolist()
+    fewest, lightest = -fewest, -lightest
     if most != fewest:
         raise ValueError(
             "every process of process_group must have the same number of groups, "
             f"got between {fewest} and {most}."
         )
+    return bool(heaviest == lightest)
 
 
 def mean_over_ranks(

@@ -24,6 +24,7 @@ from lowland.sam.finish import Finish
 from lowland.sam.gradient import sam_gradient
 from lowland.sam.objective import Loss, Reduction, Weight
 from lowland.sam.part import Call, Parts, Way
+from lowland.sam.pieces import has_gradient, is_cut, refuse_unknown
 from lowland.sam.precision import working
 from lowland.sam.schedule import Schedule, radii_at
 from lowland.sam.source import AscentSource
@@ -150,6 +151,8 @@ class SAM:
         for own in filter(None, self._chosen.radii):
             non_negative("rho", own)
         check_together(ascent or L2(), steps, combine, source)
+        if self.module is not None and is_cut(self.module, self._chosen.tensors):
+            _check_cut(self)
         if capture != "off":
             why = reason_against(ascent or L2(), engine=engine, reduction=reduction, weight=weight)
             refuse_recording(capture, why)
@@ -289,7 +292,7 @@ class SAM:
 
     def _call(self, way: Way, batch: tuple[Any, ...], scale: Scale, new_step: bool | None) -> Call:
         params = [p for p in self.params if is_trained(p)]
-        begins = not _has_gradient(params) if new_step is None else new_step
+        begins = not has_gradient(self.module, params) if new_step is None else new_step
         step = self.steps_done if begins else max(self.steps_done - 1, 0)
         return Call(step, params, way, batch=batch, scale=scale, begins=begins)
 
@@ -342,7 +345,10 @@ class SAM:
         return dict(zip(self._of_trained(call, names), call.params, strict=True))
 
 
-def _has_gradient(params: list[Tensor]) -> bool:
-    """Whether some ``.grad`` is neither absent nor zero."""
-    found = [p.grad for p in params if isinstance(p, Tensor) and p.grad is not None]
-    return any(bool((g.coalesce().values() if g.is_sparse else g).any()) for g in found)
+def _check_cut(sam: SAM) -> None:
+    """Refuses options that have no form for a model in pieces."""
+    from lowland.sam.sharded.options import check_parts, refuse_options
+
+    refuse_unknown(sam.module, sam._chosen.tensors)
+    check_parts(sam.ascent or L2(), sam.engine, sam.process_group)
+    refuse_options(combine=sam.combine, source=sam.source, max_memory=sam.max_memory, captures=sam.captures)

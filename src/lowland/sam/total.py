@@ -54,10 +54,12 @@ class Then(Protocol):
     Attributes:
         workspace: Memory that is reused from call to call.
         reductions: What data-parallel modules do in the call.
+        deposits: Whether it adds the gradients to ``.grad``.
     """
 
     workspace: Workspace
     reductions: Reductions
+    deposits: bool
 
     def check(self, num_examples: int) -> None:
         """Refuses a batch of so many examples, before the first pass over it."""

@@ -26,6 +26,7 @@ class L2:
 
     by_row: ClassVar[bool] = True
     of_many: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = False
 
     def __call__(self, step: AscentStep) -> Vector:
         """A step of l2 length ``step.size`` along the gradient, then back into the ball."""
@@ -53,6 +54,7 @@ class Unnormalized:
 
     by_row: ClassVar[bool] = True
     of_many: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = False
 
     def __call__(self, step: AscentStep) -> Vector:
         """A step ``step.size * step.g``."""
@@ -79,6 +81,7 @@ class ClippedUnnormalized:
 
     by_row: ClassVar[bool] = True
     of_many: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = False
 
     def __call__(self, step: AscentStep) -> Vector:
         """A step ``step.size * step.g``, then back into the ball."""
@@ -113,6 +116,7 @@ class Unified:
 
     by_row: ClassVar[bool] = True
     of_many: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lam <= 1.0:

@@ -120,7 +120,9 @@ class Ascent(Protocol):
     place of the whole tensor. One that does nothing with ``e`` and ``g`` but what every
     :class:`~lowland.sam.vectors.Vector` can may set ``of_many = True`` beside its ``__call__``: it is then
     asked once for all groups that run at once, whose norms are tensors of shape ``(groups,)``. One that draws
-    from ``noise`` sets ``random = True``, one that makes no sense for several steps ``one_step = True``.
+    from ``noise`` sets ``random = True``, one that makes no sense for several steps ``one_step = True``. One
+    that never looks at ``w`` sets ``reads_weights = False``: of a model that is sharded, whose weights are
+    nowhere whole, no other climbs.
     """
 
     def __call__(self, step: AscentStep) -> Sequence[Tensor] | None:

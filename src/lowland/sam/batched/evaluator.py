@@ -134,10 +134,15 @@ class Evaluator:
         with self._forward(batch, weights, linearized, first=first) as (losses, aux, _):
             self.objective.require_gradient(losses)
             weighted = self.objective.scaled((losses * share.to(losses)).sum())
-            over = share * self.objective.scale
             with autocast_off(losses):
-                found = gradients(linearized, weighted, self.objective.params, over)
+                found = self._by_params(linearized, weighted, share * self.objective.scale)
         return Pass(losses.detach(), aux, mean=One(found), connected=any(g is not None for g in found))
+
+    def _by_params(
+        self, linearized: Linearized | None, weighted: Tensor, over: Float[Tensor, " groups"]
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the ``weighted`` sum by the parameters."""
+        return gradients(linearized, weighted, self.objective.params, over)
 
     def values(
         self,
@@ -237,7 +242,7 @@ class Evaluator:
         moved = any(w.move is not None for w in weights)
         with (
             nullcontext() if moves_stats else buffers.kept(),
-            seen_as_perturbed(params) if moved else nullcontext(),
+            seen_as_perturbed([*params, *self.objective.names_too]) if moved else nullcontext(),
             fresh_caches(),
         ):
             marks, writes = buffers.marks(), buffers.num_writes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +22,7 @@ from lowland.sam.looks.world import World
 from lowland.sam.objective import Objective
 from lowland.sam.precision import is_half
 from lowland.sam.stacked import Stacked
-from lowland.sam.vectors import One
+from lowland.sam.vectors import One, Shown
 from lowland.sam.vectors.many import Many, forms, stacked
 from lowland.sam.vectors.norms import squared_norms
 from lowland.sam.vectors.per_group import PerGroup
@@ -95,16 +96,17 @@ class ManyGroups:
 
     def shown(self, seen: Pass) -> Many:
         """The gradient of the weights that may move, without the scale."""
-        how, groups = self.how, self.batch.groups
+        how = self.how
         assert isinstance(seen.gradient, Many)
         each = [seen.gradient.each[i] for i in how.radii.indices]
         used_up = how.steps == 1 and not (how.both or how.remembers)
-        found = Many(each, groups, how.at, used_up=used_up)
+        found = self._many(each, how.at, used_up=used_up)
         if self.objective.is_scaled:
             found = found.scaled(1.0 / self.objective.scale)
-        if not found.is_finite():
-            raise NotFinite
-        return found
+        return found if found.is_finite() else self._not_finite(found)
+
+    def _not_finite(self, found: Many) -> Many:  # noqa: ARG002 - another look goes on with it
+        raise NotFinite
 
     def drawn(self, ask: Drawn) -> Many | None:
         """A perturbation of each group that needs no gradient."""
@@ -120,16 +122,20 @@ class ManyGroups:
         found = [PerGroup(w) for w in self.objective.params]
         for i, ratio, t in zip(self.how.radii.indices, self.how.radii.ratios, e.each, strict=True):
             found[i] = t if ratio == 1.0 or t.absent else t.scaled(e.number(ratio))
-        return Many(found, self.batch.groups)
+        return self._many(found)
 
     def weights(self, e: Many | None) -> Many:
         """Each group's ``w + e``; ``e`` is not used up by the pass that follows."""
         ones = torch.ones(self.batch.groups, dtype=torch.float64, device="cpu")
-        w = Many([PerGroup(w, along=ones.to(w.device)) for w in self.objective.params], self.batch.groups)
+        w = self._many([PerGroup(w, along=ones.to(w.device)) for w in self.objective.params])
         if e is None:
             return w
         e.kept = True
         return w.plus(self.everywhere(e))
+
+    def _many(self, each: Sequence[PerGroup], at: Shown | None = None, *, used_up: bool = False) -> Many:
+        """A vector of the groups."""
+        return Many(each, self.batch.groups, at, used_up=used_up)
 
     def summed(self, v: Many) -> One:
         """The weighted mean over the groups."""
@@ -138,6 +144,10 @@ class ManyGroups:
     @cached_property
     def _share(self) -> Tensor:
         return (self.masses / self.masses.sum()).to(self.objective.params[0].device)
+
+    def _held(self, i: int) -> AbstractContextManager[object]:  # noqa: ARG002 - here they always are
+        """A block in which the numbers of the i-th parameter are there."""
+        return nullcontext()
 
     def _moves(self, e: Many | None) -> list[PerGroup | None] | None:
         return None if e is None else [None if t.absent else t for t in self.everywhere(e).each]
@@ -156,9 +166,7 @@ class ManyGroups:
         found = self._evaluator.recorded(self.batch, wanted, moves, first=first, linearized=linearized)
         self._note(first)
         realised = self._realised(e) if self.objective.measure and e is not None else None
-        return Pass(
-            found.losses, found.aux, Many(found.gradient, self.batch.groups), None, realised, found.connected
-        )
+        return Pass(found.losses, found.aux, self._many(found.gradient), None, realised, found.connected)
 
     def _note(self, first: bool) -> None:
         """What the first pass leaves of the generators stays."""
@@ -178,9 +186,10 @@ class ManyGroups:
         for i in self.how.radii.indices:
             w, move = self.objective.params[i].detach(), moves[i]
             total += w.numel()
-            if not move.absent:
-                asked = move.whole(groups)  # which is not rounded to half precision here: products are
-                change = asked if is_half(w) else (w + asked) - w
-                squares += squared_norms([PerGroup(w, dense=change)], groups).cpu()
-                moved += change.reshape(groups, -1).count_nonzero(1).cpu()
+            with self._held(i):
+                if not move.absent:
+                    asked = move.whole(groups)  # which is not rounded to half precision here: products are
+                    change = asked if is_half(w) else (w + asked) - w
+                    squares += squared_norms([PerGroup(w, dense=change)], groups).cpu()
+                    moved += change.reshape(groups, -1).count_nonzero(1).cpu()
         return squares.sqrt(), moved / max(total, 1)

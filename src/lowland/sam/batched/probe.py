@@ -11,7 +11,13 @@ from lowland.sam.batched.cost import machine, seconds
 from lowland.sam.batched.evaluator import Evaluator, Recorded
 from lowland.sam.batched.memory import held_bytes, what_is_saved
 from lowland.sam.batched.reachable import Reachable
-from lowland.sam.batched.refused import refuse_modules, require_gone, require_known, require_no_draws
+from lowland.sam.batched.refused import (
+    refuse_modules,
+    refuse_shared_memory,
+    require_gone,
+    require_known,
+    require_no_draws,
+)
 from lowland.sam.functional import Functional
 from lowland.sam.linearized import Linearized
 from lowland.sam.objective import Objective
@@ -56,6 +62,7 @@ def probe(objective: Objective, one: Stacked, *, planned_groups: int, forms: boo
         Unbatchable: If the loss, or one of its modules, cannot be run for several groups at once.
     """
     refuse_modules(objective)
+    refuse_shared_memory(objective.params)
     params, one = objective.params, one.copied()
     run = Evaluator(objective, forms, planned_groups=planned_groups, probes=True)
     linearized = Linearized(objective) if isinstance(objective.loss, Functional) else None

@@ -26,11 +26,15 @@ def refuse_modules(objective: Objective) -> None:
     if compiled is not None:
         text = f"{compiled} was run as it was written: engine='loop' runs what the compiler made of it."
         warn_once(objective.params[0], ("compiled", compiled), text)
-    memory = [place_of(p) for p in objective.params if p.numel() > 0]
-    if len(set(memory)) < len(memory):
-        raise Unbatchable("parameters that share their memory")
     for module in () if objective.buffers.module is None else objective.buffers.module.modules():
         _refuse(module)
+
+
+def refuse_shared_memory(params: Sequence[Tensor]) -> None:
+    """Refuses parameters of which one moves when another does."""
+    memory = [place_of(p) for p in params if p.numel() > 0]
+    if len(set(memory)) < len(memory):
+        raise Unbatchable("parameters that share their memory")
 
 
 def require_known(changed: Sequence[tuple[str, Tensor | None]], known: set[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,12 +98,16 @@ class OneGroup:
         if e.at is not None:
             for i, t in zip(e.at.indices, e.everywhere().tensors, strict=True):
                 tensors[i] = t
-        return One(tensors, e.factor)
+        return self._vector(tensors, e.factor)
 
     def weights(self, e: One | None) -> One:
         """``w + e``."""
-        w = One([working(p.detach()) for p in self.objective.params])
+        w = self._vector([working(p.detach()) for p in self.objective.params])
         return w if e is None else w.plus(self.everywhere(e))
+
+    def _vector(self, tensors: Gradients, factor: float = 1.0) -> One:
+        """A vector of the parameters."""
+        return One(tensors, factor)
 
     def summed(self, v: One) -> One:
         """The vector itself."""
@@ -136,7 +140,7 @@ class OneGroup:
         if first:
             self.world.stays()
         self._passed = found.mass
-        return found.seen(realised, whole=wanted is None)
+        return found.seen(self._vector, realised, whole=wanted is None)
 
     def _in_halves(self, i: int, *, first: bool, last: bool) -> Linearized | None:
         """The loss of the i-th part as functional SAM sees it, in its first pass and its last."""
@@ -222,11 +226,13 @@ class _Sums:
         """Weight of the parts."""
         return self._found.weight
 
-    def seen(self, realised: tuple[float, float] | None, *, whole: bool) -> Pass:
+    def seen(
+        self, vector: Callable[[Gradients], One], realised: tuple[float, float] | None, *, whole: bool
+    ) -> Pass:
         if not self._aux:
             raise ValueError("a group must hold at least one example of positive weight, got none.")
         loss, *found = self._found.result()
         assert loss is not None
-        gradient = One(found) if found else None
+        gradient = vector(found) if found else None
         connected = any(g is not None for g in found)
         return Pass(loss, self._aux, gradient, gradient if whole else None, realised, connected)

@@ -18,8 +18,8 @@ from lowland.sam.buffers import BatchNormStats, Buffers
 from lowland.sam.choice import OF_SAM
 from lowland.sam.choose import Chosen
 from lowland.sam.combine import Combine
-from lowland.sam.deposit import refuse_sharded
 from lowland.sam.part import Call, Parts, Way, brief
+from lowland.sam.pieces import is_cut
 from lowland.sam.radii import Radii
 from lowland.sam.randomness import RandomState
 from lowland.sam.schedule import Schedule, radii_at
@@ -86,7 +86,10 @@ class SAMOptimizer(Optimizer):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
-        refuse_sharded(module, [p for g in optimizer.param_groups for p in g["params"]])
+        if is_cut(module, [p for g in optimizer.param_groups for p in g["params"]]):
+            raise ValueError(
+                "SAMOptimizer must have whole parameters, got some in shards: use lowland.SAM(model)."
+            )
         if isinstance(module, DistributedDataParallel) and module.static_graph:
             raise ValueError(
                 "DistributedDataParallel must have static_graph=False in SAMOptimizer, got True: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lowland.sam.precision import wide, working
@@ -95,6 +95,13 @@ class Factor:
         return Factor(
             OneHot(left, self.left.width) if isinstance(self.left, OneHot) else left,
             replace(self.right, maps=right) if isinstance(self.right, Patches) else right,
+        )
+
+    def only(self, chosen: Bool[Tensor, " groups"]) -> Factor:
+        """The matrices of the ``chosen`` groups, 0 for the others."""
+        left, right = self.tensors()
+        return self._of(
+            left if isinstance(self.left, OneHot) else masked(left, chosen), masked(right, chosen)
         )
 
     def scaled_rows(self, factors: Float[Tensor, " q"]) -> Factor:
@@ -217,6 +224,11 @@ def times(tensor: Float[Tensor, "groups *rest"], factors: Float[Tensor, " groups
     """Each group's part times its factor, in float32 or better."""
     tensor = working(tensor)
     return tensor * column(factors, tensor)
+
+
+def masked(tensor: Float[Tensor, "groups *rest"], chosen: Bool[Tensor, " groups"]) -> Tensor:
+    """``tensor`` with zeros for the groups that are not ``chosen``, whatever is there."""
+    return tensor.masked_fill(~chosen.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1)), 0.0)
 
 
 def column(factors: Float[Tensor, " groups"], like: Tensor) -> Tensor:

@@ -46,6 +46,17 @@ class Many(Vector):
         self._norm = norm
         self.used_up = used_up
 
+    def _of(
+        self,
+        each: Sequence[PerGroup],
+        at: Shown | None = None,
+        norm: Tensor | None = None,
+        *,
+        used_up: bool = False,
+    ) -> Many:
+        """Another vector of the same kind."""
+        return Many(each, self.groups, at, norm, used_up=used_up)
+
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [t.whole(self.groups) for t in self.each[index]]
@@ -82,18 +93,18 @@ class Many(Vector):
         else:
             found = mapped(self.each, lambda t: t.scale_(factors) if self.used_up else t.scaled(factors))
         norm = None if self._norm is None else self._norm * factors.to(self._norm)
-        return Many(found, self.groups, self.at, norm)
+        return self._of(found, self.at, norm)
 
     def plus(self, other: Many) -> Many:
         """The sum."""
         found = [s.plus(t) for s, t in zip(self.each, other.each, strict=True)]
-        return Many(found, self.groups, other.at or self.at)
+        return self._of(found, other.at or self.at)
 
     def times(self, units: Sequence[Tensor | None]) -> Many:
         """The product."""
         pairs = zip(self.each, units, strict=True)
         found = [t if u is None or t.absent else t.times(u) for t, u in pairs]
-        return Many(found, self.groups, self.at, used_up=self.used_up)
+        return self._of(found, self.at, used_up=self.used_up)
 
     @property
     def largest_factor(self) -> float:
@@ -111,7 +122,7 @@ class Many(Vector):
             own = None if before is None else One([t[k] for t in before])
             one = ascent(replace(step, g=One([t[k] for t in formed]), e=own, norm=norm))
             rows.append(own if one is None else one)
-        return Many(stacked(step.w, rows), self.groups, self.at)
+        return self._of(stacked(step.w, rows), self.at)
 
     def number(self, factor: Number) -> Float[Tensor, " groups"]:
         """A number for each group."""

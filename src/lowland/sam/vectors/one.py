@@ -73,7 +73,9 @@ class One(Vector):
         if at is None or at.whole:
             return self
         parts = zip(at.params, self.tensors, at.ratios, at.rows, strict=True)
-        return One([_whole(p, t if r == 1.0 else t * r, rows) for p, t, r, rows in parts], self.factor, at)
+        return self._of(
+            [_whole(p, t if r == 1.0 else t * r, rows) for p, t, r, rows in parts], self.factor, at
+        )
 
     def asked(self, ascent: Callable[[Any], Any], step: Any) -> One | None:
         """What ``ascent`` makes of a step along this vector."""
@@ -83,12 +85,24 @@ class One(Vector):
     def like(self, found: Sequence[Tensor]) -> One:
         """What an ascent returned, as a vector of the same weights."""
         if isinstance(found, One):
-            return found if found.at is self.at else One(found.tensors, found.factor, self.at, found._norm)
-        return One(found, at=self.at)
+            if found.at is self.at:
+                return found
+            return self._of(found.tensors, found.factor, self.at, found._norm)
+        return self._of(found, at=self.at)
+
+    def _of(
+        self,
+        tensors: Sequence[Any],
+        factor: float = 1.0,
+        at: Shown | None = None,
+        norm: float | None = None,
+    ) -> One:
+        """Another vector of the same kind."""
+        return One(tensors, factor, at, norm)
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return One(self.tensors[index], self.factor)
+            return self._of(self.tensors[index], self.factor)
         return self.tensors[index] if self.factor == 1.0 else self.tensors[index] * self.factor
 
     def __len__(self) -> int:
@@ -128,21 +142,21 @@ class One(Vector):
         """The same, while this one, if it is not kept, holds its tensors no longer."""
         if self.kept:
             return self
-        found, self.tensors = One(self.tensors, self.factor, self.at, self._norm), ()
+        found, self.tensors = self._of(self.tensors, self.factor, self.at, self._norm), ()
         return found
 
     def scaled(self, factor: Number) -> One:
         """The product, not formed."""
         assert not isinstance(factor, Tensor)
         norm = None if self._norm is None else self._norm * abs(factor)
-        return One(self.tensors, self.factor * factor, self.at, norm)
+        return self._of(self.tensors, self.factor * factor, self.at, norm)
 
     def unscaled(self, scale: float) -> One:
         """The vector without a scale; formed where the number would be too small for float32."""
         if scale == 1.0:
             return self
         found = self.scaled(1.0 / scale)
-        return found if _LEAST < found.factor < 1.0 / _LEAST else One(list(found), at=self.at)
+        return found if _LEAST < found.factor < 1.0 / _LEAST else self._of(list(found), at=self.at)
 
     def plus(self, other: One) -> One:
         """The sum, formed."""
@@ -150,12 +164,12 @@ class One(Vector):
             total: list[Any] = list(torch._foreach_add(list(self), list(other.tensors), alpha=other.factor))
         else:
             total = [_sum(a, b) for a, b in zip(self.formed(), other.formed(), strict=True)]
-        return One(total, at=other.at)
+        return self._of(total, at=other.at)
 
     def times(self, units: Sequence[Tensor | None]) -> One:
         """The product, formed: the number first, for the product without it may underflow."""
         pairs = zip(self, units, strict=True)
-        return One(
+        return self._of(
             [t if u is None else t * u for t, u in pairs],
             at=self.at,
             norm=0.0 if self.is_known_zero else None,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lowland.sam.precision import working
-from lowland.sam.vectors.factors import Factor, column, times
+from lowland.sam.vectors.factors import Factor, column, masked, times
 
 Rows = tuple[int, int]
 """Consecutive rows of a matrix: the first, and one after the last."""
@@ -112,7 +112,8 @@ class PerGroup:
         self.form()
         if self.along is None:
             if self.dense is None:
-                self.dense = torch.zeros_like(working(self.w.detach())).expand(groups, *self.w.shape)
+                wide = torch.promote_types(self.w.dtype, torch.float32)
+                self.dense = torch.zeros_like(self.w.detach(), dtype=wide).expand(groups, *self.w.shape)
             return self.dense
         w = working(self.w.detach())
         along = column(self.along, w.expand(groups, *w.shape)) * w
@@ -152,6 +153,12 @@ class PerGroup:
         along = None if self.along is None else self.along * factors
         dense = None if self.dense is None else times(self.dense, factors)
         return PerGroup(self.w, along, dense, parts, own=True)
+
+    def only(self, chosen: Bool[Tensor, " groups"]) -> PerGroup:
+        """The tensors of the ``chosen`` groups, 0 for the others, whatever theirs are."""
+        along = None if self.along is None else masked(self.along, chosen)
+        dense = None if self.dense is None else masked(self.dense, chosen)
+        return PerGroup(self.w, along, dense, [p.of(p.factor.only(chosen)) for p in self.parts], own=True)
 
     def plus(self, other: PerGroup) -> PerGroup:
         """The sum."""

@@ -1,0 +1,69 @@
+"""Parameters in pieces, as FSDP and tensor parallelism keep them: which ones there are a way for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def is_cut(module: nn.Module | None, params: Sequence[Any]) -> bool:
+    """Whether parameters, or others of their module, are in pieces."""
+    return any(_is_piece(p) for p in params) or _sharded_by(module) is not None
+
+
+def refuse_unknown(module: nn.Module | None, params: Sequence[Tensor]) -> None:
+    """Refuses parameters in pieces other than those of ``fully_shard``, given as their module.
+
+    Raises:
+        ValueError: If they are.
+    """
+    kind = _sharded_by(module)
+    if kind == "FullyShardedDataParallel" or any(hasattr(p, "_fsdp_flattened") for p in params):
+        raise ValueError(
+            "module must be sharded by torch.distributed.fsdp.fully_shard (FSDP2), "
+            "got one that FullyShardedDataParallel (FSDP1) has sharded."
+        )
+    if module is None:
+        raise ValueError(
+            "params must be given as their module, SAM(model), where they are sharded, got DTensors."
+        )
+    if kind is None:
+        raise ValueError(
+            "params must be whole or sharded by torch.distributed.fsdp.fully_shard, got DTensors of tensor "
+            "parallelism."
+        )
+
+
+def names_and_parameters(module: nn.Module) -> Sequence[tuple[str, Tensor]]:
+    """Those of a module, in pieces if they are cut: of a forward pass some may be gathered still."""
+    if _sharded_by(module) == "FSDPModule":
+        from lowland.sam.sharded.fsdp import put_away
+
+        put_away(module)
+    return list(module.named_parameters())
+
+
+def has_gradient(module: nn.Module | None, params: Sequence[Any]) -> bool:
+    """Whether some ``.grad`` is neither absent nor zero; of pieces, those that other ranks have included."""
+    found = [p.grad for p in params if isinstance(p, Tensor) and p.grad is not None]
+    if any(_is_piece(p) for p in params) and module is not None:
+        from lowland.sam.sharded.waiting import any_somewhere
+
+        return any_somewhere(module, found)
+    return any(bool((g.coalesce().values() if g.is_sparse else g).any()) for g in found)
+
+
+def _is_piece(p: Any) -> bool:
+    return type(p).__name__ == "DTensor" or getattr(p, "_fsdp_flattened", False)
+
+
+def _sharded_by(module: nn.Module | None) -> str | None:
+    """Which class of torch has sharded some of a module."""
+    if module is None or "torch.distributed.fsdp" not in sys.modules:
+        return None
+    names = {"FullyShardedDataParallel", "FSDPModule"}
+    found = (base.__name__ for part in module.modules() for base in type(part).__mro__)
+    return next((name for name in found if name in names), None)

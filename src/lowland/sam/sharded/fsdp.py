@@ -1,0 +1,156 @@
+"""What ``fully_shard`` knows of a model: the one place that uses private names of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from lowland.sam.private import unseen_by_modes
+
+_NEEDED = "fsdp_params", "reduce_grads", "all_reduce_grads", "offload_policy"
+
+
+class Units:
+    """The parts of a model whose parameters are gathered and freed together.
+
+    Args:
+        module: The model.
+
+    Attributes:
+        parts: A module of each unit, in the order of the model.
+
+    Raises:
+        ValueError: If this torch keeps them in another way.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules: list[Any] = [m for m in module.modules() if isinstance(m, FSDPModule)]
+        found = {id(part._get_fsdp_state()): part for part in reversed(self._modules)}
+        self.parts: list[Any] = list(reversed(found.values()))
+        missing = [name for name in _NEEDED for g in self._groups() if not hasattr(g, name)]
+        if missing:
+            raise ValueError(f"torch must have the fully_shard of 2.13, got one without {missing[0]}.")
+
+    def _groups(self) -> Iterator[Any]:
+        for part in self.parts:
+            yield from part._get_fsdp_state()._fsdp_param_groups
+
+    def kept(self) -> list[Any]:
+        """What FSDP keeps of each parameter."""
+        return [kept for group in self._groups() for kept in group.fsdp_params]
+
+    def gathered(self) -> dict[int, tuple[Tensor, Any]]:
+        """For each sharded parameter, by its identity, the gathered one and a module of its unit.
+
+        A gathered parameter stays the same; its memory comes and goes. All ranks must ask together.
+        """
+        found = {}
+        for part in self.parts:
+            with held(part):
+                for group in part._get_fsdp_state()._fsdp_param_groups:
+                    for kept in group.fsdp_params:
+                        found[id(kept.sharded_param)] = kept._unsharded_param, part
+        return found
+
+    def offload(self) -> bool:
+        """Whether shards wait on the CPU."""
+        return any(kept.offload_to_cpu for kept in self.kept())
+
+    def reduces_in_part(self) -> bool:
+        """Whether replicas are not to be added up."""
+        return not all(group.all_reduce_grads for group in self._groups())
+
+    def waits(self) -> bool:
+        """Whether gradients are to be accumulated where they are, and not reduced."""
+        return not any(group.reduce_grads for group in self._groups())
+
+    def put_away(self) -> None:
+        """Frees what is gathered."""
+        for part in self.parts:
+            part.reshard()
+
+    @contextmanager
+    def reducing(self, flag: bool) -> Iterator[None]:
+        """A block whose backward passes reduce gradients, or do not."""
+        before = [(group, group.reduce_grads) for group in self._groups()]
+        try:
+            for group, _ in before:
+                group.reduce_grads = flag
+            yield
+        finally:
+            for group, was in before:
+                group.reduce_grads = was
+
+    def recover(self) -> None:
+        """Makes the units ready for a forward pass after one that failed half-way."""
+        for part in self._modules:
+            state = part._get_fsdp_state()
+            if state._is_root:
+                part.reset_iter_state()
+        self.put_away()
+
+    @contextmanager
+    def hooks_unseen(self) -> Iterator[None]:
+        """A block in which no mode sees how units are gathered, registered and freed around their modules."""
+        changed: list[tuple[Any, Any, Any]] = []
+        try:
+            for part in self._modules:
+                for hooks in (part._forward_pre_hooks, part._forward_hooks):
+                    for key, hook in [*hooks.items()]:
+                        if _is_of_fsdp(hook):
+                            changed.append((hooks, key, hook))
+                            hooks[key] = _unseen(hook)
+            yield
+        finally:
+            for hooks, key, hook in changed:
+                hooks[key] = hook
+
+
+@contextmanager
+def held(part: Any) -> Iterator[None]:
+    """A block in which the parameters of a unit are gathered; all ranks must enter it together."""
+    part.unshard()
+    try:
+        yield
+    finally:
+        part.reshard()
+
+
+def _is_of_fsdp(hook: Any) -> bool:
+    while hook is not None:
+        owner = getattr(hook, "__self__", None)
+        if type(owner).__module__.startswith("torch.distributed.fsdp"):
+            return True
+        hook = getattr(hook, "__wrapped__", None)
+    return False
+
+
+def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(hook)
+    def unseen(*args: Any, **kwargs: Any) -> Any:
+        with unseen_by_modes():
+            return hook(*args, **kwargs)
+
+    return unseen
+
+
+def largest(mesh: Any, number: int, device: torch.device) -> int:
+    """The largest of the numbers of all ranks of a mesh, all of which ask."""
+    found = torch.tensor(number, device=device)
+    for i in range(mesh.ndim):
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=mesh.get_group(i))
+    return int(found)
+
+
+def put_away(module: nn.Module) -> None:
+    """Frees what is gathered of a module."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()

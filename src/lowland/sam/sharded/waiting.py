@@ -1,0 +1,110 @@
+"""Gradients that are there before a call, set aside for its passes, which would add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowland.sam.sharded.fsdp import Units, largest
+
+_PLACES = ("_unsharded_param", "grad"), (None, "unsharded_accumulated_grad")
+"""Where FSDP keeps a gradient that it has not reduced: of the gathered parameter, and in another type."""
+
+
+class Waiting:
+    """The gradients of a sharded model, as they are when this is made.
+
+    Those in ``.grad`` are set aside. Those that FSDP has not reduced yet, since the user told it to wait, are
+    added to by a call that waits too; by one that does not they are reduced with its own, and copied before
+    that, in case it fails.
+
+    Args:
+        units: The units of the model.
+        waits: Whether the call waits too.
+    """
+
+    def __init__(self, units: Units, *, waits: bool) -> None:
+        self._waits = waits
+        self._kept = units.kept()
+        self._grads = [kept.sharded_param.grad for kept in self._kept]
+        self._pending = [[_at(kept, place) for place in _PLACES] for kept in self._kept]
+        if not waits:
+            self._pending = [[None if g is None else g.clone() for g in row] for row in self._pending]
+        for kept in self._kept:
+            kept.sharded_param.grad = None
+            for place in _PLACES if waits else ():
+                _put(kept, place, None)
+
+    def found(self) -> dict[int, Tensor | None]:
+        """What the call has reduced, by the identities of the sharded parameters."""
+        return {id(kept.sharded_param): kept.sharded_param.grad for kept in self._kept}
+
+    def any_found(self) -> bool:
+        """Whether the call has found some gradient."""
+        new = (_at(kept, place) for kept in self._kept for place in _PLACES if self._waits)
+        return any(g is not None for g in (*self.found().values(), *new))
+
+    def keep(self) -> None:
+        """Ends the call: what was set aside is there again, with what waits of the call added to it."""
+        if self._waits:
+            for kept, row in zip(self._kept, self._pending, strict=True):
+                for place, old in zip(_PLACES, row, strict=True):
+                    new = _at(kept, place)
+                    _put(kept, place, old if new is None else new if old is None else old.add_(new))
+        self._put_grads_back()
+
+    def undo(self) -> None:
+        """Everything is what it was."""
+        for kept, row in zip(self._kept, self._pending, strict=True):
+            for place, old in zip(_PLACES, row, strict=True):
+                _put(kept, place, old)
+        self._put_grads_back()
+
+    def _put_grads_back(self) -> None:
+        for kept, grad in zip(self._kept, self._grads, strict=True):
+            kept.sharded_param.grad = grad
+
+
+@contextmanager
+def hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block no hook fires that waits for a gradient in ``.grad``: it is not there to stay."""
+    held = [
+        (hooks, dict(hooks)) for p in params if (hooks := getattr(p, "_post_accumulate_grad_hooks", None))
+    ]
+    for hooks, _ in held:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, saved in held:
+            hooks.update(saved)
+
+
+def any_waits(units: Units) -> bool:
+    """Whether FSDP keeps some gradient that it has not reduced."""
+    return any(_at(kept, place) is not None for kept in units.kept() for place in _PLACES)
+
+
+def _owner(kept: Any, place: tuple[str | None, str]) -> Any:
+    return kept if place[0] is None else getattr(kept, place[0], None)
+
+
+def _at(kept: Any, place: tuple[str | None, str]) -> Tensor | None:
+    found: Tensor | None = getattr(_owner(kept, place), place[1], None)
+    return found
+
+
+def _put(kept: Any, place: tuple[str | None, str], grad: Tensor | None) -> None:
+    if _owner(kept, place) is not None:
+        setattr(_owner(kept, place), place[1], grad)
+
+
+def any_somewhere(module: nn.Module, gradients: Sequence[Any]) -> bool:
+    """Whether FSDP keeps a gradient, or some rank's part of the ``gradients`` is not zero; all ranks ask."""
+    if not gradients:
+        return any_waits(Units(module))
+    mesh, own = gradients[0].device_mesh, [g.to_local() for g in gradients]
+    return largest(mesh, int(any(bool(g.any()) for g in own)), own[0].device) > 0 or any_waits(Units(module))
