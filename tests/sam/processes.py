@@ -14,22 +14,22 @@ LIMIT = 240
 """Seconds after which processes are said to hang."""
 
 
-def found_by_ranks(module, folder):
+def found_by_ranks(module, folder, world=WORLD):
     """What each rank's run of ``python -m module`` found: :func:`work` there."""
-    said = [folder / f"said{rank}" for rank in range(WORLD)]
-    processes = [begun(module, rank, folder, to) for rank, to in enumerate(said)]
+    said = [folder / f"said{rank}" for rank in range(world)]
+    processes = [begun(module, rank, folder, to, world) for rank, to in enumerate(said)]
     hang = outlived(processes, LIMIT)
     words = [file.read_text() for file in said]
     assert all(process.returncode <= 0 for process in processes), "\n".join(words)
     last = [text.splitlines()[-1:] for text in words]
     assert not hang, f"ranks {hang} hang; the last that each has done: {last}"
-    return [torch.load(folder / f"out{rank}") for rank in range(WORLD)]
+    return [torch.load(folder / f"out{rank}") for rank in range(world)]
 
 
-def begun(module, rank, folder, to):
+def begun(module, rank, folder, to, world=WORLD):
     """A process that runs ``python -m module``, and what it says goes to a file."""
     command = [sys.executable, "-W", "ignore", "-m", module, str(rank)]
-    command += [str(folder / "init"), str(folder / "out")]
+    command += [str(folder / "init"), str(folder / "out"), str(world)]
     with to.open("w") as said:
         return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=said, stderr=subprocess.STDOUT)
 
@@ -49,14 +49,14 @@ def outlived(processes, limit, waits=2.0):
             process.wait()
 
 
-def work(scenarios, rank, init, out):
+def work(scenarios, rank, init, out, world=WORLD):
     """Runs ``scenarios(rank)``, pairs of a name and what was found."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{init}",
         rank=int(rank),
-        world_size=WORLD,
+        world_size=int(world),
         timeout=timedelta(seconds=LIMIT + 60),
     )
     found = {}
