@@ -28,7 +28,7 @@ def refuse_unknown(module: nn.Module | None, params: Sequence[Tensor]) -> None:
         )
     if module is None:
         raise ValueError(
-            "params must be given as their module, SAM(model), where they are sharded, got DTensors."
+            "params must be given as their module, SAM(model), where FSDP has sharded them, got DTensors."
         )
     if kind is None:
         raise ValueError(
@@ -64,6 +64,15 @@ def _sharded_by(module: nn.Module | None) -> str | None:
     """Which class of torch has sharded some of a module."""
     if module is None or "torch.distributed.fsdp" not in sys.modules:
         return None
-    names = {"FullyShardedDataParallel", "FSDPModule"}
-    found = (base.__name__ for part in module.modules() for base in type(part).__mro__)
-    return next((name for name in found if name in names), None)
+    found = (_sharding_class(type(part)) for part in module.modules())
+    return next(filter(None, found), None)
+
+
+_known: dict[type, str | None] = {}
+
+
+def _sharding_class(kind: type) -> str | None:
+    if kind not in _known:
+        names = [base.__name__ for base in kind.__mro__]
+        _known[kind] = next((n for n in names if n in {"FullyShardedDataParallel", "FSDPModule"}), None)
+    return _known[kind]

@@ -151,8 +151,7 @@ class SAM:
         for own in filter(None, self._chosen.radii):
             non_negative("rho", own)
         check_together(ascent or L2(), steps, combine, source)
-        if self.module is not None and is_cut(self.module, self._chosen.tensors):
-            _check_cut(self)
+        _check_cut(self)
         if capture != "off":
             why = reason_against(ascent or L2(), engine=engine, reduction=reduction, weight=weight)
             refuse_recording(capture, why)
@@ -292,6 +291,7 @@ class SAM:
 
     def _call(self, way: Way, batch: tuple[Any, ...], scale: Scale, new_step: bool | None) -> Call:
         params = [p for p in self.params if is_trained(p)]
+        _check_cut(self)
         begins = not has_gradient(self.module, params) if new_step is None else new_step
         step = self.steps_done if begins else max(self.steps_done - 1, 0)
         return Call(step, params, way, batch=batch, scale=scale, begins=begins)
@@ -346,7 +346,9 @@ class SAM:
 
 
 def _check_cut(sam: SAM) -> None:
-    """Refuses options that have no form for a model in pieces."""
+    """Refuses options that have no form for a model in pieces, if it is."""
+    if not is_cut(sam.module, sam._chosen.tensors):
+        return
     from lowland.sam.sharded.options import check_parts, refuse_options
 
     refuse_unknown(sam.module, sam._chosen.tensors)

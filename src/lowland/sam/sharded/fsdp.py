@@ -65,7 +65,7 @@ class Units:
 
     def reduces_in_part(self) -> bool:
         """Whether replicas are not to be added up."""
-        return not all(group.all_reduce_grads for group in self._groups())
+        return any(group.reduce_grads and not group.all_reduce_grads for group in self._groups())
 
     def waits(self) -> bool:
         """Whether gradients are to be accumulated where they are, and not reduced."""
@@ -79,14 +79,14 @@ class Units:
     @contextmanager
     def reducing(self, flag: bool) -> Iterator[None]:
         """A block whose backward passes reduce gradients, or do not."""
-        before = [(group, group.reduce_grads) for group in self._groups()]
+        before = [(group, group.reduce_grads, group.all_reduce_grads) for group in self._groups()]
         try:
-            for group, _ in before:
-                group.reduce_grads = flag
+            for group, *_ in before:
+                group.reduce_grads = group.all_reduce_grads = flag
             yield
         finally:
-            for group, was in before:
-                group.reduce_grads = was
+            for group, reduces, all_reduces in before:
+                group.reduce_grads, group.all_reduce_grads = reduces, all_reduces
 
     def recover(self) -> None:
         """Makes the units ready for a forward pass after one that failed half-way."""

@@ -50,9 +50,9 @@ class TogetherPlan(Plan):
         """All groups."""
         return self.one_by_one(range(len(self.groups)))
 
-    def mass(self, i: int) -> float:  # noqa: ARG002 - FSDP's mean over ranks is of what each group counts
-        """Weight of a group in the mean of what it counts."""
-        return 1.0
+    def mass(self, i: int) -> float:
+        """Weight of a group in the mean: the same on all ranks, whose gradients FSDP has made one of."""
+        return self._alike[i]
 
     def found(self, look: Look, how: Climbing, source: Callable[[], Climb] | None) -> Found:
         """What the passes of a group find, of which FSDP has weighted the gradients."""
@@ -76,12 +76,22 @@ class TogetherPlan(Plan):
     @cached_property
     def _climbs(self) -> list[float]:
         """What this rank's part of each group counts in the gradient that all climb along."""
-        return [1.0] * len(self.masses) if self.alike else self.sharded.weights(self.masses)
+        return _over(self.masses, self.masses if self.alike else self.sharded.mean(self.masses))
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        """What each group counts in this rank's mean."""
+        return [mass / sum(self.masses) for mass in self.masses]
+
+    @cached_property
+    def _alike(self) -> list[float]:
+        """The same, on the mean over ranks."""
+        return self._shares if self.alike else self.sharded.mean(self._shares)
 
     @cached_property
     def _counts(self) -> list[float]:
-        """What each group counts in this rank's mean, once for each group."""
-        return [len(self.masses) * mass / sum(self.masses) for mass in self.masses]
+        """What this rank's loss of each group counts in the last pass."""
+        return _over(self._shares, self._alike)
 
 
 @dataclass(frozen=True)
@@ -199,3 +209,7 @@ class _Step(Step):
 
 def _nothing(gradient: Tensor, _: int) -> Tensor:
     return torch.zeros_like(gradient)
+
+
+def _over(a: list[float], b: list[float]) -> list[float]:
+    return [x / y for x, y in zip(a, b, strict=True)]

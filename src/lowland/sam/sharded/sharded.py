@@ -173,11 +173,11 @@ class Sharded:
             )
         return TogetherPlan(**given, sharded=self, alike=alike)
 
-    def weights(self, masses: Sequence[float]) -> list[float]:
-        """What this rank's ``masses`` count in means over the ranks, each its number of ranks in total."""
-        total = torch.tensor(masses, dtype=torch.float64, device=self._device)
+    def mean(self, numbers: Sequence[float]) -> list[float]:
+        """The means over all ranks, which climb together, of the numbers of each."""
+        total = torch.tensor(numbers, dtype=torch.float64, device=self._device)
         dist.all_reduce(total, group=self._process_group)
-        return [self._mesh.size() * m / t for m, t in zip(masses, total.tolist(), strict=True)]
+        return [float(t) / self._mesh.size() for t in total.tolist()]
 
     def largest(self, number: int) -> int:
         """The largest of the numbers of all ranks."""

@@ -88,7 +88,7 @@ class SAMOptimizer(Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
         if is_cut(module, [p for g in optimizer.param_groups for p in g["params"]]):
             raise ValueError(
-                "SAMOptimizer must have whole parameters, got some in shards: use lowland.SAM(model)."
+                "SAMOptimizer must have whole parameters, got some that FSDP has sharded: use lowland.SAM."
             )
         if isinstance(module, DistributedDataParallel) and module.static_graph:
             raise ValueError(
