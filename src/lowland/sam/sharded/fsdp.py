@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import RegisterPostBackwardFunction
 
-from lowland.sam.private import unseen_by_modes
+from lowland.sam.batched.level import unwrapped
+from lowland.sam.containers import mapped, tensors_of
+from lowland.sam.private import is_in_vmap, unseen_by_modes
 
 _NEEDED = "fsdp_params", "reduce_grads", "all_reduce_grads", "offload_policy"
 
@@ -102,11 +106,12 @@ class Units:
         changed: list[tuple[Any, Any, Any]] = []
         try:
             for part in self._modules:
-                for hooks in (part._forward_pre_hooks, part._forward_hooks):
+                for hooks, seen in ((part._forward_pre_hooks, _before), (part._forward_hooks, _after)):
                     for key, hook in [*hooks.items()]:
-                        if _is_of_fsdp(hook):
+                        state = _state_of(hook)
+                        if state is not None:
                             changed.append((hooks, key, hook))
-                            hooks[key] = _unseen(hook)
+                            hooks[key] = partial(seen, hook, state)
             yield
         finally:
             for hooks, key, hook in changed:
@@ -123,22 +128,41 @@ def held(part: Any) -> Iterator[None]:
         part.reshard()
 
 
-def _is_of_fsdp(hook: Any) -> bool:
+def _state_of(hook: Any) -> Any:
+    """The unit that a hook of a module is of; ``None`` if it is not FSDP's."""
     while hook is not None:
         owner = getattr(hook, "__self__", None)
         if type(owner).__module__.startswith("torch.distributed.fsdp"):
-            return True
+            return owner
         hook = getattr(hook, "__wrapped__", None)
-    return False
+    return None
 
 
-def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(hook)
-    def unseen(*args: Any, **kwargs: Any) -> Any:
-        with unseen_by_modes():
-            return hook(*args, **kwargs)
+def _after(hook: Callable[..., Any], _: Any, *args: Any) -> Any:
+    with unseen_by_modes():
+        return hook(*args)
 
-    return unseen
+
+def _before(hook: Callable[..., Any], state: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    with unseen_by_modes():
+        found = hook(module, args, kwargs)
+        for group in state._fsdp_param_groups:
+            if torch.is_grad_enabled() and group._training_state is TrainingState.FORWARD:
+                found = _ended(group, found)
+        return found
+
+
+def _ended(group: Any, arguments: Any) -> Any:
+    """Inputs whose gradient ends the backward pass of a unit: inside ``vmap`` FSDP sees none that needs one.
+
+    It would then end all units with the pass, until when their gradients and they themselves stay whole.
+    """
+    inputs = [t for t in tensors_of(arguments) if is_in_vmap(t) and unwrapped(t).requires_grad]
+    if not inputs:
+        return arguments
+    outputs = RegisterPostBackwardFunction.apply(group, *inputs)  # type: ignore[no-untyped-call]
+    ended = dict(zip(map(id, inputs), outputs, strict=True))
+    return mapped(lambda t: ended.get(id(t), t), arguments)
 
 
 def largest(mesh: Any, number: int, device: torch.device) -> int:
