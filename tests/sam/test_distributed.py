@@ -619,8 +619,8 @@ def test_last_batch_may_have_fewer_examples_than_m(ranks):
 
 def test_climb_of_all_is_one_reduction_a_step(ranks):
     size = sum(p.numel() for p in mlp().parameters())
-    for found in ranks:  # the numbers of groups, and each gradient with the examples' number
-        assert found["collectives"] == [2, *[size + 1] * 4]
+    for found in ranks:  # numbers and sizes of groups, and each gradient with the examples' number
+        assert found["collectives"] == [4, *[size + 1] * 4]
 
 
 def test_examples_scale_makes_the_mean_over_all_examples(ranks):

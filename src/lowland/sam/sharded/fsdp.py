@@ -53,14 +53,16 @@ class Units:
     def gathered(self) -> dict[int, tuple[Tensor, Any]]:
         """For each sharded parameter, by its identity, the gathered one and a module of its unit.
 
-        A gathered parameter stays the same; its memory comes and goes. All ranks must ask together.
+        A gathered parameter stays the same; its memory comes and goes. FSDP makes it when it first gathers a
+        unit, which is done here if need be: all ranks must ask together.
         """
         found = {}
         for part in self.parts:
-            with held(part):
-                for group in part._get_fsdp_state()._fsdp_param_groups:
-                    for kept in group.fsdp_params:
-                        found[id(kept.sharded_param)] = kept._unsharded_param, part
+            kept = [k for g in part._get_fsdp_state()._fsdp_param_groups for k in g.fsdp_params]
+            if not all(hasattr(k, "_unsharded_param") for k in kept):
+                with held(part):
+                    pass
+            found.update({id(k.sharded_param): (k._unsharded_param, part) for k in kept})
         return found
 
     def offload(self) -> bool:

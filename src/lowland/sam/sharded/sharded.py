@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -20,10 +19,6 @@ from lowland.sam.sharded.gathering import Gathering
 from lowland.sam.sharded.options import check_group
 from lowland.sam.sharded.shards import added_over
 from lowland.sam.sharded.waiting import Waiting, any_waits, hooks_held
-
-_gathered: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], dict[int, tuple[Tensor, Any]]]] = (
-    WeakKeyDictionary()
-)
 
 
 class Sharded:
@@ -60,17 +55,13 @@ class Sharded:
         check_group(process_group, self._mesh)
         self.added = added_over(self._mesh, first.placements, self._device)
         self._waiting: Waiting | None = None
-        self._look_at(module)
+        self._look()
 
-    def _look_at(self, module: nn.Module) -> None:
-        """Finds the gathered parameters, which takes a gathering of each unit the first time."""
+    def _look(self) -> None:
+        """Finds what stands for the parameters."""
         self.units.put_away()
-        key = tuple(map(id, self.units.kept()))
-        known = _gathered.get(module)
-        if known is None or known[0] != key:
-            known = key, self.units.gathered()
-            _gathered[module] = known
-        pairs = [known[1][id(p)] for p in self._sharded]
+        known = self.units.gathered()
+        pairs = [known[id(p)] for p in self._sharded]
         whole = [p for p, _ in pairs]
         self.gathering = Gathering({id(p): unit for p, unit in pairs})
         self.names_too = [*self._sharded, *whole]
