@@ -93,8 +93,11 @@ def held(module: nn.Module | None, params: list[Tensor], options: Options) -> Wh
         return Whole(params)
     refuse_unknown(module, params)
     from lowland.sam.sharded.options import check_options
-    from lowland.sam.sharded.sharded import Sharded
 
     assert module is not None
     check_options(options)
+    try:
+        from lowland.sam.sharded.sharded import Sharded
+    except ImportError as error:
+        raise ValueError(f"torch must have the fully_shard of 2.13, got one without it: {error}") from error
     return Sharded(module, params, options.process_group)

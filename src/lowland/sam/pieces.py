@@ -37,6 +37,19 @@ def refuse_unknown(module: nn.Module | None, params: Sequence[Tensor]) -> None:
         )
 
 
+def require_whole(params: Sequence[Any]) -> None:
+    """Refuses parameters in pieces where there is no way for them.
+
+    Raises:
+        ValueError: If some are.
+    """
+    if any(map(_is_piece, params)):
+        raise ValueError(
+            "params must be whole where sharpness is measured, got some that FSDP has sharded: load a "
+            "checkpoint of them into one process."
+        )
+
+
 def names_and_parameters(module: nn.Module) -> Sequence[tuple[str, Tensor]]:
     """Those of a module, in pieces if they are cut: of a forward pass some may be gathered still."""
     if _sharded_by(module) == "FSDPModule":

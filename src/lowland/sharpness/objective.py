@@ -16,6 +16,7 @@ from lowland.sam.arguments import check_params, loss_arguments
 from lowland.sam.batch import MicroBatches, num_examples
 from lowland.sam.buffers import Buffers
 from lowland.sam.containers import copied
+from lowland.sam.pieces import require_whole
 from lowland.sam.randomness import RandomState
 from lowland.sam.reductions import Unreduced
 from lowland.sharpness.averaged import Reduction, check_reduction, mean_of, value_and_aux
@@ -88,6 +89,7 @@ def objective(
     check_reduction(reduction)
     listed = listed_params(params)
     check_params(listed)
+    require_whole(listed)
     batch = loss_arguments("batch", batch)
     with (
         generators_kept(listed) as generators,

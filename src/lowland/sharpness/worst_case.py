@@ -17,6 +17,7 @@ from lowland.sam.batch import MicroBatches
 from lowland.sam.buffers import Buffers
 from lowland.sam.grouped import Grouped
 from lowland.sam.objective import Objective
+from lowland.sam.pieces import require_whole
 from lowland.sam.reductions import Unreduced
 from lowland.sharpness.averaged import Reduction, averaged, check_reduction
 from lowland.sharpness.ball import Norm
@@ -253,6 +254,7 @@ class WorstCase:
         check_numbers(m=m, steps=1, step_size=1.0, l2=0.0, scale=1.0)
         beside = _listed(self.beside)
         check_params(_listed(params))
+        require_whole(_listed(params))
         with objective(loss, [*_listed(params), *beside], batch, self.module) as target:
             groups = Grouped(MicroBatches(target.parts), m)
             self._check_transfer(groups)

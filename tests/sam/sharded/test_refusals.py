@@ -1,5 +1,7 @@
 """What is asked of sharded models in vain. One process is enough: it is refused before anything is sent."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from lowland import SAM, SAMOptimizer, sam_gradient
+from lowland import SAM, SAMOptimizer, sam_gradient, sharpness
 from lowland.sam import Adaptive, Functional, MicroBatches, PreviousBatch, Random, Weighted
 
 from ..naive import mlp, naive_sam, regression, relative_error, squared
@@ -120,6 +122,13 @@ def test_parameters_by_themselves_are_refused(mesh):
         sam_gradient(lambda x, y: squared(model, x, y), [*model.parameters()], batch, rho=0.1)
     with pytest.raises(ValueError, match=r"SAMOptimizer must have whole parameters.*FSDP.*lowland.SAM"):
         SAMOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1)
+
+
+def test_measures_of_shards_are_refused(mesh):
+    model, batch = sharded(uneven(), mesh), regression()
+    for measure in (partial(sharpness.worst_case, rho=0.1), sharpness.hessian_trace):
+        with pytest.raises(ValueError, match="whole where sharpness is measured, got some that FSDP has"):
+            measure(lambda x, y: squared(model, x, y), [*model.parameters()], batch)
 
 
 def test_losses_and_batches_without_a_form_are_refused(mesh):

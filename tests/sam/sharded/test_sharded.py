@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lowland import SAM, Unnormalized, presets, sam_gradient
 from lowland.sam import ClippedUnnormalized, Unified, examples_scale, weights_are_perturbed
 
-from ..naive import added, naive_sam, regression, relative_error, squared, value_and_gradient
+from ..naive import added, naive_sam, regression, relative_error, seeded, squared, value_and_gradient
 from ..processes import WORLD, found_by_ranks, work
 from .models import (
     adapted,
@@ -362,11 +362,44 @@ def presets_of_the_ball(mesh, rank):
     return found
 
 
+class Twice(torch.nn.Module):
+    """Two layers in one unit, used twice, in a unit of their own, and no unit for the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = uneven(), uneven(1)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.last(torch.cat([h, h[..., :1]], -1)) + self.body(-x)
+
+
+def other_units(mesh, rank):
+    """Units of two layers, in one another, none for the whole, each run twice; SAM was made before."""
+    found = {}
+    for how in ("two in one", "one in the other", "no root"):
+        model = seeded(Twice())
+        sam = SAM(model, rho=RHO, m=2)
+        if how == "two in one":
+            fully_shard([model.body[0], model.body[2]], mesh=mesh)
+        elif how == "one in the other":
+            fully_shard(model.body[2], mesh=mesh)
+        fully_shard(model.body, mesh=mesh)
+        fully_shard(model.last, mesh=mesh)
+        if how != "no root":
+            fully_shard(model, mesh=mesh)
+        before = shards(model)
+        sam.backward(partial(squared, model), *regression(10 + rank))
+        same = all(map(torch.equal, shards(model), before))
+        found[how] = same, whole(model, gradients=True)
+    return found
+
+
 OTHERS = {
     f.__name__: f
     for f in (
         *(plain_and_ours, accumulated, fails, ends, as_a_loss, in_half, uneven_together),
-        presets_of_the_ball,
+        *(presets_of_the_ball, other_units),
     )
 }
 
@@ -522,6 +555,14 @@ def test_ranks_with_other_numbers_of_examples_climb_along_the_mean_over_examples
         ]
         for found in ranks:
             assert relative_error(found["uneven_together"][name], expected) < TOL
+
+
+def test_units_may_be_of_several_modules_in_one_another_or_not_of_the_whole(ranks):
+    expected = Case(lambda: seeded(Twice()), **of(2)).by_formula()
+    for found in ranks:
+        for how, (same, grads) in found["other_units"].items():
+            assert same, how
+            assert relative_error(grads, expected) < TOL, how
 
 
 def test_presets_of_the_ball_family_work(ranks):

@@ -27,7 +27,7 @@ Added = Callable[[Tensor, int], Tensor]
 """What becomes of the gradient of the i-th parameter before FSDP has it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Depositing(Evaluator):
     """Passes whose last ends in ``backward()``, so that FSDP reduces the gradient unit by unit.
 
@@ -36,8 +36,8 @@ class Depositing(Evaluator):
         added: What becomes of each gradient on the way.
     """
 
-    sharded: Sharded = None  # type: ignore[assignment]
-    added: list[Added] = None  # type: ignore[assignment]
+    sharded: Sharded
+    added: list[Added]
 
     def _by_params(
         self,
@@ -60,7 +60,7 @@ def _applied(added: Added, i: int, gradient: Tensor) -> Tensor:
     return added(gradient, i)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ByThemselves(ManyGroups):
     """Groups of a rank that have the same shapes.
 
@@ -69,8 +69,8 @@ class ByThemselves(ManyGroups):
         whole: What the masses of all groups of the rank add up to, over what their mean is multiplied with.
     """
 
-    sharded: Sharded = None  # type: ignore[assignment]
-    whole: float = 1.0
+    sharded: Sharded
+    whole: float
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -146,10 +146,13 @@ def _after(hook: Callable[..., Any], _: Any, *args: Any) -> Any:
 
 
 def _before(hook: Callable[..., Any], state: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    groups = state._fsdp_param_groups
+    runs = [group._training_state is TrainingState.FORWARD for group in groups]  # a unit of several modules
     with unseen_by_modes():
         found = hook(module, args, kwargs)
-        for group in state._fsdp_param_groups:
-            if torch.is_grad_enabled() and group._training_state is TrainingState.FORWARD:
+        for group, ran in zip(groups, runs, strict=True):
+            begins = not ran and group._training_state is TrainingState.FORWARD
+            if begins and torch.is_grad_enabled():
                 found = _ended(group, found)
         return found
 

@@ -34,7 +34,7 @@ from lowland.sam.total import Found
 from lowland.sam.unbatchable import IN_SEVERAL_PARTS, Unbatchable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TogetherPlan(Plan):
     """The i-th groups of all ranks climb together, one after the other.
 
@@ -43,8 +43,8 @@ class TogetherPlan(Plan):
         alike: Whether the groups of all ranks are of the same sizes.
     """
 
-    sharded: Sharded = None  # type: ignore[assignment]
-    alike: bool = True
+    sharded: Sharded
+    alike: bool
 
     def attempts(self) -> Iterator[Attempt]:
         """All groups."""
@@ -94,7 +94,7 @@ class TogetherPlan(Plan):
         return _over(self._shares, self._alike)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ByThemselvesPlan(Plan):
     """Every group of a rank climbs by itself: those of the same shapes at once.
 
@@ -102,7 +102,7 @@ class ByThemselvesPlan(Plan):
         sharded: The model.
     """
 
-    sharded: Sharded = None  # type: ignore[assignment]
+    sharded: Sharded
 
     def attempts(self) -> Iterator[Attempt]:
         """All groups; where other ranks have groups of more shapes, passes beside them that find nothing."""
@@ -181,7 +181,7 @@ class ByThemselvesPlan(Plan):
             raise
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Step(Step):
     """The passes of some groups of a sharded model.
 
@@ -189,7 +189,7 @@ class _Step(Step):
         whole: What the masses of all groups add up to; infinite where these count nothing.
     """
 
-    whole: float = 1.0
+    whole: float
 
     def _look(
         self, objective: Objective, how: Climbing, batch: Stacked, world: World, *, follow: bool

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowland.sam.sharded.sharded import Sharded
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Together(OneGroup):
     """The i-th groups of all ranks as one group, whose parameters are the shards of this rank.
 
@@ -35,9 +35,9 @@ class Together(OneGroup):
         counts: The same in the last pass.
     """
 
-    sharded: Sharded = None  # type: ignore[assignment]
-    climbs: float = 1.0
-    counts: float = 1.0
+    sharded: Sharded
+    climbs: float
+    counts: float
 
     def shown(self, seen: Pass) -> One:
         """The gradient of the weights that may move, without the scale."""
