@@ -18,7 +18,7 @@ from lowland.sam.batched.level import unwrapped
 from lowland.sam.containers import mapped, tensors_of
 from lowland.sam.private import is_in_vmap, unseen_by_modes
 
-_NEEDED = "fsdp_params", "reduce_grads", "all_reduce_grads", "offload_policy"
+_NEEDED = "fsdp_params", "reduce_grads", "all_reduce_grads", "offload_policy", "lazy_init"
 
 
 class Units:
@@ -41,6 +41,8 @@ class Units:
         missing = [name for name in _NEEDED for g in self._groups() if not hasattr(g, name)]
         if missing:
             raise ValueError(f"torch must have the fully_shard of 2.13, got one without {missing[0]}.")
+        for group in self._groups():
+            group.lazy_init()  # loaders may have put other parameters in the places of those that were cut
 
     def _groups(self) -> Iterator[Any]:
         for part in self.parts:
@@ -176,6 +178,14 @@ def largest(mesh: Any, number: int, device: torch.device) -> int:
     for i in range(mesh.ndim):
         dist.all_reduce(found, dist.ReduceOp.MAX, group=mesh.get_group(i))
     return int(found)
+
+
+def mean(mesh: Any, number: float, device: torch.device) -> float:
+    """The mean of the numbers of all ranks of a mesh, all of which ask."""
+    found = torch.tensor(number, dtype=torch.float64, device=device)
+    for i in range(mesh.ndim):
+        dist.all_reduce(found, group=mesh.get_group(i))
+    return float(found) / float(mesh.size())
 
 
 def put_away(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lowland.sam.average import Gradients
 from lowland.sam.engine import Plan
-from lowland.sam.sharded.fsdp import Units, largest
+from lowland.sam.sharded.fsdp import Units, largest, mean
 from lowland.sam.sharded.gathering import Gathering
 from lowland.sam.sharded.options import check_group
 from lowland.sam.sharded.shards import added_over
@@ -140,6 +140,7 @@ class Sharded:
         gradients = [found[id(p)] for p in self._sharded]
         if l2 == 0.0:
             return gradients
+        l2 = mean(self._mesh, l2, self._device)  # ranks may scale their losses differently
         terms = [(l2 * w).to(p.dtype) for p, w in zip(self._sharded, self._shards, strict=True)]
         return [
             self._piece(p, term if g is None else _local(g) + term)
@@ -186,17 +187,23 @@ def check_cut(units: Units, params: Sequence[Any]) -> None:
     Raises:
         ValueError: If it is so.
     """
-    known = {id(kept.sharded_param) for kept in units.kept()}
+    kept = units.kept()
+    known = {id(one.sharded_param) for one in kept}
     others = sum(id(p) not in known for p in params)
     if others:
         raise ValueError(
             "module must have all its trained parameters sharded by fully_shard, as its root does it, "
             f"got {others} that are not."
         )
+    if len(known) < len(kept):
+        raise ValueError(
+            "module must have each parameter in one unit of fully_shard, got one that several units share: "
+            "give fully_shard those that share it as a list."
+        )
     if len({p.device_mesh for p in params}) > 1:
         raise ValueError("module must be sharded on one mesh, got parameters on several.")
     kinds = {type(placement) for p in params for placement in p.placements}
-    if kinds - {Shard, Replicate} or any(kept.is_dtensor for kept in units.kept()):
+    if kinds - {Shard, Replicate} or any(one.is_dtensor for one in kept):
         raise ValueError(
             "module must be sharded by fully_shard alone, got one that is tensor parallel besides."
         )
