@@ -137,7 +137,14 @@ RESUMED = ["whole", "singly at once"]
 
 
 def of_trainer(
-    cut, *, gradient_accumulation_steps=1, uncounted=False, average_tokens_across_devices=True, sam=None, **_
+    cut,
+    *,
+    model=None,
+    gradient_accumulation_steps=1,
+    uncounted=False,
+    average_tokens_across_devices=True,
+    sam=None,
+    **_,
 ):
     """Each label that counts is of equal weight in all micro-batches, of all ranks or of each."""
     m, _ = CUT[cut]
@@ -156,7 +163,7 @@ def of_trainer(
         )
     make = partial(torch.optim.AdamW, lr=0.01, eps=1e-3, weight_decay=0.0)
     options = {"l2": 0.3} if "l2" in (sam or {}) else {"climb": unnormalized} if sam else {}
-    return trained(tiny.language_model(), steps, rho=RHO, make=make, **options)
+    return trained(model or tiny.language_model(), steps, rho=RHO, make=make, **options)
 
 
 def _counts(group):

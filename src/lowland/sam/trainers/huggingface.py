@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ from lowland.sam.kinds import is_a
 from lowland.sam.objective import Weight
 from lowland.sam.options import SAMOptions
 from lowland.sam.perturb import weights_are_perturbed
+from lowland.sam.pieces import is_cut
 from lowland.sam.private import is_in_vmap
 from lowland.sam.shell import SAM
 from lowland.sam.trainers.layouts import Packed, in_pairs, out_of_pairs
+from lowland.sam.trainers.masks import always_built
 from lowland.sam.trainers.noted import Noted
 from lowland.sam.unbatchable import Unbatchable
 from lowland.sam.understood import check_option
@@ -54,6 +56,11 @@ def _inputs(group: Any) -> dict[str, Any]:
 def _labels(inputs: Mapping[str, Any]) -> Tensor | None:
     found = inputs.get("shift_labels", inputs.get("labels"))
     return found if isinstance(found, Tensor) else None
+
+
+def _share(count: Any, items: Any) -> float:
+    """What a batch counts in a step, also if nothing in it does: its gradients are then zero."""
+    return max(float(count), 1.0) / float(items)
 
 
 class _AskedFor:
@@ -126,6 +133,7 @@ class SAMTrainerMixin(_Base):
     """
 
     _in_pass = False
+    _none_counts = False
 
     def __init__(self, *args: Any, sam: SAMOptions, **kwargs: Any) -> None:
         for name, value in sam.items():
@@ -191,9 +199,11 @@ class SAMTrainerMixin(_Base):
         self, own: Callable[..., Any], model: nn.Module, inputs: Any, return_outputs: bool, items: Any
     ) -> Any:
         """The SAM objective of ``own`` in training, unless this is one of its passes."""
-        plain = self._in_pass or return_outputs or not (model.training and torch.is_grad_enabled())
-        count = None if plain else self._num_items(inputs)
-        if plain or count == 0:  # labels of which none counts have no gradient to climb along
+        if self._in_pass or return_outputs or not (model.training and torch.is_grad_enabled()):
+            return own(model, inputs, return_outputs, num_items_in_batch=items)
+        count, sharded = self._num_items(inputs), is_cut(self.model, self.sam.params)
+        self._none_counts = bool(count == 0)
+        if self._none_counts and not sharded:  # there is no gradient to climb along
             return own(model, inputs, return_outputs, num_items_in_batch=items)
         scaled = items is not None and getattr(self, "loss_is_scaled_for_ga", None) is not False
         self._batches = batch = self._batches + 1
@@ -205,16 +215,21 @@ class SAMTrainerMixin(_Base):
                 self._passing(given, stays=of_batch == batch),
                 self._as_a_whole_step(scaled),
                 self._as_of_one_process(times_processes),
+                always_built() if sharded else nullcontext(),
             ):
-                of_group = self._num_items(given) if scaled else items
+                of_group = self._num_items(given) if scaled and not self._none_counts else items
                 return own(model, given, False, num_items_in_batch=of_group)
 
         scaler = self.accelerator.scaler
-        value = self.sam.objective(
-            loss, self._examples(inputs), batch, scale=1.0 if scaler is None else scaler
-        )
+        scale: Any = 1.0 if scaler is None else scaler
+        share = _share(count, items) if scaled and sharded else None
+        if share is not None:  # the last pass ends in FSDP's mean over ranks: it is too late for it below
+            scale = share if scaler is None else share * scaler.get_scale()
+        value = self.sam.objective(loss, self._examples(inputs), batch, scale=scale)
         if times_processes.asked and items is not None:
             value = value * self.accelerator.num_processes
+        if share is not None:
+            return value * share
         return value * count / items if scaled else value
 
     @contextmanager
@@ -253,6 +268,8 @@ class SAMTrainerMixin(_Base):
 
         def weight(group: Any, *_: Any) -> Any:
             inputs = _inputs(group)
+            if self._none_counts:  # of a batch that is run because other ranks run theirs
+                return 1
             if own is not None:
                 return own(inputs)
             texts = len(group[_PACKED]) if _PACKED in group else None
