@@ -18,7 +18,7 @@ from lowland import SAM, Unnormalized, presets, sam_gradient
 from lowland.sam import ClippedUnnormalized, Unified, examples_scale, weights_are_perturbed
 
 from ..naive import added, naive_sam, regression, relative_error, seeded, squared, value_and_gradient
-from ..processes import WORLD, found_by_ranks, work
+from ..processes import WORLD, attempt, found_by_ranks, work
 from .models import (
     adapted,
     collectives,
@@ -362,6 +362,13 @@ def presets_of_the_ball(mesh, rank):
     return found
 
 
+def without_weight(mesh, rank):
+    """Groups of which none counts on one rank."""
+    model = sharded(uneven(), mesh)
+    sam = SAM(model, rho=RHO, weight=lambda *_: 1.0 - rank)
+    return attempt(lambda: float(sam.backward(partial(squared, model), *regression(rank)))), shards(model)
+
+
 class Twice(torch.nn.Module):
     """Two layers in one unit, used twice, in a unit of their own, and no unit for the whole."""
 
@@ -399,7 +406,7 @@ OTHERS = {
     f.__name__: f
     for f in (
         *(plain_and_ours, accumulated, fails, ends, as_a_loss, in_half, uneven_together),
-        *(presets_of_the_ball, other_units),
+        *(presets_of_the_ball, other_units, without_weight),
     )
 }
 
@@ -555,6 +562,12 @@ def test_ranks_with_other_numbers_of_examples_climb_along_the_mean_over_examples
         ]
         for found in ranks:
             assert relative_error(found["uneven_together"][name], expected) < TOL
+
+
+def test_rank_of_which_nothing_counts_says_so_and_holds_nobody_up(ranks):
+    value, _ = ranks[0]["without_weight"]
+    assert value == pytest.approx(naive_sam(uneven(), squared, regression(0), rho=RHO).loss, rel=1e-12)
+    assert "batch must hold at least one example of positive weight" in ranks[1]["without_weight"][0]
 
 
 def test_units_may_be_of_several_modules_in_one_another_or_not_of_the_whole(ranks):

@@ -113,7 +113,8 @@ class ByThemselvesPlan(Plan):
         runs = [list(run) for _, run in groupby(weighed, key=self.groups.alike)]
         if any(self.groups.alike(run[0]) is None for run in runs):
             raise Unbatchable(IN_SEVERAL_PARTS)
-        most = self.sharded.largest(len(runs)) if self.groups.m is not None else len(runs)
+        differ = self.groups.m is not None or self.objective.weight is not None
+        most = self.sharded.largest(len(runs)) if differ else len(runs)
         for run in runs:
             yield self._attempt(run)
         for _ in range(most - len(runs)):
