@@ -204,6 +204,7 @@ def plain_and_ours(mesh, rank):
         model = sharded(gpt(), mesh, **shard)
         step = partial(stepped, model, sentences(rank))
         kinds = {f"m={m}": partial(step, SAM(model, rho=RHO, m=m)) for m in (None, 1, 2, 3, 6, 4)}
+        kinds["l2"] = partial(step, SAM(model, rho=RHO, m=2, l2=0.1))
         kinds["plain"] = partial(step, None)
         kinds["together"] = partial(step, SAM(model, rho=RHO, process_group=mesh.get_group()))
         for name, step in kinds.items():
@@ -461,6 +462,8 @@ def test_a_step_takes_twice_the_gathering_of_a_plain_one_and_its_reduction_once(
             assert size["all_gather_single"] == 2 * bytes_of_plain["all_gather_single"]
         ragged, *_ = seen[f"{how}, m=4"]
         assert ragged == {"all_gather_single": 4 * once, "reduce_scatter_single": 6, "all_reduce": 1}
+        with_l2, *_ = seen[f"{how}, l2"]
+        assert with_l2 == {"all_gather_single": 2 * once + 6, "reduce_scatter_single": 3, "all_reduce": 2}
         together, *_ = seen[f"{how}, together"]
         assert together == {"all_gather_single": 2 * once, "reduce_scatter_single": 6, "all_reduce": 2}
 
