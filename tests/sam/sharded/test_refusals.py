@@ -17,15 +17,6 @@ from ..naive import mlp, naive_sam, regression, relative_error, squared
 from .models import sharded, shards, uneven, whole
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    """Of this process alone."""
-    file = tmp_path_factory.mktemp("ranks") / "init"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
 class Own:
     """An ascent of the user's."""
 

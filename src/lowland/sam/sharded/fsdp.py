@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,18 +26,20 @@ class Units:
 
     Args:
         module: The model.
+        beside: Others that may run in the same call, as teachers do.
 
     Attributes:
-        parts: A module of each unit, in the order of the model.
+        parts: A module of each unit of the model, in its order.
 
     Raises:
         ValueError: If this torch keeps them in another way.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._modules: list[Any] = [m for m in module.modules() if isinstance(m, FSDPModule)]
-        found = {id(part._get_fsdp_state()): part for part in reversed(self._modules)}
-        self.parts: list[Any] = list(reversed(found.values()))
+    def __init__(self, module: nn.Module, beside: Iterable[nn.Module] = ()) -> None:
+        own = _sharded_modules([module])
+        self.parts: list[Any] = _one_of_each_unit(own)
+        self._modules = _sharded_modules([module, *beside])
+        self._others = _one_of_each_unit(self._modules[len(own) :])
         missing = [name for name in _NEEDED for g in self._groups() if not hasattr(g, name)]
         if missing:
             raise ValueError(f"torch must have the fully_shard of 2.13, got one without {missing[0]}.")
@@ -54,14 +56,17 @@ class Units:
         """For each sharded parameter, by its identity, the gathered one and a module of its unit.
 
         A gathered parameter stays the same; its memory comes and goes. FSDP makes it when it first gathers a
-        unit, which is done here if need be: all ranks must ask together.
+        unit, and freezes or trains it as the sharded one whenever it does. Both are done here if need be,
+        for what runs beside the model too, since they cannot be inside ``vmap``: all ranks must ask together.
         """
         found = {}
-        for part in self.parts:
+        for part in (*self.parts, *self._others):
             kept = [k for g in part._get_fsdp_state()._fsdp_param_groups for k in g.fsdp_params]
             if not all(hasattr(k, "_unsharded_param") for k in kept):
                 with held(part):
                     pass
+            for k in kept:
+                k._unsharded_param.requires_grad_(k.sharded_param.requires_grad)
             found.update({id(k.sharded_param): (k._unsharded_param, part) for k in kept})
         return found
 
@@ -118,6 +123,17 @@ class Units:
         finally:
             for hooks, key, hook in changed:
                 hooks[key] = hook
+
+
+def _sharded_modules(roots: Iterable[nn.Module]) -> list[Any]:
+    found = {id(m): m for root in roots for m in root.modules() if isinstance(m, FSDPModule)}
+    return list(found.values())
+
+
+def _one_of_each_unit(modules: Sequence[Any]) -> list[Any]:
+    """The first module of each unit."""
+    found = {id(module._get_fsdp_state()): module for module in reversed(modules)}
+    return list(reversed(found.values()))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class Sharded:
         module: The model.
         params: Its parameters that are trained.
         process_group: The processes that climb together, if they do.
+        beside: Other modules that the loss may run.
 
     Attributes:
         units: What is gathered together.
@@ -44,9 +45,13 @@ class Sharded:
     """
 
     def __init__(
-        self, module: nn.Module, params: Sequence[Tensor], process_group: ProcessGroup | None
+        self,
+        module: nn.Module,
+        params: Sequence[Tensor],
+        process_group: ProcessGroup | None,
+        beside: Iterable[nn.Module],
     ) -> None:
-        self.units = Units(module)
+        self.units = Units(module, beside)
         self._sharded: list[Any] = list(params)
         check_cut(self.units, self._sharded)
         first = self._sharded[0]
@@ -62,11 +67,11 @@ class Sharded:
         self.units.put_away()
         known = self.units.gathered()
         pairs = [known[id(p)] for p in self._sharded]
-        whole = [p for p, _ in pairs]
+        self._whole = [p for p, _ in pairs]
         self.gathering = Gathering({id(p): unit for p, unit in pairs})
-        self.names_too = [*self._sharded, *whole]
+        self.names_too = [*self._sharded, *self._whole]
         own = [p.detach().to_local() for p in self._sharded]
-        self.params: list[Tensor] = whole if self._process_group is None else own
+        self.params: list[Tensor] = self._whole if self._process_group is None else own
         self._shards = own
 
     @property
@@ -96,7 +101,7 @@ class Sharded:
             blocks.enter_context(hooks_held(kept))
             blocks.enter_context(self.units.hooks_unseen())
             blocks.enter_context(self.units.reducing(not waits))
-            self._waiting = Waiting(self.units, waits=waits)
+            self._waiting = Waiting(self.units, aside=waits or not deposits)
             try:
                 yield
                 self._waiting.keep()
@@ -108,8 +113,8 @@ class Sharded:
                 self._waiting = None
 
     def deposit(self, value: Tensor) -> None:
-        """Has FSDP reduce the gradient of ``value``, or keep it, unit by unit."""
-        torch.autograd.backward(value)
+        """Has FSDP reduce the gradient of ``value``, or keep it, unit by unit; nobody else gets one."""
+        torch.autograd.backward(value, inputs=self._whole)
 
     def any_found(self) -> bool:
         """Whether any parameter has got a gradient."""
@@ -118,7 +123,7 @@ class Sharded:
 
     def reduced(self, value: Tensor) -> Gradients:
         """This rank's shards of the ranks' mean gradient of ``value``."""
-        torch.autograd.backward(value)
+        self.deposit(value)
         assert self._waiting is not None
         found = self._waiting.found()
         gradients = [found[id(p)] for p in self._sharded]

@@ -17,25 +17,25 @@ _PLACES = ("_unsharded_param", "grad"), (None, "unsharded_accumulated_grad")
 class Waiting:
     """The gradients of a sharded model, as they are when this is made.
 
-    Those in ``.grad`` are set aside. Those that FSDP has not reduced yet, since the user told it to wait, are
-    added to by a call that waits too; by one that does not they are reduced with its own, and copied before
-    that, in case it fails.
+    Those in ``.grad`` are set aside. So are those that FSDP has not reduced yet, since the user told it to
+    wait, in a call that waits too and adds to them, or that only returns its own. Another call has them
+    reduced with its own, and they are copied before that, in case it fails.
 
     Args:
         units: The units of the model.
-        waits: Whether the call waits too.
+        aside: Whether what is not reduced yet is set aside.
     """
 
-    def __init__(self, units: Units, *, waits: bool) -> None:
-        self._waits = waits
+    def __init__(self, units: Units, *, aside: bool) -> None:
+        self._aside = aside
         self._kept = units.kept()
         self._grads = [kept.sharded_param.grad for kept in self._kept]
         self._pending = [[_at(kept, place) for place in _PLACES] for kept in self._kept]
-        if not waits:
+        if not aside:
             self._pending = [[None if g is None else g.clone() for g in row] for row in self._pending]
         for kept in self._kept:
             kept.sharded_param.grad = None
-            for place in _PLACES if waits else ():
+            for place in _PLACES if aside else ():
                 _put(kept, place, None)
 
     def found(self) -> dict[int, Tensor | None]:
@@ -44,12 +44,12 @@ class Waiting:
 
     def any_found(self) -> bool:
         """Whether the call has found some gradient."""
-        new = (_at(kept, place) for kept in self._kept for place in _PLACES if self._waits)
+        new = (_at(kept, place) for kept in self._kept for place in _PLACES if self._aside)
         return any(g is not None for g in (*self.found().values(), *new))
 
     def keep(self) -> None:
         """Ends the call: what was set aside is there again, with what waits of the call added to it."""
-        if self._waits:
+        if self._aside:
             for kept, row in zip(self._kept, self._pending, strict=True):
                 for place, old in zip(_PLACES, row, strict=True):
                     new = _at(kept, place)
