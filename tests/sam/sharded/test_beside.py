@@ -128,3 +128,25 @@ def test_weights_may_be_frozen_and_freed_between_steps(mesh, together):
         assert [g is None for g in found] == [g is None for g in expected]
         there = [(a, b) for a, b in zip(found, expected, strict=True) if b is not None]
         assert relative_error(*zip(*there, strict=True)) < TOL
+
+
+def test_sam_may_be_looked_at_while_a_unit_is_gathered(mesh):
+    model, batch = sharded(uneven(), mesh), regression()
+    sam, seen = SAM(model, rho=RHO, m=2), []
+    model[2].register_forward_pre_hook(lambda *_: seen.append((repr(sam), [*map(id, sam.params)])))
+    sam.backward(partial(squared, model), *batch)
+    assert (
+        relative_error(
+            whole(model, gradients=True), naive_sam(uneven(), squared, batch, rho=RHO, m=2).gradients
+        )
+        < TOL
+    )
+    assert {tuple(ids) for _, ids in seen} == {tuple(map(id, model.parameters()))}
+
+
+def test_what_stays_gathered_after_a_climb_together_is_not_perturbed(mesh):
+    model, batch = sharded(uneven(), mesh), regression()
+    model.set_reshard_after_backward(False)
+    before = squared(model, *batch).detach()
+    SAM(model, rho=RHO, process_group=mesh.get_group()).backward(partial(squared, model), *batch)
+    assert torch.equal(squared(model, *batch).detach(), before)

@@ -132,10 +132,10 @@ def test_losses_and_batches_without_a_form_are_refused(mesh):
         sam.backward(lambda x, y: squared(model, x, y), MicroBatches([regression()]))
 
 
-def test_group_of_other_ranks_is_refused(mesh):
+def test_ranks_of_the_mesh_may_be_given_as_another_group(mesh):
     model = sharded(uneven(), mesh)
     sam = SAM(model, rho=0.1, process_group=dist.group.WORLD)
-    sam.backward(lambda x, y: squared(model, x, y), *regression())  # the same ranks by another name
+    sam.backward(lambda x, y: squared(model, x, y), *regression())
     assert (
         relative_error(
             whole(model, gradients=True), naive_sam(uneven(), squared, regression(), rho=0.1).gradients

@@ -66,7 +66,8 @@ class Units:
                 with held(part):
                     pass
             for k in kept:
-                k._unsharded_param.requires_grad_(k.sharded_param.requires_grad)
+                if k._unsharded_param.requires_grad != k.sharded_param.requires_grad:
+                    k._unsharded_param.requires_grad_(k.sharded_param.requires_grad)
             found.update({id(k.sharded_param): (k._unsharded_param, part) for k in kept})
         return found
 
@@ -194,8 +195,8 @@ def largest(mesh: Any, number: int, device: torch.device) -> int:
     return int(found)
 
 
-def put_away(module: nn.Module) -> None:
-    """Frees what is gathered of a module."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+def names_and_shards(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The sharded parameters of a module by name; of a forward pass it may hold gathered ones still."""
+    kept = Units(module).kept()
+    gathered = {id(k._unsharded_param): k.sharded_param for k in kept if hasattr(k, "_unsharded_param")}
+    return [(name, gathered.get(id(p), p)) for name, p in module.named_parameters()]
