@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from lowland import SAM, sam_gradient
 
@@ -111,6 +112,27 @@ def test_gradient_that_waits_is_neither_part_of_what_is_returned_nor_lost(mesh):
     squared(model, *batch).backward()
     expected = [2.0 * p + 0.5 * g for p, g in zip(plain, climbed, strict=True)]
     assert relative_error(whole(model, gradients=True), expected) < TOL
+
+
+def test_gradient_that_waits_is_there_after_an_exception_between_reductions(mesh, monkeypatch):
+    model, batch = sharded(uneven(), mesh), regression()
+    model.set_requires_gradient_sync(False)
+    squared(model, *batch).backward()
+    model.set_requires_gradient_sync(True)
+    real = FSDPParamGroup.post_backward
+
+    def fails(group, *args):
+        real(group, *args)
+        if group.reduce_grads:
+            raise ZeroDivisionError("as it happens")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FSDPParamGroup, "post_backward", fails)
+        with pytest.raises(ZeroDivisionError):
+            SAM(model, rho=RHO, m=2).backward(partial(squared, model), *batch)
+    squared(model, *batch).backward()
+    plain = naive_sam(uneven(), squared, batch, rho=0.0).gradients
+    assert relative_error(whole(model, gradients=True), [2.0 * g for g in plain]) < TOL
 
 
 @pytest.mark.parametrize("together", [False, True])
