@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from lowland.sam.average import Gradients
 from lowland.sam.engine import Plan
+from lowland.sam.named import modules_named_by
 from lowland.sam.pieces import is_cut, refuse_unknown
 
 if TYPE_CHECKING:
@@ -100,4 +101,4 @@ def held(module: nn.Module | None, params: list[Tensor], options: Options) -> Wh
         from lowland.sam.sharded.sharded import Sharded
     except ImportError as error:
         raise ValueError(f"torch must have the fully_shard of 2.13, got one without it: {error}") from error
-    return Sharded(module, params, options.process_group)
+    return Sharded(module, params, options.process_group, modules_named_by(options.loss))

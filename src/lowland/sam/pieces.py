@@ -51,11 +51,11 @@ def require_whole(params: Sequence[Any]) -> None:
 
 
 def names_and_parameters(module: nn.Module) -> Sequence[tuple[str, Tensor]]:
-    """Those of a module, in pieces if they are cut: of a forward pass some may be gathered still."""
+    """Those of a module, in pieces if they are cut."""
     if _sharded_by(module) == "FSDPModule":
-        from lowland.sam.sharded.fsdp import put_away
+        from lowland.sam.sharded.fsdp import names_and_shards
 
-        put_away(module)
+        return names_and_shards(module)
     return list(module.named_parameters())
 
 

@@ -17,15 +17,6 @@ from ..naive import mlp, naive_sam, regression, relative_error, squared
 from .models import sharded, shards, uneven, whole
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    """Of this process alone."""
-    file = tmp_path_factory.mktemp("ranks") / "init"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
 class Own:
     """An ascent of the user's."""
 
@@ -141,10 +132,10 @@ def test_losses_and_batches_without_a_form_are_refused(mesh):
         sam.backward(lambda x, y: squared(model, x, y), MicroBatches([regression()]))
 
 
-def test_group_of_other_ranks_is_refused(mesh):
+def test_ranks_of_the_mesh_may_be_given_as_another_group(mesh):
     model = sharded(uneven(), mesh)
     sam = SAM(model, rho=0.1, process_group=dist.group.WORLD)
-    sam.backward(lambda x, y: squared(model, x, y), *regression())  # the same ranks by another name
+    sam.backward(lambda x, y: squared(model, x, y), *regression())
     assert (
         relative_error(
             whole(model, gradients=True), naive_sam(uneven(), squared, regression(), rho=0.1).gradients

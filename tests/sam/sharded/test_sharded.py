@@ -116,6 +116,25 @@ def other_sizes(seed):
     return tuple(t[: 7 - 3 * (seed - 10)] for t in regression(seed))
 
 
+def of_other_sizes(data):
+    """The same of any data: with m = 4 rank 0 has groups of two shapes, rank 1 of one."""
+    return lambda seed: tuple(t[: 7 - 3 * (seed - 10)] for t in data(seed, examples=7))
+
+
+def first_is_spoilt(seed):
+    """Groups of m = 4 of two shapes of rank 0, of one shape of rank 1, whose first group is not a number."""
+    x, y = regression(seed, examples=seed - 3)
+    if seed == 11:
+        x[0] = float("nan")
+    return x, y
+
+
+def in_sixes(module, x, y):
+    """The mean over what each rank has: with batch norm the examples of a rank belong together."""
+    losses = [squared(module, *six) for six in zip(x.split(6), y.split(6), strict=True)]
+    return sum(losses) / len(losses)
+
+
 def language(**options):
     return {"make": lambda: gpt(**options), "loss": likelihood, "data": sentences}
 
@@ -160,7 +179,7 @@ BY_FORMULA |= {
     "other sizes, l2, m=2": Case(data=other_sizes, **of(2, l2=0.1)),
     "batch norm, m=3": Case(normalized, data=images, **of(3)),
     "batch norm, m=None": Case(normalized, data=images, **of(None)),
-    "batch norm, together": Case(gpt, likelihood, sentences, **of(None), together=True),
+    "batch norm, together": Case(normalized, in_sixes, images, **of(None), together=True),
     "no radius": Case(sam={"m": 2, "rho": 0.0}, naive={"m": 2, "rho": 0.0}),
     "no radius, l2": Case(sam={"m": 2, "rho": 0.0, "l2": 0.1}, naive={"m": 2, "rho": 0.0, "l2": 0.1}),
     "diagnostics, l2": Case(**{**of(3, l2=0.1), "sam": {"m": 3, "l2": 0.1, "diagnostics": True}}),
@@ -174,9 +193,16 @@ BY_ITSELF = {
     "some are perturbed": Case(sam={"m": 2, "perturb": "2.*"}),
     "some are perturbed, l2": Case(sam={"m": 2, "perturb": "2.*", "l2": 0.1}),
     "batch norm": Case(normalized, data=images, sam={"m": 2}),
+    "batch norm, other sizes": Case(normalized, data=of_other_sizes(images), sam={"m": 4}),
+    "dropout, other sizes": Case(
+        **{**language(dropout=0.4), "data": of_other_sizes(sentences)}, sam={"m": 4, "engine": "batched"}
+    ),
     "batch norm, frozen": Case(normalized, data=images, sam={"m": 2, "bn_stats": "frozen"}),
     "sum": Case(loss=lambda *b: 7.0 * squared(*b), sam={"m": 7, "reduction": "sum"}),
     "weights": Case(sam={"m": 2, "weight": lambda x, _: float(x.abs().sum())}),
+    "weights, other sizes": Case(
+        data=first_is_spoilt, sam={"m": 4, "weight": lambda x, _: len(x) * float(x.isfinite().all())}
+    ),
     "diagnostics": Case(sam={"m": 2, "diagnostics": True}),
     "diagnostics, l2": Case(sam={"m": 2, "diagnostics": True, "l2": 0.1}),
     "diagnostics, ragged": Case(sam={"m": 3, "diagnostics": True}),
@@ -403,11 +429,18 @@ def other_units(mesh, rank):
     return found
 
 
+def alone(mesh, rank):
+    """A group of each rank by itself, which is not that of the mesh."""
+    groups = [dist.new_group([r]) for r in range(WORLD)]
+    sam = SAM(sharded(uneven(), mesh), rho=RHO, process_group=groups[rank])
+    return attempt(lambda: sam.backward(partial(squared, sam.module), *regression()))
+
+
 OTHERS = {
     f.__name__: f
     for f in (
         *(plain_and_ours, accumulated, fails, ends, as_a_loss, in_half, uneven_together),
-        *(presets_of_the_ball, other_units, without_weight),
+        *(presets_of_the_ball, other_units, without_weight, alone),
     )
 }
 
@@ -579,6 +612,11 @@ def test_units_may_be_of_several_modules_in_one_another_or_not_of_the_whole(rank
         for how, (same, grads) in found["other_units"].items():
             assert same, how
             assert relative_error(grads, expected) < TOL, how
+
+
+def test_group_of_other_ranks_is_refused(ranks):
+    for rank, found in enumerate(ranks):
+        assert f"that the model is sharded over, [0, 1], got [{rank}]." in found["alone"]
 
 
 def test_presets_of_the_ball_family_work(ranks):

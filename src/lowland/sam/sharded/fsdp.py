@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,50 @@ from lowland.sam.batched.level import unwrapped
 from lowland.sam.containers import mapped, tensors_of
 from lowland.sam.private import is_in_vmap, unseen_by_modes
 
-_NEEDED = "fsdp_params", "reduce_grads", "all_reduce_grads", "offload_policy", "lazy_init"
+_NEEDED = "fsdp_params", "reduce_grads", "all_reduce_grads", "offload_policy", "lazy_init", "_training_state"
+
+
+class Kept:
+    """What FSDP keeps of a parameter.
+
+    Args:
+        of: That.
+    """
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    @property
+    def shard(self) -> Any:
+        """The sharded parameter, a DTensor."""
+        return self._of.sharded_param
+
+    @property
+    def whole(self) -> Tensor | None:
+        """The gathered parameter, whose memory comes and goes; ``None`` before the first gathering."""
+        found: Tensor | None = getattr(self._of, "_unsharded_param", None)
+        return found
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether it is cut by tensor parallelism, too."""
+        return bool(self._of.is_dtensor)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether its shard waits on the CPU."""
+        return bool(self._of.offload_to_cpu)
+
+    @property
+    def pending(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients that are not reduced yet: of the gathered parameter, and in the type of the reduction."""
+        return None if self.whole is None else self.whole.grad, self._of.unsharded_accumulated_grad
+
+    @pending.setter
+    def pending(self, gradients: tuple[Tensor | None, Tensor | None]) -> None:
+        if self.whole is not None:
+            self.whole.grad = gradients[0]
+        self._of.unsharded_accumulated_grad = gradients[1]
 
 
 class Units:
@@ -26,19 +69,22 @@ class Units:
 
     Args:
         module: The model.
+        beside: Others that may run in the same call, as teachers do.
 
     Attributes:
-        parts: A module of each unit, in the order of the model.
+        parts: A module of each unit of the model, in its order.
 
     Raises:
         ValueError: If this torch keeps them in another way.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._modules: list[Any] = [m for m in module.modules() if isinstance(m, FSDPModule)]
-        found = {id(part._get_fsdp_state()): part for part in reversed(self._modules)}
-        self.parts: list[Any] = list(reversed(found.values()))
+    def __init__(self, module: nn.Module, beside: Iterable[nn.Module] = ()) -> None:
+        own = _sharded_modules([module])
+        self.parts: list[Any] = _one_of_each_unit(own)
+        self._modules = _sharded_modules([module, *beside])
+        self._others = _one_of_each_unit(self._modules[len(own) :])
         missing = [name for name in _NEEDED for g in self._groups() if not hasattr(g, name)]
+        missing += [] if hasattr(FSDPModule, "reset_iter_state") else ["reset_iter_state"]
         if missing:
             raise ValueError(f"torch must have the fully_shard of 2.13, got one without {missing[0]}.")
         for group in self._groups():
@@ -48,28 +94,29 @@ class Units:
         for part in self.parts:
             yield from part._get_fsdp_state()._fsdp_param_groups
 
-    def kept(self) -> list[Any]:
+    def kept(self) -> list[Kept]:
         """What FSDP keeps of each parameter."""
-        return [kept for group in self._groups() for kept in group.fsdp_params]
+        return [kept for part in self.parts for kept in _kept(part)]
 
     def gathered(self) -> dict[int, tuple[Tensor, Any]]:
         """For each sharded parameter, by its identity, the gathered one and a module of its unit.
 
         A gathered parameter stays the same; its memory comes and goes. FSDP makes it when it first gathers a
-        unit, which is done here if need be: all ranks must ask together.
+        unit, and freezes or trains it as the sharded one whenever it does. Both are done here if need be,
+        for what runs beside the model too, since they cannot be inside ``vmap``: all ranks must ask together.
         """
         found = {}
-        for part in self.parts:
-            kept = [k for g in part._get_fsdp_state()._fsdp_param_groups for k in g.fsdp_params]
-            if not all(hasattr(k, "_unsharded_param") for k in kept):
+        for part in (*self.parts, *self._others):
+            if any(kept.whole is None for kept in _kept(part)):
                 with held(part):
                     pass
-            found.update({id(k.sharded_param): (k._unsharded_param, part) for k in kept})
+            for kept in _kept(part):
+                whole = kept.whole
+                assert whole is not None
+                if whole.requires_grad != kept.shard.requires_grad:
+                    whole.requires_grad_(kept.shard.requires_grad)
+                found[id(kept.shard)] = whole, part
         return found
-
-    def offload(self) -> bool:
-        """Whether shards wait on the CPU."""
-        return any(kept.offload_to_cpu for kept in self.kept())
 
     def reduces_in_part(self) -> bool:
         """Whether replicas are not to be added up."""
@@ -120,6 +167,22 @@ class Units:
         finally:
             for hooks, key, hook in changed:
                 hooks[key] = hook
+
+
+def _kept(part: Any) -> list[Kept]:
+    """What is kept of each parameter of a unit."""
+    return [Kept(kept) for group in part._get_fsdp_state()._fsdp_param_groups for kept in group.fsdp_params]
+
+
+def _sharded_modules(roots: Iterable[nn.Module]) -> list[Any]:
+    found = {id(m): m for root in roots for m in root.modules() if isinstance(m, FSDPModule)}
+    return list(found.values())
+
+
+def _one_of_each_unit(modules: Sequence[Any]) -> list[Any]:
+    """The first module of each unit."""
+    found = {id(module._get_fsdp_state()): module for module in reversed(modules)}
+    return list(reversed(found.values()))
 
 
 @contextmanager
@@ -180,16 +243,15 @@ def largest(mesh: Any, number: int, device: torch.device) -> int:
     return int(found)
 
 
-def mean(mesh: Any, number: float, device: torch.device) -> float:
-    """The mean of the numbers of all ranks of a mesh, all of which ask."""
-    found = torch.tensor(number, dtype=torch.float64, device=device)
+def means(mesh: Any, numbers: Sequence[float], device: torch.device) -> list[float]:
+    """The mean of each of the numbers over all ranks of a mesh, all of which ask."""
+    found = torch.tensor(numbers, dtype=torch.float64, device=device)
     for i in range(mesh.ndim):
         dist.all_reduce(found, group=mesh.get_group(i))
-    return float(found) / float(mesh.size())
+    return [float(x) / float(mesh.size()) for x in found.tolist()]
 
 
-def put_away(module: nn.Module) -> None:
-    """Frees what is gathered of a module."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+def names_and_shards(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The sharded parameters of a module by name; of a forward pass it may hold gathered ones still."""
+    gathered = {id(kept.whole): kept.shard for kept in Units(module).kept() if kept.whole is not None}
+    return [(name, gathered.get(id(p), p)) for name, p in module.named_parameters()]

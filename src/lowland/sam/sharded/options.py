@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from lowland.sam.batch import MicroBatches
 from lowland.sam.functional import Functional
+from lowland.sam.vectors.many import serves_many
 
 if TYPE_CHECKING:
     from lowland.sam.held import Options
@@ -59,7 +60,7 @@ def check_parts(ascent: Any, engine: str, process_group: Any) -> None:
     """
     if engine == ("loop" if process_group is None else "batched"):
         raise ValueError(f"a sharded model climbs in one of two ways, {BOTH_WAYS}, got engine={engine!r}.")
-    if getattr(ascent, "reads_weights", True) or not getattr(ascent, "of_many", False):
+    if getattr(ascent, "reads_weights", True) or not serves_many(ascent):
         raise ValueError(
             "ascent must climb along the gradient whatever the weights are (reads_weights = False, "
             f"of_many = True) where the model is sharded, got {type(ascent).__name__}."

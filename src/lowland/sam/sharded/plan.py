@@ -76,7 +76,7 @@ class TogetherPlan(Plan):
     @cached_property
     def _climbs(self) -> list[float]:
         """What this rank's part of each group counts in the gradient that all climb along."""
-        return _over(self.masses, self.masses if self.alike else self.sharded.mean(self.masses))
+        return _over(self.masses, self.masses if self.alike else self.sharded.means(self.masses))
 
     @cached_property
     def _shares(self) -> list[float]:
@@ -86,7 +86,7 @@ class TogetherPlan(Plan):
     @cached_property
     def _alike(self) -> list[float]:
         """The same, on the mean over ranks."""
-        return self._shares if self.alike else self.sharded.mean(self._shares)
+        return self._shares if self.alike else self.sharded.means(self._shares)
 
     @cached_property
     def _counts(self) -> list[float]:

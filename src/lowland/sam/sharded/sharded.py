@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lowland.sam.average import Gradients
 from lowland.sam.engine import Plan
-from lowland.sam.sharded.fsdp import Units, largest, mean
+from lowland.sam.sharded.fsdp import Units, largest, means
 from lowland.sam.sharded.gathering import Gathering
 from lowland.sam.sharded.options import check_group
 from lowland.sam.sharded.shards import added_over
@@ -31,6 +30,7 @@ class Sharded:
         module: The model.
         params: Its parameters that are trained.
         process_group: The processes that climb together, if they do.
+        beside: Other modules that the loss may run.
 
     Attributes:
         units: What is gathered together.
@@ -44,9 +44,13 @@ class Sharded:
     """
 
     def __init__(
-        self, module: nn.Module, params: Sequence[Tensor], process_group: ProcessGroup | None
+        self,
+        module: nn.Module,
+        params: Sequence[Tensor],
+        process_group: ProcessGroup | None,
+        beside: Iterable[nn.Module],
     ) -> None:
-        self.units = Units(module)
+        self.units = Units(module, beside)
         self._sharded: list[Any] = list(params)
         check_cut(self.units, self._sharded)
         first = self._sharded[0]
@@ -62,17 +66,17 @@ class Sharded:
         self.units.put_away()
         known = self.units.gathered()
         pairs = [known[id(p)] for p in self._sharded]
-        whole = [p for p, _ in pairs]
+        self._whole = [p for p, _ in pairs]
         self.gathering = Gathering({id(p): unit for p, unit in pairs})
-        self.names_too = [*self._sharded, *whole]
+        self.names_too = [*self._sharded, *self._whole]
         own = [p.detach().to_local() for p in self._sharded]
-        self.params: list[Tensor] = whole if self._process_group is None else own
+        self.params: list[Tensor] = self._whole if self._process_group is None else own
         self._shards = own
 
     @property
     def trained(self) -> list[Tensor]:
         """All that is not for others to watch."""
-        return [*self.names_too, *(kept.sharded_param for kept in self.units.kept())]
+        return [*self.names_too, *(kept.shard for kept in self.units.kept())]
 
     @contextmanager
     def at_work(self, *, deposits: bool) -> Iterator[None]:
@@ -91,12 +95,11 @@ class Sharded:
                 "(set_requires_gradient_sync(False)), got one."
             )
         waits = deposits and not together and self.units.waits()
-        kept = [k.sharded_param for k in self.units.kept()]
         with ExitStack() as blocks:
-            blocks.enter_context(hooks_held(kept))
+            blocks.enter_context(hooks_held([kept.shard for kept in self.units.kept()]))
             blocks.enter_context(self.units.hooks_unseen())
             blocks.enter_context(self.units.reducing(not waits))
-            self._waiting = Waiting(self.units, waits=waits)
+            self._waiting = Waiting(self.units, aside=waits or not deposits)
             try:
                 yield
                 self._waiting.keep()
@@ -108,8 +111,8 @@ class Sharded:
                 self._waiting = None
 
     def deposit(self, value: Tensor) -> None:
-        """Has FSDP reduce the gradient of ``value``, or keep it, unit by unit."""
-        torch.autograd.backward(value)
+        """Has FSDP reduce the gradient of ``value``, or keep it, unit by unit; nobody else gets one."""
+        torch.autograd.backward(value, inputs=self._whole)
 
     def any_found(self) -> bool:
         """Whether any parameter has got a gradient."""
@@ -118,7 +121,7 @@ class Sharded:
 
     def reduced(self, value: Tensor) -> Gradients:
         """This rank's shards of the ranks' mean gradient of ``value``."""
-        torch.autograd.backward(value)
+        self.deposit(value)
         assert self._waiting is not None
         found = self._waiting.found()
         gradients = [found[id(p)] for p in self._sharded]
@@ -140,7 +143,7 @@ class Sharded:
         gradients = [found[id(p)] for p in self._sharded]
         if l2 == 0.0:
             return gradients
-        l2 = mean(self._mesh, l2, self._device)  # ranks may scale their losses differently
+        (l2,) = self.means([l2])  # ranks may scale their losses differently
         terms = [(l2 * w).to(p.dtype) for p, w in zip(self._sharded, self._shards, strict=True)]
         return [
             self._piece(p, term if g is None else _local(g) + term)
@@ -165,11 +168,9 @@ class Sharded:
             )
         return TogetherPlan(**given, sharded=self, alike=alike)
 
-    def mean(self, numbers: Sequence[float]) -> list[float]:
-        """The means over all ranks, which climb together, of the numbers of each."""
-        total = torch.tensor(numbers, dtype=torch.float64, device=self._device)
-        dist.all_reduce(total, group=self._process_group)
-        return [float(t) / self._mesh.size() for t in total.tolist()]
+    def means(self, numbers: Sequence[float]) -> list[float]:
+        """The means over all ranks of the numbers of each."""
+        return means(self._mesh, numbers, self._device)
 
     def largest(self, number: int) -> int:
         """The largest of the numbers of all ranks."""
@@ -188,7 +189,7 @@ def check_cut(units: Units, params: Sequence[Any]) -> None:
         ValueError: If it is so.
     """
     kept = units.kept()
-    known = {id(one.sharded_param) for one in kept}
+    known = {id(one.shard) for one in kept}
     others = sum(id(p) not in known for p in params)
     if others:
         raise ValueError(
@@ -203,11 +204,11 @@ def check_cut(units: Units, params: Sequence[Any]) -> None:
     if len({p.device_mesh for p in params}) > 1:
         raise ValueError("module must be sharded on one mesh, got parameters on several.")
     kinds = {type(placement) for p in params for placement in p.placements}
-    if kinds - {Shard, Replicate} or any(one.is_dtensor for one in kept):
+    if kinds - {Shard, Replicate} or any(one.is_parallel for one in kept):
         raise ValueError(
             "module must be sharded by fully_shard alone, got one that is tensor parallel besides."
         )
-    if units.offload():
+    if any(one.is_offloaded for one in kept):
         raise ValueError("fully_shard must have no CPUOffloadPolicy here, got one.")
     if units.reduces_in_part():
         raise ValueError("set_requires_all_reduce must be True here, got False: gradients would be lost.")

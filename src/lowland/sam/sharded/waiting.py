@@ -10,62 +10,68 @@ from torch import Tensor, nn
 
 from lowland.sam.sharded.fsdp import Units, largest
 
-_PLACES = ("_unsharded_param", "grad"), (None, "unsharded_accumulated_grad")
-"""Where FSDP keeps a gradient that it has not reduced: of the gathered parameter, and in another type."""
-
 
 class Waiting:
     """The gradients of a sharded model, as they are when this is made.
 
-    Those in ``.grad`` are set aside. Those that FSDP has not reduced yet, since the user told it to wait, are
-    added to by a call that waits too; by one that does not they are reduced with its own, and copied before
-    that, in case it fails.
+    Those in ``.grad`` are set aside. So are those that FSDP has not reduced yet, since the user told it to
+    wait, in a call that waits too and adds to them, or that only returns its own. Another call has them
+    reduced with its own, and they are copied before that, in case it fails.
 
     Args:
         units: The units of the model.
-        waits: Whether the call waits too.
+        aside: Whether what is not reduced yet is set aside.
     """
 
-    def __init__(self, units: Units, *, waits: bool) -> None:
-        self._waits = waits
+    def __init__(self, units: Units, *, aside: bool) -> None:
+        self._aside = aside
         self._kept = units.kept()
-        self._grads = [kept.sharded_param.grad for kept in self._kept]
-        self._pending = [[_at(kept, place) for place in _PLACES] for kept in self._kept]
-        if not waits:
-            self._pending = [[None if g is None else g.clone() for g in row] for row in self._pending]
+        self._grads = [kept.shard.grad for kept in self._kept]
+        self._pending = [kept.pending for kept in self._kept]
+        if not aside:
+            self._pending = [(_copy(a), _copy(b)) for a, b in self._pending]
         for kept in self._kept:
-            kept.sharded_param.grad = None
-            for place in _PLACES if waits else ():
-                _put(kept, place, None)
+            kept.shard.grad = None
+            if aside:
+                kept.pending = None, None
 
     def found(self) -> dict[int, Tensor | None]:
         """What the call has reduced, by the identities of the sharded parameters."""
-        return {id(kept.sharded_param): kept.sharded_param.grad for kept in self._kept}
+        return {id(kept.shard): kept.shard.grad for kept in self._kept}
 
     def any_found(self) -> bool:
         """Whether the call has found some gradient."""
-        new = (_at(kept, place) for kept in self._kept for place in _PLACES if self._waits)
+        new = (g for kept in self._kept for g in kept.pending if self._aside)
         return any(g is not None for g in (*self.found().values(), *new))
 
     def keep(self) -> None:
         """Ends the call: what was set aside is there again, with what waits of the call added to it."""
-        if self._waits:
-            for kept, row in zip(self._kept, self._pending, strict=True):
-                for place, old in zip(_PLACES, row, strict=True):
-                    new = _at(kept, place)
-                    _put(kept, place, old if new is None else new if old is None else old.add_(new))
+        if self._aside:
+            for kept, (a, b) in zip(self._kept, self._pending, strict=True):
+                own, wide = kept.pending
+                kept.pending = _sum(a, own), _sum(b, wide)
         self._put_grads_back()
 
     def undo(self) -> None:
         """Everything is what it was."""
-        for kept, row in zip(self._kept, self._pending, strict=True):
-            for place, old in zip(_PLACES, row, strict=True):
-                _put(kept, place, old)
+        for kept, pending in zip(self._kept, self._pending, strict=True):
+            kept.pending = pending
         self._put_grads_back()
 
     def _put_grads_back(self) -> None:
         for kept, grad in zip(self._kept, self._grads, strict=True):
-            kept.sharded_param.grad = grad
+            kept.shard.grad = grad
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.clone()
+
+
+def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """The sum, in the memory of the old one."""
+    if old is None or new is None:
+        return new if old is None else old
+    return old.add_(new)
 
 
 @contextmanager
@@ -85,21 +91,7 @@ def hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
 
 def any_waits(units: Units) -> bool:
     """Whether FSDP keeps some gradient that it has not reduced."""
-    return any(_at(kept, place) is not None for kept in units.kept() for place in _PLACES)
-
-
-def _owner(kept: Any, place: tuple[str | None, str]) -> Any:
-    return kept if place[0] is None else getattr(kept, place[0], None)
-
-
-def _at(kept: Any, place: tuple[str | None, str]) -> Tensor | None:
-    found: Tensor | None = getattr(_owner(kept, place), place[1], None)
-    return found
-
-
-def _put(kept: Any, place: tuple[str | None, str], grad: Tensor | None) -> None:
-    if _owner(kept, place) is not None:
-        setattr(_owner(kept, place), place[1], grad)
+    return any(g is not None for kept in units.kept() for g in kept.pending)
 
 
 def any_somewhere(module: nn.Module, gradients: Sequence[Any]) -> bool:
