@@ -1,12 +1,16 @@
 """What data-parallel steps send, counted, and what they take beside plain ones: two gloo processes.
 
     python benchmarks/distributed.py --rounds 41
+    python benchmarks/distributed.py --large
 
 Each network is wrapped in ``DistributedDataParallel`` as it comes, and trained plainly, with SAM, with m-SAM
 group by group and all groups at once, and with climbs that the processes make together. Collectives and bytes
 are those of the backend, as the profiler sees them, of one process in a step after two to warm up: what DDP's
 own reducer sends is among them. Then each kind makes one step in each round, in turns, with a barrier at its
 end; ratios are to the plain step of the same round. What torch itself writes goes to the other stream.
+
+A GPT is cut into three units by ``fully_shard``, whose collectives are those that FSDP asks for: as many as
+are computed, or the script fails. ``--large`` only computes what a model sends that is too large for here.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import statistics
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +33,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import sharded_traffic
 from interleaved import Step, measured, ratios
 from lowland.sam import SAM
+from sharded_gpt import GPT
+from sharded_traffic import BYTES, PLAIN
 
-SIZES = {"float": 4, "double": 8, "int": 4, "long int": 8, "unsigned char": 1}
-"""Bytes of the profiler's types."""
+Make = Callable[[], tuple[nn.Module, tuple[int, ...]]]
+"""Makes a network, and tells the shape of an example."""
+
+Sent = tuple[Counter[str], int]
+"""Collectives by kind, and bytes."""
+
+Table = tuple[dict[str, Step], dict[str, Sent], int]
+"""Steps, what each sends, and the number of parameters."""
 
 
 def main() -> None:
@@ -41,8 +55,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--examples", type=int, default=16, help="of each process")
     parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--networks", nargs="+", choices=TABLES, default=[*TABLES])
+    parser.add_argument("--large", action="store_true", help="only compute what a large model sends")
     arguments = parser.parse_args()
+    if arguments.large:
+        sharded_traffic.print_large()
+        return
     with tempfile.TemporaryDirectory() as folder:
         given = arguments, str(Path(folder) / "init")
         torch.multiprocessing.spawn(_process, given, nprocs=arguments.processes)
@@ -64,15 +82,12 @@ def _process(rank: int, arguments: argparse.Namespace, init: str) -> None:
 
 
 def _table(network: str, rank: int, arguments: argparse.Namespace) -> None:
-    steps = {
-        name: _step(network, arguments.examples, **kind) for name, kind in _kinds(dist.group.WORLD).items()
-    }
-    sent = {name: _sent(step) for name, step in steps.items()}
+    steps, sent, parameters = TABLES[network](arguments.examples)
     times = measured({name: partial(_with_barrier, step) for name, step in steps.items()}, arguments.rounds)
     if rank > 0:
         return
     kinds = sorted({kind for counts, _ in sent.values() for kind in counts})
-    print(f"\n{network}, {sum(p.numel() for p in NETWORKS[network]()[0].parameters()):,} parameters\n")
+    print(f"\n{network}, {parameters:,} parameters\n")
     print(f"| | {' | '.join(kinds)} | bytes | median ms | / plain (quartiles) |")
     print("|---" * (len(kinds) + 4) + "|")
     for name, (counts, size) in sent.items():
@@ -86,21 +101,43 @@ def _table(network: str, rank: int, arguments: argparse.Namespace) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def _sent(step: Step) -> tuple[Counter[str], int]:
-    """Collectives by kind, and the bytes of what this process has in them."""
+def _replicated(make: Make, examples: int) -> Table:
+    steps = {name: _step(make, examples, **kind) for name, kind in _kinds(dist.group.WORLD).items()}
+    return steps, {name: _sent(_events(step)) for name, step in steps.items()}, _size(make()[0])
+
+
+def _sharded(reshards: bool, examples: int) -> Table:
+    found = sharded_traffic.steps(examples, reshards=reshards)
+    sent = {name: sharded_traffic.sent(_events(step)) for name, (step, _) in found.items()}
+    for name, (_, passes) in found.items():
+        sharded_traffic.require_computed(sent[name][0], passes, reshards=reshards)
+    return {name: step for name, (step, _) in found.items()}, sent, _size(GPT(sharded_traffic.SIZES))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _events(step: Step) -> list[Any]:
+    """What the profiler sees of a step after two to warm up."""
     for _ in range(2):
         step()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
     ) as profile:
         step()
-    counts, size = Counter[str](), 0
     results: Any = profile.profiler
-    for event in results.kineto_results.events():
+    return [*results.kineto_results.events()]
+
+
+def _sent(events: list[Any]) -> Sent:
+    """Collectives by kind, and the bytes of what this process has in them."""
+    counts, size = Counter[str](), 0
+    for event in events:
         if event.name().startswith("gloo:"):
             counts[event.name().removeprefix("gloo:")] += 1
             size += sum(
-                math.prod(shape) * SIZES[dtype]
+                math.prod(shape) * BYTES[dtype]
                 for shape, dtype in zip(event.shapes(), event.dtypes(), strict=True)
             )
     return counts, size
@@ -126,12 +163,9 @@ def _kinds(group: dist.ProcessGroup) -> dict[str, dict[str, Any]]:
     }
 
 
-PLAIN = "plain"
-
-
-def _step(network: str, examples: int, **options: Any) -> Step:
+def _step(make: Make, examples: int, **options: Any) -> Step:
     torch.manual_seed(0)
-    module, shape = NETWORKS[network]()
+    module, shape = make()
     torch.manual_seed(1 + dist.get_rank())
     x, y = torch.randn(examples, *shape), torch.randint(10, (examples,))
     ddp = DistributedDataParallel(module)
@@ -165,7 +199,12 @@ def _mlp() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers), (784,)
 
 
-NETWORKS = {"conv net with batch norm": _conv, "MLP 784-256-256-10": _mlp}
+TABLES: dict[str, Callable[[int], Table]] = {
+    "conv net with batch norm": partial(_replicated, _conv),
+    "MLP 784-256-256-10": partial(_replicated, _mlp),
+    "sharded GPT": partial(_sharded, True),
+    "sharded GPT, kept gathered": partial(_sharded, False),
+}
 
 if __name__ == "__main__":
     main()

@@ -51,13 +51,18 @@ def peak_memory(make: Callable[[], Step]) -> int:
 
 def held_over(step: Step) -> tuple[int, int]:
     """Bytes on the CPU that tensors hold at most during ``step``, and after it, above what there was."""
+    held = [held for _, held in timeline(step)]
+    return max(held, default=0), held[-1] if held else 0
+
+
+def timeline(step: Step) -> list[tuple[str, int]]:
+    """What the profiler sees of ``step``, and the bytes on the CPU that tensors hold more than before."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         step()
-    held = peak = 0
+    seen, held = [], 0
     results = profile.profiler.kineto_results
     for event in sorted(results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak, held
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        seen.append((event.name(), held))
+    return seen

@@ -13,6 +13,7 @@ from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from lowland import SAM, sam_gradient
+from lowland.sam.batched.weights import Weight
 from lowland.sam.unbatchable import Unbatchable
 
 from ..naive import Count, bits, buffers_of, seeded, tensors
@@ -299,6 +300,21 @@ def test_no_activation_is_held(fails):
         gradient(loss, module, "batched")
     gc.collect()
     assert [ref() for ref in seen] == [None] * len(seen)
+
+
+def test_second_pass_finds_nothing_of_what_the_first_was_made_of():
+    module, recording = seeded(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 3))), []
+
+    def loss(x, y):
+        value = (module(x) - y).square().mean()
+        weights = [o for o in gc.get_objects() if isinstance(o, Weight) and id(o.param) in own]
+        recording.append(sum(w.gradient is not None for w in weights))
+        return value
+
+    own = {id(p) for p in module.parameters()}
+    for _ in range(2):
+        gradient(loss, module, "batched")
+    assert recording[-2:] == [4, 0]
 
 
 def test_no_memory_is_held_after_calls():

@@ -111,7 +111,7 @@ class Weight:
     def record(self, part: LowRank, *, form: bool, product: Product | None) -> None:
         """Takes a product into the gradient."""
         assert self.gradient is not None
-        self.gradient.add_part(part)
+        self.gradient.add_part(part.of(part.factor.detached()))
         if product is not None:
             self.products.append(product)
         if form or self.form:

@@ -56,6 +56,11 @@ class Factor:
         left = self.left.ids if isinstance(self.left, OneHot) else self.left
         return left, self.right.maps if isinstance(self.right, Patches) else self.right
 
+    def detached(self) -> Factor:
+        """The same without their history, which would live on in them with all that it holds."""
+        left, right = self.tensors()
+        return self._of(left.detach(), right.detach())
+
     def formed(self) -> Float[Tensor, "groups q p"]:
         """The matrices themselves."""
         right = _written(self.right)
