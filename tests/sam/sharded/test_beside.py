@@ -3,6 +3,7 @@
 One process is enough: FSDP does the same in it.
 """
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from lowland import SAM, sam_gradient
+from lowland.sam.vectors.per_group import PerGroup
 
-from ..naive import naive_sam, regression, relative_error, squared
+from ..naive import naive_sam, regression, relative_error, seeded, squared, tensors
 from .models import sharded, shards, uneven, whole
 
 RHO, TOL = 0.3, 1e-12
@@ -172,3 +174,27 @@ def test_what_stays_gathered_after_a_climb_together_is_not_perturbed(mesh):
     before = squared(model, *batch).detach()
     SAM(model, rho=RHO, process_group=mesh.get_group()).backward(partial(squared, model), *batch)
     assert torch.equal(squared(model, *batch).detach(), before)
+
+
+@pytest.mark.parametrize(("rows", "formed"), [(100, False), (300, True)])
+def test_gradients_are_formed_only_where_that_takes_less_memory(mesh, monkeypatch, rows, formed):
+    """Of 100 rows a formed one is faster, of 300 it is smaller, too: a rank has to hold it between passes."""
+    layers = seeded(
+        nn.Sequential(nn.Linear(256, 256, bias=False), nn.Tanh(), nn.Linear(256, 256, bias=False))
+    )
+    model, plain = sharded(deepcopy(layers), mesh), layers
+    batch = tuple(tensors(1, (2, rows, 256), (2, rows, 256)))
+    form, formed_in = PerGroup.form, []
+
+    def counted(self):
+        formed_in[-1] += any(part.rows == (0, 256) for part in self.parts)
+        form(self)
+
+    monkeypatch.setattr(PerGroup, "form", counted)
+    for each in (plain, model):
+        formed_in.append(0)
+        SAM(each, rho=RHO, m=1, engine="batched").backward(partial(squared, each), *batch)
+    assert formed_in[0] > 0
+    assert (formed_in[1] > 0) == formed
+    expected = [p.grad for p in plain.parameters()]
+    assert relative_error(whole(model, gradients=True), expected) < TOL

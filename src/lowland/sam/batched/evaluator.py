@@ -75,6 +75,7 @@ class Evaluator:
     Attributes:
         objective: The loss, and the policy for buffers.
         forms: Whether recorded gradients are to be formed.
+        frugal: Whether they are formed only where that takes less memory.
         planned_groups: Number of groups to choose forms for, where it is not that of the batch.
         probes: Whether the pass is to find out what cannot be run at once.
         results: What the operations of the loss returned, in all passes.
@@ -85,6 +86,7 @@ class Evaluator:
 
     objective: Objective
     forms: bool
+    frugal: bool = False
     planned_groups: int | None = None
     probes: bool = False
     results: list[weakref.ref[Tensor]] = field(default_factory=list)
@@ -170,6 +172,7 @@ class Evaluator:
                 move,
                 form=self.forms,
                 planned_groups=self.planned_groups or groups,
+                frugal=self.frugal,
                 spend=spend,
                 noise=self.noise.of(2 * i) if self.noise is not None and is_half(p) else None,
             )

@@ -16,7 +16,7 @@ from lowland.sam.batched.precision import correction_dtype
 from lowland.sam.noise import Noise
 from lowland.sam.precision import stochastically_rounded, working
 from lowland.sam.unbatchable import Unbatchable
-from lowland.sam.vectors.factors import Factor, Left, Right
+from lowland.sam.vectors.factors import Factor, Left, OneHot, Right
 from lowland.sam.vectors.per_group import LowRank, PerGroup, Rows, apart
 
 
@@ -32,6 +32,7 @@ class Weight:
             part with its own ``requires_grad``, and its gradient is summed over the groups.
         form: Whether everything recorded is to be formed.
         planned_groups: Number of groups that forms are chosen for.
+        frugal: Whether gradients are formed only where they take less memory so, and not where it is faster.
         spend: Whether this pass is the last that needs ``move``, whose memory they then take.
         noise: Of a weight of half precision, the randomness of rounding: the same each time that it is used.
         rows: Rows of all uses so far, which decide the form.
@@ -45,6 +46,7 @@ class Weight:
     gradient: PerGroup | None = None
     form: bool = False
     planned_groups: int = 0
+    frugal: bool = False
     spend: bool = False
     noise: Noise | None = None
     rows: int = 0
@@ -116,6 +118,16 @@ class Weight:
             self.products.append(product)
         if form or self.form:
             self.gradient.form()
+
+    def forms(self, cost: Costs, *, apart: int, formed: int) -> bool:
+        """Whether the gradient of a use is formed.
+
+        Args:
+            cost: Operations of either form.
+            apart: Numbers that a group's factors hold.
+            formed: Numbers that its matrix does.
+        """
+        return cost.forms and (formed <= apart or not self.frugal)
 
     def used(self) -> None:
         """The backward pass of a use is over: what the last one needed goes, long before the pass ends."""
@@ -237,11 +249,11 @@ class Use:
         assert isinstance(right, Tensor)
         rows, q, p = right.shape[1], self.stop - self.start, right.shape[2]
         cost = costs(max(self.weight.rows, rows), q, p)
-        extra = cost.formed if cost.forms or self.weight.form else cost.apart
+        held = rows * (p + 1 if isinstance(left, OneHot) else p + q)
+        forms = self.weight.forms(cost, apart=held, formed=p * q)
+        extra = cost.formed if forms or self.weight.form else cost.apart
         product = Product(rows, q, p, extra) if isinstance(left, Tensor) else None
-        self.weight.record(
-            LowRank(Factor(left, right), self.start, self.stop), form=cost.forms, product=product
-        )
+        self.weight.record(LowRank(Factor(left, right), self.start, self.stop), form=forms, product=product)
 
 
 @dataclass

@@ -78,7 +78,7 @@ class ByThemselves(ManyGroups):
         self.added: list[Added] = []
         plain = self._evaluator
         kept = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-        self._evaluator = Depositing(**kept, sharded=self.sharded, added=self.added)
+        self._evaluator = Depositing(**kept | {"frugal": True}, sharded=self.sharded, added=self.added)
 
     def slope(self, e: Many | None, *, first: bool = False) -> Pass:
         """The gradient of each group at ``w + e``, which nobody reduces."""

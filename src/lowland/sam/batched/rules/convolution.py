@@ -257,7 +257,8 @@ def _record(use: Use, geometry: Geometry, grad: Tensor, x: Tensor, w: Tensor) ->
     groups, weight = use.weight.groups, use.weight
     rows, points = grad[:, 0].numel() // groups, x[:, 0].numel() // groups
     cost = costs_of_convolution(rows, points, len(w), x.shape[1], w.shape[2:], weight.planned_groups)
-    apart = geometry.window(w) is not None and not weight.form and not cost.forms
+    forms = weight.forms(cost, apart=rows * len(w) + points * x.shape[1], formed=w.numel())
+    apart = geometry.window(w) is not None and not weight.form and not forms
     if apart or _few_rows(geometry, groups, x, w):
         factor = Factor(by_rows(grad.flatten(2), groups), Patches(_grouped(x, groups), _window(geometry, w)))
         product = Product(rows, len(w), w[0].numel(), cost.apart if apart else cost.formed)
