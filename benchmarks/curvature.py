@@ -3,16 +3,17 @@
     python benchmarks/curvature.py --rounds 5
 
 The same float32 networks, batches and weights for all, after 100 steps of training. Products are beside the
-bare one, ``torch.autograd.grad`` of gradients that are there. Eigenvalues are beside a reference of ours to 1e-7
-with vectors in float64: each library runs at ever tighter tolerances, and as many iterations as these take, until
-all of its values are within ``--accuracy`` of the reference or there is no tighter one; the time is of that run.
-PyHessian looks for the largest in size, of either sign. Traces are of as many products each; ``cost`` is seconds
-times the squared standard deviation over ``--seeds`` seeds, which more samples leave as it is. Memory is the peak
-of tensors within a call above what there was, in bytes a weight, activations included.
+bare one, ``torch.autograd.grad`` of gradients that are there. Eigenvalues are beside a reference of ours to
+1e-7 with vectors in float64: each library runs at ever tighter tolerances, and as many iterations as these
+take, until all of its values are within ``--accuracy`` of the reference or there is no tighter one; the
+time is of that run. PyHessian looks for the largest in size, of either sign. Traces are of as many products
+each; ``cost`` is seconds times the squared standard deviation over ``--seeds`` seeds, which more samples
+leave as it is. Memory is the peak of tensors within a call above what there was, in bytes a weight,
+activations included.
 
-Peers, where they can be imported: hessian-eigenthings (a test dependency), PyHessian and curvlinops
-(``pip install --no-deps pyhessian curvlinops-for-pytorch linear_operator einops einconv``: with their
-dependencies they bring a torchvision that does not load beside this torch).
+Peers, where they can be imported: hessian-eigenthings (a test dependency), PyHessian and curvlinops (``pip
+install --no-deps pyhessian curvlinops-for-pytorch linear_operator einops einconv``: with their dependencies
+they bring a torchvision that does not load beside this torch).
 """
 
 from __future__ import annotations

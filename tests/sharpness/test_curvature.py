@@ -1,5 +1,6 @@
 """Curvature against closed forms, dense matrices and known spectra."""
 
+import json
 from functools import partial
 
 import hessian_eigenthings as eigenthings
@@ -95,6 +96,18 @@ def test_smallest_eigenvalue_far_below_the_largest_is_found_at_the_spectrums_tol
     found = hessian_eigenvalues(loss, params, batch, end="smallest")
     assert abs(found.value + 1e-3) < 1e-4 * 1e4
     assert found.residuals[0] <= 1.01e-4 * 1e4
+
+
+def test_results_are_lines_of_json() -> None:
+    loss, params, batch = quadratic(SPECTRUM)
+    top = hessian_eigenvalues(loss, params, batch, k=2)
+    trace, density = hessian_trace(loss, params, batch), spectral_density(loss, params, batch)
+    rows = [json.loads(json.dumps(found.row())) for found in (top, trace, density)]
+    assert rows[0]["eigenvalues"] == pytest.approx([9.0, 5.0], rel=1e-4)
+    assert rows[0]["matrix_products"] == top.products
+    assert (rows[1]["value"], rows[1]["stderr"]) == (trace.value, trace.stderr)
+    assert rows[2]["value"] == density.moment(1)
+    assert [row["examples"] for row in rows] == [3, 3, 3]
 
 
 def test_it_goes_on_from_a_vector_nearby() -> None:

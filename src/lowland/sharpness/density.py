@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,16 @@ class SpectralDensity:
         bumps = np.exp(-0.5 * away**2) / (width * np.sqrt(2.0 * np.pi))
         density: Array = (bumps * self.weights).sum(axis=2).mean(axis=1)
         return density
+
+    def row(self) -> dict[str, Any]:
+        """Its mean and its size, flat, for a line of JSON."""
+        return {
+            "measure": "spectral density",
+            "value": self.moment(1),
+            "root_mean_square": float(np.sqrt(max(self.moment(2), 0.0))),
+            "examples": self.examples,
+            "matrix_products": self.products,
+        }
 
     def moment(self, power: int) -> float:
         """The mean of the eigenvalues to the ``power``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -41,6 +41,17 @@ class Eigenvalues:
     residuals: Float[Array, " k"]
     examples: int
     products: int
+
+    def row(self) -> dict[str, Any]:
+        """All of it but the vectors, flat, for a line of JSON."""
+        return {
+            "measure": "eigenvalues",
+            "value": self.value,
+            "eigenvalues": self.values.tolist(),
+            "residuals": self.residuals.tolist(),
+            "examples": self.examples,
+            "matrix_products": self.products,
+        }
 
     @property
     def value(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,16 @@ class Trace:
     stderr: float
     examples: int
     products: int
+
+    def row(self) -> dict[str, Any]:
+        """All of it, flat, for a line of JSON."""
+        return {
+            "measure": "trace",
+            "value": self.value,
+            "stderr": self.stderr,
+            "examples": self.examples,
+            "matrix_products": self.products,
+        }
 
 
 def hessian_trace(
