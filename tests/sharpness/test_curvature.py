@@ -1,5 +1,8 @@
 """Curvature against closed forms, dense matrices and known spectra."""
 
+import json
+from functools import partial
+
 import hessian_eigenthings as eigenthings
 import numpy as np
 import pytest
@@ -55,7 +58,8 @@ def test_eigenvalues_of_a_quadratic_are_those_it_was_made_of(k) -> None:
         assert found.residuals.max() < 1e-7
         assert (found.value, found.examples) == (found.values[0], 3)
         H = symmetric(SPECTRUM).numpy()
-        np.testing.assert_allclose(found.vectors @ H, found.values[:, None] * found.vectors, atol=1e-6)
+        rows = found.vectors.numpy()
+        np.testing.assert_allclose(rows @ H, found.values[:, None] * rows, atol=1e-6)
         assert 0 < found.products < 400
     assert (top.ratio == pytest.approx(6.0)) if k == 6 else np.isnan(top.ratio)
 
@@ -73,6 +77,110 @@ def test_small_matrices_are_exact(values, seed) -> None:
     np.testing.assert_allclose(density.weights.sum(axis=1), 1.0)
     seen = density.nodes[density.weights > 1e-6]
     assert np.abs(seen[:, None] - np.array(values)).min(axis=1).max() < 1e-5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(50, 90), st.integers(1, 4), st.sampled_from(["largest", "smallest"]), st.integers(0, 99))
+def test_restarted_with_few_vectors_it_finds_the_ends_of_any_spectrum(size, k, end, seed) -> None:
+    values = np.random.default_rng(seed).standard_normal(size)
+    loss, params, batch = quadratic(values, seed)
+    found = hessian_eigenvalues(loss, params, batch, k=k, end=end, tol=1e-8, max_products=5000, seed=seed)
+    wanted = np.sort(values)[::-1][:k] if end == "largest" else np.sort(values)[:k]
+    np.testing.assert_allclose(found.values, wanted, atol=1e-7)
+    assert found.residuals.max() <= 2e-8 * np.abs(values).max()
+
+
+def test_smallest_eigenvalue_far_below_the_largest_is_found_at_the_spectrums_tolerance() -> None:
+    values = np.concatenate([[1e4], np.linspace(0.5, 3.0, 80), [-1e-3]])
+    loss, params, batch = quadratic(values)
+    found = hessian_eigenvalues(loss, params, batch, end="smallest")
+    assert abs(found.value + 1e-3) < 1e-4 * 1e4
+    assert found.residuals[0] <= 1.01e-4 * 1e4
+
+
+def test_results_are_lines_of_json() -> None:
+    loss, params, batch = quadratic(SPECTRUM)
+    top = hessian_eigenvalues(loss, params, batch, k=2)
+    trace, density = hessian_trace(loss, params, batch), spectral_density(loss, params, batch)
+    rows = [json.loads(json.dumps(found.row())) for found in (top, trace, density)]
+    assert rows[0]["eigenvalues"] == pytest.approx([9.0, 5.0], rel=1e-4)
+    assert rows[0]["matrix_products"] == top.products
+    assert (rows[1]["value"], rows[1]["stderr"]) == (trace.value, trace.stderr)
+    assert rows[2]["value"] == density.moment(1)
+    assert [row["examples"] for row in rows] == [3, 3, 3]
+
+
+def test_it_goes_on_from_a_vector_nearby() -> None:
+    loss, params, batch = quadratic(SPECTRUM)
+    cold = hessian_eigenvalues(loss, params, batch, tol=1e-3)
+    near = cold.vectors[0] + 0.01 * torch.randn(len(SPECTRUM), dtype=torch.float64)
+    warm = hessian_eigenvalues(loss, params, batch, tol=1e-3, start=near)
+    assert warm.value == pytest.approx(9.0, rel=1e-5)
+    assert warm.products < cold.products
+
+
+def in_float32(width=96):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(64, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 5)
+    )
+    x, y = torch.randn(16, 64), torch.arange(16) % 5
+    return module, (x, y), lambda x, y: F.cross_entropy(module(x), y)
+
+
+def test_float32_is_as_accurate_as_its_products() -> None:
+    module, (x, y), loss = in_float32(8)
+    H = dense_hessian(module.double(), x.double(), y)
+    module.float()
+    wanted = np.linalg.eigvalsh(H)[::-1]
+    params = list(module.parameters())
+    for dtype in (None, torch.float32, torch.float64):
+        found = hessian_eigenvalues(loss, params, (x, y), k=3, dtype=dtype)
+        np.testing.assert_allclose(found.values, wanted[:3], rtol=1e-5)
+        assert found.vectors.dtype == (dtype or torch.float32)
+        assert found.residuals.max() < 2e-4 * wanted[0]
+    exact = hessian_trace(loss, params, (x, y), products=3 * len(H))
+    assert exact.value == pytest.approx(np.trace(H), rel=1e-5)
+    density = spectral_density(loss, params, (x, y), steps=60, runs=6)
+    wide, grid = 0.05 * wanted[0], np.linspace(wanted[-1] - 0.5, wanted[0] + 0.5, 801)
+    bumps = np.exp(-0.5 * ((grid[:, None] - wanted) / wide) ** 2) / (wide * np.sqrt(2 * np.pi))
+    apart = np.trapezoid(np.abs(density.on(grid, width=wide) - bumps.mean(1)), grid)
+    assert apart < 0.1
+
+
+@pytest.mark.parametrize(
+    ("most", "measure"),
+    [
+        (48, hessian_eigenvalues),
+        (112, partial(hessian_eigenvalues, k=5)),
+        (40, hessian_trace),
+        (40, partial(spectral_density, steps=20, runs=2)),
+    ],
+    ids=["one eigenvalue", "five", "trace", "density"],
+)
+def test_few_vectors_are_held(most, measure) -> None:
+    module, batch, loss = in_float32(400)
+    params = list(module.parameters())
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        measure(loss, params, batch)
+    held = peak = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    activations = 16 * 4 * (64 + 10 * 400)  # of a batch of 16, and what is kept of them
+    assert (peak - activations) / sum(p.numel() for p in params) < most
+
+
+@pytest.mark.parametrize(("products", "sketch"), [(9, 2), (12, 0), (30, 2)])
+def test_the_trace_is_within_its_standard_error_two_times_out_of_three(products, sketch) -> None:
+    loss, params, batch = quadratic(np.linspace(-1.0, 3.0, 60))
+    found = [hessian_trace(loss, params, batch, products=products, sketch=sketch, seed=s) for s in range(300)]
+    within = np.mean([abs(f.value - 60.0) <= f.stderr for f in found])
+    assert 0.62 < within < 0.75
+    assert all(f.products == products for f in found)
 
 
 def network(*, dropout=0.0, norm=False):
@@ -259,7 +367,23 @@ def bowl(x):
             lambda b: hessian_eigenvalues(bowl, [W], b, k=9, tol=1e-14, max_products=22),
             "max_products must be enough for 9 eigenvalues to converge, got 22, with which",
         ),
+        (
+            lambda b: hessian_eigenvalues(bowl, [W], b, k=2, basis=3),
+            "basis must be at least k . 2, 4, got 3.",
+        ),
+        (
+            lambda b: hessian_eigenvalues(bowl, [W], b, start=torch.ones(3)),
+            "start must have shape .50,., got .3,.",
+        ),
+        (
+            lambda b: hessian_eigenvalues(bowl, [W], b, dtype=torch.bfloat16),
+            "dtype must be torch.float32 or torch.float64, got torch.bfloat16.",
+        ),
         (lambda b: hessian_trace(bowl, [W], b, products=2), "products must be at least 3, got 2."),
+        (
+            lambda b: hessian_trace(bowl, [W], b, products=9, sketch=4),
+            "sketch must be between 0 and a third of products, 3, got 4.",
+        ),
         (lambda b: spectral_density(bowl, [W], b, steps=0), "steps must be positive, got 0."),
         (
             lambda b: spectral_density(bowl, [W], b, steps=2).on([0.0], width=0.0),

@@ -137,7 +137,8 @@ def _cell(row: Row) -> str:
     if row.get("error_rise") is not None:
         text += f"  (error {100 * row['error_rise']:+.1f} %)"
     if row.get("ratio") is not None and row["ratio"] == row["ratio"]:
-        text += f"  (λ₁/λ₅ {row['ratio']:.2g}, smallest {row['smallest']:.2g})"
+        low = row.get("smallest")
+        text += f"  (λ₁/λ₅ {row['ratio']:.2g}{'' if low is None else f', smallest {low:.2g}'})"
     if row.get("edge") is not None:
         text += f"  (edge {row['edge']:.3g})"
     return text

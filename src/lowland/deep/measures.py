@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from lowland.deep.flatness import FlatnessConfig, Measure
 from lowland.deep.objective import AUTOCAST_TYPES, autocast
 from lowland.deep.records import MetricsRow
 from lowland.deep.subject import Subject, pick_parameters
-from lowland.sam import L2, Captures
+from lowland.errors import InputError
+from lowland.sam import L2, Captures, MicroBatches
 from lowland.sam.captures import reason_against
 from lowland.sam.precision import HALF
 from lowland.sharpness import (
@@ -40,6 +42,7 @@ from lowland.sharpness import (
 )
 
 Row = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -232,10 +235,9 @@ class _Taking:
             top = hessian_eigenvalues(
                 loss, self.params, parts, k=min(config.k, weights), tol=1e-3, seed=config.seed
             )
-            low = hessian_eigenvalues(loss, self.params, parts, end="smallest", tol=1e-2, seed=config.seed)
             row = {"value": top.value, "stderr": math.nan, "eigenvalues": top.values.tolist()}
-            row |= {"ratio": top.ratio, "smallest": low.value, "matrix_products": top.products + low.products}
-            yield row | self._edge() | request
+            row |= {"ratio": top.ratio, "matrix_products": top.products}
+            yield row | (self._smallest(loss, parts, row) if config.smallest else {}) | self._edge() | request
         elif name == "trace":
             found = hessian_trace(loss, self.params, parts, products=config.products, seed=config.seed)
             yield {"value": found.value, "stderr": found.stderr, "matrix_products": found.products} | request
@@ -248,6 +250,17 @@ class _Taking:
                 "root_mean_square": math.sqrt(max(density.moment(2), 0.0)),
                 "matrix_products": density.products,
             } | request
+
+    def _smallest(self, loss: Callable[..., Any], parts: MicroBatches, row: Row) -> Row:
+        """The smallest eigenvalue; NaN, which is said, if it does not converge."""
+        try:
+            found = hessian_eigenvalues(
+                loss, self.params, parts, end="smallest", tol=1e-2, seed=self.config.seed
+            )
+        except InputError as error:
+            _log.warning("the smallest eigenvalue was not found: %s", error)
+            return {"smallest": math.nan}
+        return {"smallest": found.value, "matrix_products": row["matrix_products"] + found.products}
 
     def _edge(self) -> Row:
         """The sharpness at which SAM would be unstable with the run's last step size and its radius."""

@@ -2,17 +2,11 @@
 
 from lowland.sharpness.average_case import average_case
 from lowland.sharpness.connectivity import Bezier, along_curve, trained_bezier
-from lowland.sharpness.curvature import (
-    Eigenvalues,
-    GaussNewton,
-    SpectralDensity,
-    Trace,
-    hessian_eigenvalues,
-    hessian_trace,
-    sam_edge,
-    spectral_density,
-)
+from lowland.sharpness.curved import GaussNewton
+from lowland.sharpness.density import SpectralDensity, spectral_density
 from lowland.sharpness.directions import gradient_direction, plane_through, random_direction
+from lowland.sharpness.edge import sam_edge
+from lowland.sharpness.eigenvalues import Eigenvalues, hessian_eigenvalues
 from lowland.sharpness.features import ActiveReLUs, feature_rank, features_at, knn_error
 from lowland.sharpness.first_order import gradient_norms, one_step_sharpness
 from lowland.sharpness.landscape import barrier, interpolation, plane
@@ -20,6 +14,7 @@ from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
 from lowland.sharpness.search import AutoPGD, ProjectedAscent
 from lowland.sharpness.states import at_state, distances, state_of
+from lowland.sharpness.trace import Trace, hessian_trace
 from lowland.sharpness.worst_case import WorstCase, suboptimality, worst_case, worst_case_grid
 
 __all__ = [

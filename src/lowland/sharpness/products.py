@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +14,7 @@ from lowland.errors import InputError
 from lowland.sharpness.averaged import mean_of
 from lowland.sharpness.objective import Objective, require_slope, require_some
 
-Vector = Float[np.ndarray, " weights"]
+Vector = Float[Tensor, " weights"]
 PartProduct = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -26,11 +25,13 @@ class Matrix:
     Attributes:
         target: The objective that it belongs to.
         of_part: Products of one part's matrix; the last part's graph is kept if it is the only one.
+        dtype: Type of the vectors; they are on the device of the first parameter.
         count: Products so far.
     """
 
     target: Objective
     of_part: Callable[[Objective, tuple[Any, ...]], PartProduct]
+    dtype: torch.dtype
     count: int = 0
     _kept: PartProduct | None = field(default=None, repr=False)
 
@@ -39,21 +40,42 @@ class Matrix:
         """Rows, and columns."""
         return self.target.num_weights
 
-    def __matmul__(self, vector: Vector) -> Vector:
-        """The product, in float64 like the vector."""
-        self.count += 1
-        v = self.target.unflattened(torch.from_numpy(np.ascontiguousarray(vector)))
-        total = np.zeros(self.size)
-        for part, share in zip(self.target.parts, self.target.shares, strict=True):
-            product = self._product(part)(v)
-            total += share * torch.cat([t.double().reshape(-1).cpu() for t in product]).numpy()
-        return total
+    @property
+    def device(self) -> torch.device:
+        """Where vectors are."""
+        return self.target.params[0].device
 
-    def dense(self) -> Float[np.ndarray, "weights weights"]:
-        """The matrix itself, column by column."""
-        columns: np.ndarray = np.stack([self @ e for e in np.eye(self.size)])
-        symmetric: np.ndarray = 0.5 * (columns + columns.T)
-        return symmetric
+    def __matmul__(self, vector: Vector) -> Vector:
+        """The product."""
+        return self.product(vector, torch.empty_like(vector))
+
+    def product(self, vector: Vector, out: Vector) -> Vector:
+        """The product, in the memory of ``out``: on a CPU, memory that is there is several times as fast."""
+        self.count += 1
+        v, shares = self.target.unflattened(vector), self.target.shares
+        if len(shares) == 1:
+            return self._flat(self._product(self.target.parts[0])(v), out)
+        total = torch.zeros_like(vector)
+        for part, share in zip(self.target.parts, shares, strict=True):
+            total.add_(self._flat(self._product(part)(v), out), alpha=share)
+        return out.copy_(total)
+
+    def drawn(self, generator: torch.Generator, *, signs: bool = False) -> Vector:
+        """A vector of Gaussian numbers, or of random signs, the same on every device."""
+        if signs:
+            bits = torch.randint(0, 2, (self.size,), generator=generator, dtype=torch.int8)
+            return bits.to(self.device, self.dtype).mul_(2.0).sub_(1.0)
+        return torch.randn(self.size, generator=generator).to(self.device, self.dtype)
+
+    def dense(self) -> Float[Tensor, "weights weights"]:
+        """The matrix itself, column by column, in double precision on the CPU."""
+        units = torch.eye(self.size, dtype=self.dtype, device=self.device)
+        columns = torch.stack([(self @ e).double().cpu() for e in units])
+        return 0.5 * (columns + columns.T)
+
+    def _flat(self, tensors: list[Tensor], out: Vector) -> Vector:
+        found: Tensor = torch.cat([t.reshape(-1).to(self.device, self.dtype) for t in tensors], out=out)
+        return found
 
     def _product(self, part: tuple[Any, ...]) -> PartProduct:
         if len(self.target.parts) > 1:
