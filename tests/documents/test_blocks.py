@@ -5,12 +5,15 @@ Hidden in a page, for Sybil: ``<!--- invisible-code-block: python`` is what a pa
 """
 
 import importlib
+import os
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -70,10 +73,11 @@ def where(page: Path) -> str:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Blocks write into an empty folder."""
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Blocks write into an empty folder, and what they set of the environment is theirs."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with patch.dict(os.environ):  # launchers of processes say there which one this is
+        yield tmp_path
 
 
 BLOCKS = {page: examples(page, PythonCodeBlockParser(), SkipParser()) for page in PAGES}
