@@ -127,7 +127,7 @@ LONG = {
 }
 """Commands that take hours, and the file that tells that one has begun."""
 
-SECOND = {"diagonal --steps 400000000", "figure fig6 --scale paper --engine here"}
+SECOND = {"diagonal --steps 400000000", "figure fig6 --scale paper --engine here", "demo --seeds 50"}
 """Commands of which another one is a sample too."""
 
 RUNNING = """

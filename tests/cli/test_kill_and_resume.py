@@ -5,7 +5,7 @@ import re
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(script) -> None:
     kills = ("--kills", "3", "--seed", "1", "--checkpoint-every", "0.05")
     small = ("--epochs", "4", "--frac_train", "0.2", "--model_width", "2", "--batch_size", "64")

@@ -100,6 +100,7 @@ def largest_difference(one, other):
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
 
 
+@pytest.mark.stress
 def test_torchrun_trains_one_run_and_one_process_speaks(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # After -- torchrun leaves --m alone, which might be short for several of its own options.

@@ -103,7 +103,7 @@ def test_erm_has_the_statistics_of_the_originals_protocol() -> None:
 @pytest.mark.slow
 def test_sam_has_the_statistics_of_the_originals_protocol() -> None:
     """There, slopes varied by 95 to 111 with 22 to 29 kinks; losses .0073 to .032, perturbed .08 to .35."""
-    results = [train(POINTS, Training.original(0.3), seed=seed) for seed in range(2)]
+    results = [train(POINTS, Training.original(0.3), seed=0)]
     for result in results:
         assert result.steps == 1_000_001
         assert 0.003 < result.final_loss(POINTS) < 0.05

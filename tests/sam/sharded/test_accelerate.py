@@ -206,7 +206,9 @@ def scenarios(folder, device):
 GPUS = pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason=f"accelerate shards on {WORLD} GPUs")
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=GPUS)])
+@pytest.fixture(
+    scope="module", params=[pytest.param("cpu", marks=pytest.mark.stress), pytest.param("cuda", marks=GPUS)]
+)
 def ranks(request, tmp_path_factory):
     """What each rank found."""
     folder = tmp_path_factory.mktemp("accelerate")
