@@ -153,7 +153,7 @@ def test_at_small_radii_it_is_slope_and_curvature() -> None:
     top = hessian_eigenvalues(lambda *b: loss(*b)[0], params, batch)
     for rho in (1e-3, 1e-2):
         value = worst_case(loss, params, batch, rho=rho, search=LONG).value
-        along = torch.from_numpy(top.vectors[0])
+        along = top.vectors[0]
         low = (rho * g.norm()).item()
         assert low < value < low + 0.5 * rho**2 * top.value * 1.01
     with torch.no_grad():

@@ -48,8 +48,7 @@ def requests(name: Measure, config: FlatnessConfig, common: Row) -> Iterator[Row
                 row |= {"seed": config.seed, "least_samples": config.samples, "target": config.stderr}
             if name in {"eigenvalues", "trace", "density"}:
                 row |= {"matrix": config.matrix, "seed": config.seed}
-                of_ends = {"k": config.k, "asked_smallest": config.smallest}
-                row |= of_ends if name == "eigenvalues" else {"asked_products": config.products}
+                row |= {"k": config.k} if name == "eigenvalues" else {"asked_products": config.products}
             if name in {"feature-rank", "knn-error"}:
                 row |= {"layer": config.feature_layer}
                 row |= {"neighbours": config.neighbours} if name == "knn-error" else {}

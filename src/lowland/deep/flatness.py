@@ -54,8 +54,7 @@ class FlatnessConfig:
         distribution: Of the random perturbations of average-case.
         samples: Least number of these.
         stderr: Standard error that average-case is to reach; by default what samples give.
-        k: Number of largest eigenvalues.
-        smallest: Compute the smallest eigenvalue, too.
+        k: Number of largest eigenvalues; the smallest one is computed too.
         matrix: Which matrix eigenvalues, trace and density are of.
         products: Matrix-vector products for the trace, and Lanczos steps of each of the density's four runs.
         feature_layer: The layer whose outputs are the features of feature-rank and knn-error.
@@ -86,7 +85,6 @@ class FlatnessConfig:
     samples: int = 32
     stderr: float | None = None
     k: int = 5
-    smallest: bool = True
     matrix: Literal["hessian", "gauss-newton"] = "hessian"
     products: int = 60
     feature_layer: str | None = None
@@ -146,7 +144,7 @@ _READ_BY: Mapping[tuple[str, ...], set[str]] = {
     ("scaling",): {*_SEARCHED, "average-case"},
     ("distribution", "samples", "stderr"): {"average-case"},
     ("matrix",): _SPECTRAL,
-    ("k", "smallest"): {"eigenvalues"},
+    ("k",): {"eigenvalues"},
     ("products",): {"trace", "density"},
     ("feature_layer",): _LAYER,
     ("neighbours",): {"knn-error"},

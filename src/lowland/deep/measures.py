@@ -237,7 +237,7 @@ class _Taking:
             )
             row = {"value": top.value, "stderr": math.nan, "eigenvalues": top.values.tolist()}
             row |= {"ratio": top.ratio, "matrix_products": top.products}
-            yield row | (self._smallest(loss, parts, row) if config.smallest else {}) | self._edge() | request
+            yield row | self._smallest(loss, parts, row) | self._edge() | request
         elif name == "trace":
             found = hessian_trace(loss, self.params, parts, products=config.products, seed=config.seed)
             yield {"value": found.value, "stderr": found.stderr, "matrix_products": found.products} | request

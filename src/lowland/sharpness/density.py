@@ -56,7 +56,11 @@ class SpectralDensity:
         return density
 
     def row(self) -> dict[str, Any]:
-        """Its mean and its size, flat, for a line of JSON."""
+        """Its mean and its size, flat, for a line of JSON.
+
+        Returns:
+            Mean and root mean square of the eigenvalues, and what they were computed from.
+        """
         return {
             "measure": "spectral density",
             "value": self.moment(1),
