@@ -187,9 +187,7 @@ def sam_gradient(
         why = reason_against(ascent, engine=engine, reduction=reduction, weight=weight, in_half=in_half)
         refuse_recording(captures.mode, why)
     groups, sources = _groups(batch, ascent_batch, own_share(m, process_group), entries, params)
-    asked = Options(
-        *(loss, batch, ascent, engine, process_group, combine, ascent_batch, captures, max_memory, reduction)
-    )
+    asked = Options(loss, batch, ascent, engine, process_group, combine, ascent_batch, captures, max_memory)
     hold = held(module, params, asked)
     if then is not None and m is not None:
         then.check(sum(filter(None, groups.sizes)))

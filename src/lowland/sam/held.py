@@ -32,7 +32,6 @@ class Options:
     ascent_batch: Any
     captures: Any
     max_memory: int | None
-    reduction: str
 
 
 class Whole:

@@ -1,9 +1,7 @@
 """Parameters that are put into a sharded model after it was cut. One process is enough."""
 
 import pytest
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lowland import SAM
@@ -12,15 +10,6 @@ from ..naive import mlp, naive_sam, regression, relative_error, seeded, squared,
 from .models import sharded, whole
 
 RHO = 0.3
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    """Of this process alone."""
-    file = tmp_path_factory.mktemp("ranks") / "init"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def tied():
