@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,14 +137,24 @@ class _WithGradient(torch.autograd.Function):
         return None, None, *found, *(outer.new_zeros(()) for _ in range(ctx.num_ends))
 
 
-@contextmanager
-def tensor_hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
+def tensor_hooks_held(params: Sequence[Tensor]) -> AbstractContextManager[None]:
     """Inside the block no hook of ``Tensor.register_hook`` on a parameter fires.
 
     ``torch.autograd.grad`` runs them too, so that they would act on the passes' gradients and then once
     more on what is deposited.
     """
-    held = [(p._backward_hooks, dict(p._backward_hooks)) for p in params if p._backward_hooks]
+    return _held([p._backward_hooks for p in params])
+
+
+def accumulated_hooks_held(params: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """Inside the block no hook fires that waits for a gradient in ``.grad``: it is not there to stay."""
+    return _held([getattr(p, "_post_accumulate_grad_hooks", None) for p in params])
+
+
+@contextmanager
+def _held(each: Sequence[dict[int, Any] | None]) -> Iterator[None]:
+    """Inside the block there are no hooks."""
+    held = [(hooks, dict(hooks)) for hooks in each if hooks]
     for hooks, _ in held:
         hooks.clear()
     try:

@@ -291,7 +291,10 @@ class SAM:
 
     def _call(self, way: Way, batch: tuple[Any, ...], scale: Scale, new_step: bool | None) -> Call:
         params = [p for p in self.params if is_trained(p)]
-        _check_cut(self)
+        if (
+            self.source is not None
+        ):  # the first call may have no batch of it to refuse; the rest is seen there
+            _check_cut(self)
         begins = not has_gradient(self.module, params) if new_step is None else new_step
         step = self.steps_done if begins else max(self.steps_done - 1, 0)
         return Call(step, params, way, batch=batch, scale=scale, begins=begins)

@@ -12,12 +12,13 @@ from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lowland.sam.average import Gradients
+from lowland.sam.deposit import accumulated_hooks_held
 from lowland.sam.engine import Plan
 from lowland.sam.sharded.fsdp import Units, largest, means
 from lowland.sam.sharded.gathering import Gathering
 from lowland.sam.sharded.options import check_group
 from lowland.sam.sharded.shards import added_over
-from lowland.sam.sharded.waiting import Waiting, any_waits, hooks_held
+from lowland.sam.sharded.waiting import Waiting, any_waits
 
 
 class Sharded:
@@ -96,7 +97,7 @@ class Sharded:
             )
         waits = deposits and not together and self.units.waits()
         with ExitStack() as blocks:
-            blocks.enter_context(hooks_held([kept.shard for kept in self.units.kept()]))
+            blocks.enter_context(accumulated_hooks_held([kept.shard for kept in self.units.kept()]))
             blocks.enter_context(self.units.hooks_unseen())
             blocks.enter_context(self.units.reducing(not waits))
             self._waiting = Waiting(self.units, aside=waits or not deposits)

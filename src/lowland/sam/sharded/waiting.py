@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,21 +71,6 @@ def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     if old is None or new is None:
         return new if old is None else old
     return old.add_(new)
-
-
-@contextmanager
-def hooks_held(params: Sequence[Tensor]) -> Iterator[None]:
-    """Inside the block no hook fires that waits for a gradient in ``.grad``: it is not there to stay."""
-    held = [
-        (hooks, dict(hooks)) for p in params if (hooks := getattr(p, "_post_accumulate_grad_hooks", None))
-    ]
-    for hooks, _ in held:
-        hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, saved in held:
-            hooks.update(saved)
 
 
 def any_waits(units: Units) -> bool:
