@@ -55,12 +55,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-_TYPED = 4
+_TYPED = 12
 
 
 @pytest.fixture(autouse=True)
 def typed_in_part(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Types and shapes are checked in every fourth test, by its name: checking takes longer than the code."""
+    """Types and shapes are checked in every twelfth test, by its name: checking takes longer than the code."""
     before = config.jaxtyping_disable
     numeric_tower.check_anew()
     config.update("jaxtyping_disable", zlib.crc32(request.node.nodeid.encode()) % _TYPED > 0)
