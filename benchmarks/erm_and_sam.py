@@ -48,13 +48,15 @@ COMMON: dict[str, Any] = {
 }
 RADII = (0.05, 0.1, 0.2, 0.4)
 ASKED = [
-    FlatnessConfig(rho=RADII, m=(1, 16, 128)),
+    FlatnessConfig(rho=RADII, m=(1, 16, 128), search="projected"),
     FlatnessConfig(
         measure=("average-case", "one-step", "gradient-norm"), rho=RADII, m=(1, 128), scaling="element"
     ),
-    FlatnessConfig(rho=(0.1, 0.3, 1.0), m=(128,), scaling="element", logit_norm=True),
+    FlatnessConfig(rho=(0.1, 0.3, 1.0), m=(128,), scaling="element", logit_norm=True, search="projected"),
     FlatnessConfig(measure=("eigenvalues", "trace", "density"), n_eval=256, products=40),
-    FlatnessConfig(measure=("suboptimality",), n_eval=256, rho=(0.1,), m=(4, 16, 64, 256), steps=50),
+    FlatnessConfig(
+        measure=("suboptimality",), n_eval=256, rho=(0.1,), m=(4, 16, 64, 256), steps=50, search="projected"
+    ),
 ]
 
 

@@ -1,12 +1,15 @@
-"""Worst-case sharpness of every example, of many radii and of many starts: all at once against one by one.
+"""Worst-case sharpness: what searches find with as many gradients, and how long many climbs take.
 
+    python benchmarks/sharpness.py --searches
     python benchmarks/sharpness.py --rounds 3
 
-For each network, projected gradient ascent of 20 steps:
+``--searches``: on six networks (``trained.py``), in balls of both norms, plain and adaptive, what searches
+find whose gradients total 20, as shares of the best of them; and how much higher 100 steps from four starts
+get than the default. Otherwise, for each of two networks, projected gradient ascent of 20 steps:
 
 * m = 1 over 512 examples, by the batched engine, by our loop, and by a loop written here in plain PyTorch,
   the way such measurements are made today. The loops take minutes; they run over the first ``--loop``
-  examples in each round, and their time is that of one example times 512.
+  examples in each round, and their time is that of one example times 512. Beside it the default search.
 * m = 32: five radii together and one call each; four starts (three of them random) together by the batched
   engine and one after the other.
 
@@ -24,8 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.deep.models import build_model
-from lowland.sharpness import worst_case, worst_case_grid
+from lowland.sharpness import AutoPGD, ProjectedAscent, WorstCase, worst_case, worst_case_grid
 from networks import mlp
+from trained import NETWORKS as NETWORKS_TO_SEARCH
+from trained import trained
 
 STEPS, RHO = 20, 0.1
 RADII = [0.02, 0.05, 0.1, 0.2, 0.4]
@@ -41,8 +46,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--loop", type=int, default=16, help="examples that the loops run over")
     parser.add_argument("--only", choices=NETWORKS)
+    parser.add_argument("--searches", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.searches:
+        _searches()
+        return
     print(
         f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, "
         f"{arguments.rounds} rounds"
@@ -55,17 +64,55 @@ def main() -> None:
         _grids(net, x[:32], arguments.rounds)
 
 
+def _searches() -> None:
+    """A line for each ball of each network."""
+    shares: dict[str, list[float]] = {name: [] for name in SEARCHES}
+    gaps = []
+    print(f"| network | ball | m | value | {' | '.join(SEARCHES)} | 100 × 4 |")
+    print(f"|---|---|---|---|{'---|' * len(SEARCHES)}---|")
+    for name in NETWORKS_TO_SEARCH:
+        network = trained(name)
+        batch, params = (network.x[:128], network.y[:128]), list(network.model.parameters())
+        for norm, scaling, rho in BALLS:
+            for m in (128, 16):
+                look = partial(
+                    worst_case, network.losses, params, batch, rho=rho, m=m, norm=norm, scaling=scaling
+                )
+                values = [look(search=s, restarts=n).value for s, n in SEARCHES.values()]
+                most = look(search=AutoPGD(100), restarts=4).value
+                for own, value in zip(shares.values(), values, strict=True):
+                    own.append(value / max(values))
+                gaps.append(most / values[0] - 1.0)
+                cells = " | ".join(f"{own[-1]:.3f}" for own in shares.values())
+                print(
+                    f"| {name} | {norm}, {scaling}, {rho:g} | {m} | {values[0]:.3g} | {cells} "
+                    f"| {100 * gaps[-1]:+.1f} % |",
+                    flush=True,
+                )
+    print(f"\n{len(gaps)} cases: share of the best, mean (least; cases below 97 %)")
+    for name, own in shares.items():
+        below = sum(share < 0.97 for share in own)
+        print(f"  {name:32}{statistics.mean(own):.3f} ({min(own):.3f}; {below})")
+    low, middle, high = statistics.quantiles(gaps, n=4)
+    print(
+        f"100 steps from four starts: +{100 * middle:.2f} % ({100 * low:.2f} to {100 * high:.2f}), "
+        f"at most +{100 * max(gaps):.1f} %"
+    )
+
+
 def _examples(net: nn.Module, x: Tensor, rounds: int, few: int) -> None:
     params, y = list(net.parameters()), torch.arange(len(x), device=x.device) % 10
     loss = _loss(net)
+    ascent = {"rho": RHO, "m": 1, "search": ProjectedAscent(STEPS)}
     kinds = {
-        "all at once": lambda: worst_case(loss, params, (x, y), rho=RHO, m=1, engine="batched").groups,
-        "our loop": lambda: worst_case(loss, params, (x[:few], y[:few]), rho=RHO, m=1, engine="loop").groups,
+        "all at once": lambda: worst_case(loss, params, (x, y), engine="batched", **ascent).groups,
+        "auto-PGD": lambda: worst_case(loss, params, (x, y), rho=RHO, m=1, engine="batched").groups,
+        "our loop": lambda: worst_case(loss, params, (x[:few], y[:few]), engine="loop", **ascent).groups,
         "plain loop": lambda: _plain(net, x[:few], y[:few]),
     }
     times, values = _turns(kinds, rounds)
     scaled = {
-        name: [t * (1 if name == "all at once" else EXAMPLES / few) for t in times[name]] for name in times
+        name: [t * (EXAMPLES / few if name.endswith("loop") else 1) for t in times[name]] for name in times
     }
     _print(f"m = 1, {EXAMPLES} examples, {STEPS} steps", scaled, "all at once")
     for name in ("our loop", "plain loop"):
@@ -158,6 +205,22 @@ def _resnet() -> tuple[nn.Module, Tensor]:
     return build_model("resnet_tiny_gn", num_classes=10, model_width=16), torch.rand(EXAMPLES, 3, 32, 32)
 
 
+BALLS = (
+    ("l2", "plain", 0.05),
+    ("l2", "plain", 0.2),
+    ("l2", "plain", 0.5),
+    ("linf", "plain", 0.002),
+    ("l2", "element", 0.3),
+    ("linf", "element", 0.02),
+)
+SEARCHES = {
+    "default": (WorstCase().search, WorstCase().restarts),
+    "projected": (ProjectedAscent(20), 1),
+    "projected, quarters of ρ": (ProjectedAscent(20, 1.0, schedule="quarters"), 1),
+    "projected, 4 × 5": (ProjectedAscent(5, 0.5), 4),
+    "auto-PGD, 2 × 10": (AutoPGD(10), 2),
+    "auto-PGD, 4 × 5": (AutoPGD(5), 4),
+}
 NETWORKS = {"MLP 784-1024-1024-10": _mlp, "resnet_tiny_gn, width 16": _resnet}
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from lowland.deep.subject import Subject, SubjectOptions
 from lowland.errors import InputError
 
 MEASURES = get_args(Measure)
+SEARCHED = {"worst-case", "suboptimality"}
 LAYER = "_model.1"
 BASE: dict[str, Any] = {"n_eval": 24}
 OF: dict[str, dict[str, Any]] = {
@@ -36,8 +37,9 @@ OTHER: dict[str, Any] = {
     "scaling": "element",
     "logit_norm": True,
     "layers": "1.weight",
-    "search": "auto",
+    "search": "projected",
     "steps": 2,
+    "longer": 30,
     "step_size": 0.2,
     "direction": "raw",
     "schedule": "quarters",
@@ -56,6 +58,9 @@ OTHER: dict[str, Any] = {
     "engine": "loop",
     "seed": 1,
 }
+PROJECTED: dict[str, Any] = {"search": "projected"}
+BESIDE = dict.fromkeys(("step_size", "direction", "schedule"), PROJECTED)
+"""What an option needs to be read, where the measure searches."""
 SAME = {
     ("engine", None): "both engines find the same",
     ("seed", "eigenvalues"): "they are found to a tolerance from any start",
@@ -77,15 +82,16 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 def numbers(subject: Subject, measure: str, **options: Any) -> list[dict[str, Any]]:
     """What is found, as opposed to what was asked for."""
-    found = ("value", "stderr", "error_rise", "eigenvalues", "root_mean_square", "median", "best")
+    found = ("value", "stderr", "longer", "error_rise", "eigenvalues", "root_mean_square", "median", "best")
     config = FlatnessConfig(**{**BASE, **OF.get(measure, {}), "measure": (measure,), **options})
     return [{k: repr(v) for k, v in row.items() if k in found} for row in measures(subject, config).rows]
 
 
 def tried(subject: Subject, measure: str, name: str) -> object:
     """What is found with the option, or the sentence that refuses it."""
+    beside = BESIDE.get(name, {}) if measure in SEARCHED else {}
     try:
-        return numbers(subject, measure, **{name: OTHER[name]})
+        return numbers(subject, measure, **beside, **{name: OTHER[name]})
     except InputError as error:
         return str(error)
 
@@ -99,8 +105,9 @@ def test_every_option_is_here() -> None:
 @pytest.mark.parametrize("measure", MEASURES)
 def test_an_option_changes_what_is_found_or_is_refused(subject: Subject, measure: str) -> None:
     plain = numbers(subject, measure)
+    projected = numbers(subject, measure, **PROJECTED) if measure in SEARCHED else plain
     found = {name: tried(subject, measure, name) for name in OTHER}
-    silent = {name for name, one in found.items() if one == plain}
+    silent = {name for name, one in found.items() if one == (projected if name in BESIDE else plain)}
     allowed = {name for name, where in SAME if where in (measure, None)}
     assert not silent - allowed
 
@@ -111,9 +118,9 @@ def test_some_measure_refuses_it_and_another_reads_it(name: str) -> None:
     read = set()
     for measure in MEASURES:
         layer = {"feature_layer": LAYER} if measure in {"feature-rank", "knn-error"} else {}
-        drawn = {"restarts": 2} if name == "seed" and measure in {"worst-case", "suboptimality"} else {}
+        searched = BESIDE.get(name, {"restarts": 2} if name == "seed" else {}) if measure in SEARCHED else {}
         try:
-            FlatnessConfig(measure=(measure,), **{**layer, **drawn, name: OTHER[name]})
+            FlatnessConfig(measure=(measure,), **{**layer, **searched, name: OTHER[name]})
         except InputError:
             continue
         read.add(measure)

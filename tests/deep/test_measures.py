@@ -58,13 +58,14 @@ def direct(subject, n=24, *, logit_norm=False, split="train"):
     return loss, dict(subject.model.named_parameters()), (x, y)
 
 
-STEPS = ProjectedAscent(steps=3)
+STEPS = AutoPGD(steps=3)
 OPTIONS = {
     "plain": ({}, {"search": STEPS}),
     "all of it": (
         {
             "norm": "linf",
             "scaling": "element",
+            "search": "projected",
             "steps": 4,
             "step_size": 0.3,
             "schedule": "quarters",
@@ -79,8 +80,9 @@ OPTIONS = {
             "seed": 5,
         },
     ),
-    "raw": ({"direction": "raw"}, {"search": ProjectedAscent(3, direction="raw")}),
-    "auto": ({"search": "auto", "scaling": "filter"}, {"search": AutoPGD(3), "scaling": "filter"}),
+    "raw": ({"search": "projected", "direction": "raw"}, {"search": ProjectedAscent(3, direction="raw")}),
+    "auto": ({"search": "auto", "scaling": "filter"}, {"search": STEPS, "scaling": "filter"}),
+    "longer": ({"longer": 7}, {"search": STEPS, "longer": AutoPGD(7)}),
     "transfer": ({"batch_transfer": True}, {"search": STEPS, "transfer": True}),
     "loop": ({"engine": "loop"}, {"search": STEPS}),
 }
@@ -109,8 +111,8 @@ def test_split_logits_and_layers_are_what_is_asked_for(subject) -> None:
 def test_the_norm_of_all_layers_divides_where_the_original_is_asked_for(subject) -> None:
     loss, params, batch = direct(subject)
     last = dict(list(params.items())[-2:])
-    (row,) = taken(subject, layers="|".join(last), direction="whole")
-    (own,) = taken(subject, layers="|".join(last))
+    (row,) = taken(subject, layers="|".join(last), search="projected", direction="whole")
+    (own,) = taken(subject, layers="|".join(last), search="projected")
     search = ProjectedAscent(3, direction="whole")
     others = [p for name, p in params.items() if name not in last]
     found = worst_case(loss, last, batch, rho=0.1, m=8, search=search, beside=others)
@@ -203,7 +205,7 @@ def test_half_precision_is_close_and_said(subject) -> None:
 def test_groups_larger_than_a_part_are_run_in_parts(subject) -> None:
     loss, params, batch = direct(subject, 600)
     (row,) = taken(subject, n_eval=600, m=(600,), steps=2)
-    found = worst_case(loss, params, batch, rho=0.1, search=ProjectedAscent(2))
+    found = worst_case(loss, params, batch, rho=0.1, search=AutoPGD(2))
     assert row["value"] == pytest.approx(found.value, rel=1e-9)
 
 
@@ -232,7 +234,7 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
         ({"n_eval": 0}, "n_eval must be positive, got 0"),
         ({"k": 0}, "k must be positive, got 0"),
         ({"restarts": 0}, "restarts must be positive, got 0"),
-        ({"search": "auto", "step_size": 0.5}, "step_size must be left out with --search auto"),
+        ({"step_size": 0.5}, "step_size must be left out without --search projected"),
         ({"measure": ("trace",), "norm": "linf"}, "norm must be left out without --measure worst-case"),
         ({"measure": ("knn-error",)}, "measure knn-error needs feature_layer, the name of a layer, got none"),
         (
@@ -240,9 +242,13 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
             "feature_layer must be left out without --measure feature-rank or knn-error",
         ),
         ({"measure": ("feature-rank",), "feature_layer": "x"}, "layer must be the name of one of"),
-        ({"direction": "whole"}, "direction whole needs layers"),
-        ({"direction": "whole", "layers": ".", "norm": "linf"}, "direction 'whole' is of an l2 norm"),
-        ({"search": "auto", "direction": "whole", "layers": "."}, "direction must be left out with --search"),
+        ({"search": "projected", "direction": "whole"}, "direction whole needs layers"),
+        (
+            {"search": "projected", "direction": "whole", "layers": ".", "norm": "linf"},
+            "direction 'whole' is of an l2 norm",
+        ),
+        ({"direction": "whole", "layers": "."}, "direction must be left out without --search projected"),
+        ({"longer": 3}, "longer must be more than the 3 steps, got 3."),
         ({"steps": 0}, "steps must be a positive whole number, got 0"),
         ({"layers": "nothing"}, "layers must match a parameter's name"),
         ({"measure": ("average-case",), "samples": 1}, "samples must be from 2 to max_samples"),

@@ -243,6 +243,41 @@ def test_engines_and_chunks_agree(options) -> None:
     assert loop.groups.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("search", [ProjectedAscent(steps=4), AutoPGD(steps=6)], ids=["projected", "auto"])
+@pytest.mark.parametrize("points", [False, True])
+def test_climbs_take_the_memory_that_they_were_given(search, points) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 100), nn.Tanh(), nn.Linear(100, 60), nn.Tanh(), nn.Linear(60, 4))
+    params = list(module.parameters())
+    x, y = torch.randn(12, 40), torch.arange(12) % 4
+    weights = 4 * sum(p.numel() for p in params)
+    most = 3 * (search.vectors + 2) * weights
+
+    def climb() -> None:
+        worst_case(
+            lambda x, y: F.cross_entropy(module(x), y, reduction="none"),
+            params,
+            (x, y),
+            rho=0.1,
+            m=1,
+            scaling="element",
+            engine="batched",
+            search=search,
+            points=points,
+            max_memory=most,
+        )
+
+    climb()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        climb()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+    held = np.cumsum([e.nbytes() for e in events if e.name() == "[memory]"])
+    kept = points * 12 * weights  # what is returned is not the climbs'
+    assert 0.5 * most < held.max() < most + kept
+
+
 SUMS_OF_GRADIENTS = {
     "projected": {"search": ProjectedAscent(steps=8, step_size=0.4)},
     "auto-PGD": {"search": AutoPGD(steps=12)},
@@ -400,6 +435,65 @@ def test_a_perturbation_found_on_one_group_is_measured_on_the_next() -> None:
     units = directions / directions.norm(dim=1, keepdim=True)
     wanted = [(units[i] @ directions[(i + 1) % 3]).item() for i in range(3)]
     np.testing.assert_allclose(found.groups, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize("scaling", ["plain", "element"])
+def test_the_loss_at_the_points_that_were_found_is_what_was_found(engine, scaling) -> None:
+    module, (x, y), loss = network()
+    params = dict(module.named_parameters())
+    given = {"rho": 0.3, "m": 3, "engine": engine, "scaling": scaling, "restarts": 2}
+    found = worst_case(loss, params, (x, y), points=True, **given)
+    plain = worst_case(loss, params, (x, y), **given)
+    assert plain.points is None
+    np.testing.assert_array_equal(found.groups, plain.groups)
+    for k in range(3):
+        group = (x[3 * k : 3 * k + 3], y[3 * k : 3 * k + 3])
+        e = {name: rows[k] for name, rows in found.points.items()}
+        units = [p.detach().abs() if scaling == "element" else 1.0 for p in params.values()]
+        lengths = [(t / c).norm() for t, c in zip(e.values(), units, strict=True)]
+        assert torch.stack(lengths).norm().item() == pytest.approx(0.3)
+        there = torch.func.functional_call(module, {n: p + e[n] for n, p in params.items()}, group[0])
+        rise = F.cross_entropy(there, group[1]) - F.cross_entropy(module(group[0]), group[1])
+        assert rise.item() == pytest.approx(found.groups[k].item(), rel=1e-9)
+
+
+def test_the_point_of_a_hilltop_is_where_the_weights_are() -> None:
+    u, v = (torch.zeros(n, dtype=DOUBLE, requires_grad=True) for n in (2, 3))
+    batch = (torch.ones(4, dtype=DOUBLE),)
+    found = worst_case(
+        lambda x: -x.mean() * (u.square().sum() + v.square().sum()), [u, v], batch, rho=1.0, points=True
+    )
+    assert [t.tolist() for t in found.points] == [[[0.0] * 2], [[0.0] * 3]]
+
+
+def test_every_start_says_what_it_found_by_itself() -> None:
+    module, batch, loss = network()
+    params, given = list(module.parameters()), {"rho": 0.3, "search": AutoPGD(5)}
+    found = worst_case(loss, params, batch, restarts=3, **given)
+    assert len(set(found.also["starts"])) == 3
+    assert max(found.also["starts"]) == found.value
+    assert found.also["starts"][0] == pytest.approx(worst_case(loss, params, batch, **given).value)
+    assert found.row()["starts"] == found.also["starts"]
+
+
+def test_a_longer_search_says_how_far_the_value_still_moves() -> None:
+    """At a saddle's side: one step along the gradient is not along the ridge yet, many are."""
+    H, b, params, loss = bowl(saddle=True)
+    slope = (H @ torch.cat(params) + b).detach()
+    best = trust_region_maximum(H.numpy(), slope.numpy(), 2.0)
+    batch = (torch.ones(2, dtype=DOUBLE),)
+    given = {"rho": 2.0, "search": AutoPGD(2), "longer": AutoPGD(100)}
+    short, long = (
+        worst_case(loss, params, batch, rho=2.0, search=s).value for s in (AutoPGD(2), AutoPGD(100))
+    )
+    found = worst_case(loss, params, batch, **given)
+    assert short < 0.99 * best < long
+    assert (found.value, found.also["longer"]) == (short, pytest.approx(long))
+    assert found.settings["longer_steps"] == 100
+    # what a shorter search found counts
+    given = {"rho": 2.0, "search": AutoPGD(100), "longer": AutoPGD(2)}
+    assert worst_case(loss, params, batch, **given).also["longer"] == pytest.approx(long)
 
 
 def test_another_loss_can_be_climbed_and_points_are_still_chosen_by_the_loss() -> None:

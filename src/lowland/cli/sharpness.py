@@ -134,6 +134,10 @@ def _cell(row: Row) -> str:
     value, error = row["value"], row.get("stderr")
     text = "-" if value is None else f"{value:.4g}"
     text += f" ± {error:.2g}" if error is not None and error == error else ""
+    if row.get("longer") is not None:
+        text += f"  ({_more(row['longer'], value)} in {row['longer_steps']} steps)"
+    if row.get("starts") is not None:
+        text += f"  (starts {min(row['starts']):.3g} to {max(row['starts']):.3g})"
     if row.get("error_rise") is not None:
         text += f"  (error {100 * row['error_rise']:+.1f} %)"
     if row.get("ratio") is not None and row["ratio"] == row["ratio"]:
@@ -142,6 +146,11 @@ def _cell(row: Row) -> str:
     if row.get("edge") is not None:
         text += f"  (edge {row['edge']:.3g})"
     return text
+
+
+def _more(longer: float, value: float) -> str:
+    """By how much a longer search finds more."""
+    return f"{100 * (longer / value - 1):+.1f} %" if value else f"{longer:.4g}"
 
 
 def _directory(out: Path | None, sources: Sequence[str], subjects: Sequence[Subject]) -> Path | None:

@@ -43,6 +43,8 @@ def requests(name: Measure, config: FlatnessConfig, common: Row) -> Iterator[Row
             row = base | ({} if rho is None else {"rho": rho}) | ({} if m is None else {"m": m})
             if name in {"worst-case", "suboptimality"}:
                 row |= search
+            if name == "worst-case" and config.longer is not None:
+                row |= {"longer_steps": config.longer}
             if name == "average-case":
                 row |= {"scaling": config.scaling, "distribution": config.distribution}
                 row |= {"seed": config.seed, "least_samples": config.samples, "target": config.stderr}
@@ -55,8 +57,9 @@ def requests(name: Measure, config: FlatnessConfig, common: Row) -> Iterator[Row
             yield row
 
 
-def search_of(config: FlatnessConfig) -> ProjectedAscent | AutoPGD:
-    """How the worst case is looked for."""
+def search_of(config: FlatnessConfig, steps: int | None = None) -> ProjectedAscent | AutoPGD:
+    """How the worst case is looked for, by so many steps if they are not the config's."""
+    steps = config.steps if steps is None else steps
     if config.search == "auto":
-        return AutoPGD(config.steps)
-    return ProjectedAscent(config.steps, config.step_size, config.direction, config.schedule)
+        return AutoPGD(steps)
+    return ProjectedAscent(steps, config.step_size, config.direction, config.schedule)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from lowland.errors import InputError, require_default, require_finite
 from lowland.sam.arguments import Engine
@@ -42,8 +42,9 @@ class FlatnessConfig:
         scaling: Units of a perturbation: plain, each weight's size (element), or its filter's norm (filter).
         logit_norm: Divide each example's logits by their size.
         layers: Regular expression for the names of the parameters that are perturbed; by default all.
-        search: How the worst case is looked for: projected gradient ascent, or auto-PGD.
+        search: How the worst case is looked for: auto-PGD, or projected gradient ascent.
         steps: Steps of the search.
+        longer: Steps of a second search, by which it is told how far the worst case still rises.
         step_size: Size of one step of projected ascent in units of rho.
         direction: Along the gradient over its norm (normalized), along the raw one, or, with layers, along
             the gradient over the norm of that of all layers, as in the original (whole).
@@ -73,8 +74,9 @@ class FlatnessConfig:
     scaling: Scaling = "plain"
     logit_norm: bool = False
     layers: str | None = None
-    search: Literal["projected", "auto"] = "projected"
+    search: Literal["auto", "projected"] = "auto"
     steps: int = 20
+    longer: int | None = None
     step_size: float = 0.1
     direction: Literal["normalized", "raw", "whole"] = "normalized"
     schedule: Literal["constant", "quarters"] = "constant"
@@ -124,10 +126,23 @@ class FlatnessConfig:
             require_default(self, ("seed",), "where nothing is drawn")
         if self.search == "auto":
             decided = ("step_size", "direction", "schedule")
-            require_default(self, decided, "with --search auto, which decides it")
+            require_default(self, decided, "without --search projected: auto decides it")
+        if self.longer is not None and self.longer <= self.steps:
+            raise InputError(f"longer must be more than the {self.steps} steps, got {self.longer}.")
         if self.direction == "whole" and self.layers is None:
             raise InputError("direction whole needs layers, without which it is normalized, got none.")
 
+    def described(self) -> dict[str, Any]:
+        """The options as JSON holds them, but those that are younger than published numbers and not given.
+
+        What measures are called is made from it, and stays what it was when an option is added.
+        """
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in options.items() if not (k in _YOUNGER and v == _YOUNGER[k])}
+
+
+_YOUNGER: Mapping[str, Any] = {"longer": None}
+"""Options that came later, and what they are if they are not given."""
 
 _SEARCHED = {"worst-case", "suboptimality"}
 _CLIMBED = _SEARCHED | {"one-step"}
@@ -141,6 +156,7 @@ _READ_BY: Mapping[tuple[str, ...], set[str]] = {
     ("m", "engine"): _GROUPED,
     ("norm", "restarts", "random_targets", "batch_transfer"): _SEARCHED,
     ("search", "steps", "step_size", "direction", "schedule"): _SEARCHED,
+    ("longer",): {"worst-case"},
     ("scaling",): {*_SEARCHED, "average-case"},
     ("distribution", "samples", "stderr"): {"average-case"},
     ("matrix",): _SPECTRAL,

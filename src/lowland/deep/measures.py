@@ -26,7 +26,9 @@ from lowland.sam.captures import reason_against
 from lowland.sam.precision import HALF
 from lowland.sharpness import (
     ActiveReLUs,
+    AutoPGD,
     GaussNewton,
+    ProjectedAscent,
     average_case,
     feature_rank,
     features_at,
@@ -145,6 +147,7 @@ class _Taking:
                 rho=[request["rho"] for request in requests],
                 m=[m],
                 on_progress=lambda share, i=i: on_progress((i + share) / len(sizes)),  # type: ignore[misc]
+                longer=self._longer(),
                 **self._options(m),
             )
             for request, one in zip(requests, found, strict=True):
@@ -276,6 +279,10 @@ class _Taking:
         """Parameters that are not perturbed."""
         every = pick_parameters(self.subject.model, None)
         return [p for name, p in every.items() if name not in self.params]
+
+    def _longer(self) -> ProjectedAscent | AutoPGD | None:
+        steps = self.config.longer
+        return None if steps is None else search_of(self.config, steps)
 
     def _options(self, m: int | None) -> dict[str, Any]:
         config = self.config

@@ -61,6 +61,9 @@ class MeasureRow(_Measured, total=False):
     ratio: float | None
     smallest: float | None
     edge: float | None
+    longer: float | None
+    longer_steps: int
+    starts: list[float]
 
 
 class _Point(TypedDict):

@@ -14,8 +14,9 @@ from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
 from lowland.sharpness.search import AutoPGD, ProjectedAscent
 from lowland.sharpness.states import at_state, distances, state_of
+from lowland.sharpness.suboptimality import suboptimality
 from lowland.sharpness.trace import Trace, hessian_trace
-from lowland.sharpness.worst_case import WorstCase, suboptimality, worst_case, worst_case_grid
+from lowland.sharpness.worst_case import WorstCase, worst_case, worst_case_grid
 
 __all__ = [
     "ActiveReLUs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ class Measurement:
         settings: Radius, m, norm, seed and whatever else decided it.
         groups: The value of each group, where it is a mean over groups.
         extras: The same of what the loss returned beside its value, by name.
+        also: What else was found, as plain values.
+        points: Where it was found, if that was asked for: the perturbations, as the parameters were given,
+            each of shape ``(groups, ...)``.
     """
 
     measure: str
@@ -33,9 +36,11 @@ class Measurement:
     settings: Mapping[str, Any]
     groups: Tensor | None = field(default=None, repr=False, compare=False)
     extras: Mapping[str, float] = field(default_factory=dict)
+    also: Mapping[str, Any] = field(default_factory=dict)
+    points: Sequence[Tensor] | Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def row(self) -> dict[str, Any]:
-        """All of it but the groups, flat, for a line of JSON."""
+        """All of it but the groups and points, flat, for a line of JSON."""
         rises = {f"{name}_rise": value for name, value in self.extras.items()}
         return {
             "measure": self.measure,
@@ -44,6 +49,7 @@ class Measurement:
             "examples": self.examples,
             "dtype": self.dtype,
             **rises,
+            **self.also,
             **self.settings,
         }
 

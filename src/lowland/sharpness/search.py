@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,10 @@ class Search(Protocol):
     def steps(self) -> int:
         """Number of gradients that it takes."""
 
+    @property
+    def vectors(self) -> int:
+        """Vectors over all weights that it takes the memory of, those of its ball's steps included."""
+
     def __call__(self, field: Field, start: Vector, best: Best) -> Best:
         """The highest point on the way from ``start``, or ``best`` if that is higher."""
 
@@ -108,6 +112,7 @@ class ProjectedAscent:
     step_size: float = 0.1
     direction: Direction = "normalized"
     schedule: Schedule = "constant"
+    vectors: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         require_steps(self.steps)
@@ -184,6 +189,7 @@ class AutoPGD:
 
     steps: int = 20
     momentum: float = 0.75
+    vectors: ClassVar[int] = 9
 
     def __post_init__(self) -> None:
         require_steps(self.steps)

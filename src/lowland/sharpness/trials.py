@@ -31,9 +31,6 @@ from lowland.sharpness.search import Best, Search
 from lowland.sharpness.unformed import Unformed
 from lowland.sharpness.vectors import Formed, Space, Vector
 
-VECTORS = 6
-"""Vectors over all weights that a climb holds at a time."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -52,11 +49,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What a trial found: losses at the weights, at the highest point, and there for the next group."""
+    """What a trial found.
 
-    base: Visit
+    Attributes:
+        best: The highest point, of the group that climbed.
+        measured: The weights and the highest point, of the group that is measured.
+        point: The perturbation that leads there, if it was asked for.
+    """
+
     best: Visit
-    transferred: tuple[Visit, Visit] | None
+    measured: tuple[Visit, Visit]
+    point: list[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Terrain:
         search: How to climb.
         seed: Of the random starts.
         transfers: Whether the next group's loss is asked for as well.
+        points: Whether the perturbations are.
         engine: How groups are run.
         max_memory: Bytes that climbs at once may take.
     """
@@ -86,6 +90,7 @@ class Terrain:
     search: Search
     seed: int
     transfers: bool
+    points: bool
     engine: Engine
     max_memory: int
 
@@ -137,8 +142,9 @@ class Terrain:
         seen = probe(self.climbed, one, planned_groups=len(trials), forms=False)
         gradients = self.search.steps * seen.recorded
         formed = not self._unformed(gradients, seen.found.gradient, trials[0])
-        vectors = VECTORS * _weight_bytes(self.params) if formed else 2 * gradients
-        size = fitting(len(trials), seen.saved + vectors, self.max_memory)
+        points = (self.transfers + 2 * self.points) * _weight_bytes(self.params)
+        vectors = self.search.vectors * _weight_bytes(self.params) if formed else 2 * gradients
+        size = fitting(len(trials), seen.saved + vectors + points, self.max_memory)
         if self.engine == "auto" and seen.loop_is_faster(
             len(trials), math.ceil(len(trials) / size), self.passes.params
         ):
@@ -186,15 +192,26 @@ class _Climb:
         self._measured = here if self.terrain.climbed is not self.terrain.passes else None
         # where another loss is climbed, nothing else shows that the measured one is the parameters'
         base = here.value(None) if self._measured is None else here.slope(None)
-        start = Best(base.losses, base.extras, keeps=self.terrain.transfers)
-        best = self.terrain.search(self, self._start(), start)
-        bests = Visit(best.losses, best.extras, [])
-        moved: list[tuple[Visit, Visit] | None] = [None] * len(self.chunk.trials)
+        keeps = self.terrain.transfers or self.terrain.points
+        best = self.terrain.search(self, self._start(), Best(base.losses, base.extras, keeps=keeps))
+        bests = _each(Visit(best.losses, best.extras, []))
+        measured = zip(_each(base), bests, strict=True)
         if self.terrain.transfers:
             there = self._nearby(self.terrain.passes, 1)
             pairs = (_each(there.value(None)), _each(there.value(self._moves(best.point))))
-            moved = list(zip(*pairs, strict=True))
-        return [Found(*row) for row in zip(_each(base), _each(bests), moved, strict=True)]
+            measured = zip(*pairs, strict=True)
+        return [Found(*row) for row in zip(bests, measured, self._points(best.point), strict=True)]
+
+    def _points(self, z: Vector) -> Sequence[list[Tensor] | None]:
+        """Each trial's perturbation of the parameters that move, if points are asked for."""
+        trials = len(self.chunk.trials)
+        if not self.terrain.points:
+            return [None] * trials
+        e = self._moves(z)
+        if e is None:
+            return [[torch.zeros_like(working(p.detach())) for p in self.terrain.params]] * trials
+        formed = [t.whole(trials) for t in e[: self.terrain.moving]]
+        return [[t[i].clone() for t in formed] for i in range(trials)]
 
     def slope(self, z: Vector) -> tuple[Visit, Vector]:
         """What is at z, with the share of those that move in the gradient, and the gradient in units."""

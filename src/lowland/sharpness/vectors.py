@@ -39,7 +39,7 @@ class Space(Protocol):
         """``v`` and each trial's multiple of ``d``; ``v`` itself may be written to."""
 
     def chosen(self, mask: Tensor, a: Vector, b: Vector) -> Vector:
-        """``a`` for the trials where ``mask``, else ``b``."""
+        """``a`` for the trials where ``mask``, else ``b``; perhaps one of them itself."""
 
     def moves(self, v: Vector) -> list[PerGroup]:
         """The vector as a perturbation of the parameters."""
@@ -100,6 +100,10 @@ class Formed:
         """One or the other."""
         if a is None and b is None:
             return None
+        if a is not None and bool(mask.all()):
+            return a
+        if b is not None and not bool(mask.any()):
+            return b
         zeros = [torch.zeros_like(t) for t in a or b or []]
         pairs = zip(a or zeros, b or zeros, strict=True)
         return [torch.where(column(mask.double(), s) > 0, s, t) for s, t in pairs]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack, get_args
 
-import torch
 from torch import Tensor, nn
 
 from lowland.errors import InputError, one_of
@@ -21,12 +20,11 @@ from lowland.sam.pieces import require_whole
 from lowland.sam.reductions import Unreduced
 from lowland.sharpness.averaged import Reduction, averaged, check_reduction
 from lowland.sharpness.ball import Norm
-from lowland.sharpness.first_order import one_step_sharpness
-from lowland.sharpness.measurement import Measurement, dtype_name, mean_over_groups
-from lowland.sharpness.nearby import Visit
+from lowland.sharpness.measurement import Measurement
 from lowland.sharpness.objective import Batch, Loss, Params, held, objective
+from lowland.sharpness.outcome import Outcome, sizes_of
 from lowland.sharpness.scales import Scaling, check_scaling
-from lowland.sharpness.search import ProjectedAscent, Search
+from lowland.sharpness.search import AutoPGD, Search
 from lowland.sharpness.trials import Found, Terrain, Trial
 
 
@@ -41,6 +39,8 @@ class Options(TypedDict, total=False):
     beside: Params
     climbed: Loss | None
     transfer: bool
+    longer: Search | None
+    points: bool
     engine: Engine
     max_memory: int
     module: nn.Module | None
@@ -142,7 +142,7 @@ def worst_case_grid(
     asked, batch = WorstCase(reduction=reduction, **options), held(batch)
     found: list[Measurement] = []
     for k, size in enumerate(m):
-        report = partial(_report, on_progress, k, len(m))
+        report = partial(_report, on_progress, k, 1, len(m))
         found += asked.over_radii(loss, params, batch, rho, size, report)
     return found
 
@@ -163,6 +163,10 @@ class WorstCase:
         climbed: A loss to climb in place of the one that is measured, by which points are still chosen.
         transfer: Whether each group's perturbation is measured on the next group (the first, after the
             last) in place of its own; that may be negative.
+        longer: A second search, which takes more steps: its value, which is never lower, is
+            ``also["longer"]`` and tells how far the lower bound still moves.
+        points: Whether ``points`` of the result are to have the perturbations that were found: the memory of
+            the weights for every group, radius and start.
         engine: Whether groups, restarts and radii are climbed one after the other or all at once.
         max_memory: Bytes that the climbs at once may take.
         reduction: ``"sum"`` for a loss that adds up its examples instead of taking their mean, and a climbed
@@ -187,12 +191,14 @@ class WorstCase:
 
     norm: Norm = "l2"
     scaling: Scaling = "plain"
-    search: Search = ProjectedAscent()  # noqa: RUF009 - immutable
+    search: Search = AutoPGD()  # noqa: RUF009 - immutable
     restarts: int = 1
     seed: int = 0
     beside: Params = ()
     climbed: Loss | None = None
     transfer: bool = False
+    longer: Search | None = None
+    points: bool = False
     engine: Engine = "auto"
     max_memory: int = 2**30
     reduction: Reduction = "mean"
@@ -208,7 +214,10 @@ class WorstCase:
         self._check_whole()
 
     def _check_whole(self) -> None:
-        direction = self.search.settings().get("direction")
+        for search in self._searches():
+            self._check_direction(search.settings().get("direction"))
+
+    def _check_direction(self, direction: str | None) -> None:
         if len(self.beside) > 0 and direction != "whole":
             raise InputError(
                 f"beside needs a projected ascent along 'whole', which reads it, got {direction!r}."
@@ -218,10 +227,12 @@ class WorstCase:
 
     def settings(self) -> dict[str, Any]:
         """What decided the values, as plain ones."""
+        longer = {} if self.longer is None else self.longer.settings()
         return {
             "norm": self.norm,
             "scaling": self.scaling,
             **self.search.settings(),
+            **{f"longer_{name}": value for name, value in longer.items()},
             "restarts": self.restarts,
             "seed": self.seed,
             "transfer": self.transfer,
@@ -261,10 +272,25 @@ class WorstCase:
             terrain = self._terrain(loss, target.params, len(target.params) - len(beside), groups)
             starts, indices = range(self.restarts), range(len(groups))
             trials = [Trial(i, float(r), s) for s in starts for r in rho for i in indices]
-            found = dict(zip(trials, terrain.climbed_by(trials, on_progress), strict=True))
-            dtype = dtype_name(terrain.params)
-            rows = {r: [_best(i, r, found) for i in indices] for r in {float(r) for r in rho}}
-            return [_measured(rows[r], groups, {"rho": r, "m": m, **self.settings()}, dtype) for r in rho]
+            found = self._found(terrain, trials, on_progress)
+            outcome = Outcome(params, groups, *found)
+            return [outcome.of(r, {"rho": r, "m": m, **self.settings()}) for r in rho]
+
+    def _searches(self) -> list[Search]:
+        return [self.search] if self.longer is None else [self.search, self.longer]
+
+    def _found(
+        self, terrain: Terrain, trials: list[Trial], on_progress: Callable[[float], object]
+    ) -> list[dict[Trial, Found]]:
+        """What the trials found by the search, and by the longer one."""
+        all_steps, done = sum(search.steps for search in self._searches()), 0
+        found: list[dict[Trial, Found]] = []
+        for search in self._searches():
+            report = partial(_report, on_progress, done, search.steps, all_steps)
+            climbs = replace(terrain, search=search).climbed_by(trials, report)
+            found.append(dict(zip(trials, climbs, strict=True)))
+            done += search.steps
+        return [*found, {}][:2]
 
     def _terrain(self, loss: Loss, params: list[Tensor], moving: int, groups: Grouped) -> Terrain:
         def passes(of: Loss) -> Objective:
@@ -283,81 +309,17 @@ class WorstCase:
             self.search,
             self.seed,
             self.transfer,
+            self.points,
             self.engine,
             self.max_memory,
         )
 
     def _check_transfer(self, groups: Grouped) -> None:
-        sizes = sorted(set(_sizes(groups)))
+        sizes = sorted(set(sizes_of(groups)))
         if self.transfer and (len(groups) < 2 or len(sizes) > 1):
             raise InputError(
                 f"transfer needs two or more groups of the same size, got {len(groups)} of {sizes} examples."
             )
-
-
-def suboptimality(
-    loss: Loss,
-    params: Params,
-    batch: Batch,
-    *,
-    rho: float,
-    m: int | None = None,
-    reduction: Reduction = "mean",
-    **options: Unpack[Options],
-) -> Measurement:
-    r"""The suboptimality factor: worst-case sharpness by many steps over that by SAM's single one.
-
-    It tells how well SAM's ascent step maximizes the loss (Andriushchenko & Flammarion, 2022, section 3).
-    The standard error is that of a ratio of means over groups, to first order.
-
-    Args:
-        loss: As for :func:`worst_case`, and so are all other arguments; of those that are not named here
-            ``search`` is a :class:`ProjectedAscent` of 100 steps by default.
-        params: The parameters.
-        batch: The examples.
-        rho: Radius.
-        m: Examples in a group.
-        reduction: Whether the loss is a mean or a sum.
-        options: Those of :class:`WorstCase`, but ``reduction``.
-
-    Returns:
-        The factor, NaN if the single step does not change the loss; ``settings`` has both values.
-
-    Raises:
-        InputError: As for :func:`worst_case`.
-
-    Example:
-        >>> import torch
-        >>> from lowland.sharpness import suboptimality
-        >>> w = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (3.0, 4.0)]
-        >>> def loss(x):
-        ...     return x * sum(t.square().sum() for t in w)  # its gradient leads to the highest point
-        >>> round(suboptimality(loss, w, (torch.ones(4, dtype=torch.float64),), rho=1.0).value, 4)
-        1.0
-    """
-    batch = held(batch)
-    options.setdefault("search", ProjectedAscent(steps=100))
-    many = worst_case(loss, params, batch, rho=rho, m=m, reduction=reduction, **options)
-    engine, module = options.get("engine", "auto"), options.get("module")
-    one = one_step_sharpness(
-        loss, params, batch, rho=rho, m=m, reduction=reduction, engine=engine, module=module
-    )
-    assert many.groups is not None
-    assert one.groups is not None
-    sizes = torch.tensor([float(s) for s in _sizes(Grouped(batch, m))], dtype=torch.float64)
-    ratio = many.value / one.value if one.value != 0.0 else math.nan
-    deviations = (many.groups.double().cpu() - ratio * one.groups.double().cpu()) / one.value
-    stderr = mean_over_groups(deviations, sizes)[1]
-    settings = {**many.settings, "many": many.value, "one": one.value}
-    return replace(
-        many,
-        measure="suboptimality factor",
-        value=ratio,
-        stderr=stderr,
-        settings=settings,
-        extras={},
-        groups=None,
-    )
 
 
 def _check_radii(rho: Sequence[float]) -> None:
@@ -372,38 +334,5 @@ def _listed(params: Params) -> list[Tensor]:
     return list(params.values() if isinstance(params, Mapping) else params)
 
 
-def _report(on_progress: Callable[[float], object], done: int, all_: int, share: float) -> None:
-    on_progress((done + share) / all_)
-
-
-def _sizes(groups: Grouped) -> list[int]:
-    return [groups.size(i) or 1 for i in range(len(groups))]
-
-
-def _best(group: int, rho: float, found: dict[Trial, Found]) -> Found:
-    """The best of a group's trials up to this radius."""
-    allowed = [f for t, f in found.items() if t.group == group and t.rho <= rho]
-    return max(allowed, key=lambda f: float(f.best.losses))
-
-
-def _measured(found: list[Found], groups: Grouped, settings: dict[str, Any], dtype: str) -> Measurement:
-    pairs = [f.transferred or (f.base, f.best) for f in found]
-    sizes = torch.tensor([float(s) for s in _sizes(groups)], dtype=torch.float64)
-    rises = _column([_rise(before.losses, after.losses) for before, after in pairs])
-    value, stderr = mean_over_groups(rises, sizes)
-    names = pairs[0][0].extras
-    extras = {name: mean_over_groups(_extra(pairs, name), sizes)[0] for name in names}
-    examples = int(sizes.sum())
-    return Measurement("worst case", value, stderr, examples, dtype, settings, rises, extras)
-
-
-def _extra(pairs: list[tuple[Visit, Visit]], name: str) -> Tensor:
-    return _column([_rise(before.extras[name], after.extras[name]) for before, after in pairs])
-
-
-def _rise(before: Tensor, after: Tensor) -> Tensor:
-    return (after - before).reshape(())
-
-
-def _column(values: list[Tensor]) -> Tensor:
-    return torch.stack(values)
+def _report(on_progress: Callable[[float], object], done: int, own: int, all_: int, share: float) -> None:
+    on_progress((done + own * share) / all_)

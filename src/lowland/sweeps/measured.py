@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lowland.deep.flatness import FlatnessConfig
@@ -49,8 +49,7 @@ class Measured:
 
     def describe(self) -> dict[str, Any]:
         """The measures, and the name of the run."""
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
-        return {"command": "sharpness", "network": self.of.name, **options}
+        return {"command": "sharpness", "network": self.of.name, **self.config.described()}
 
     def cost(self) -> float:
         """The estimated seconds on one core."""

@@ -19,9 +19,9 @@ from lowland.figures.style import in_our_style, panels, shared_legend
 from lowland.sweeps import Measured, Store, Task, Training, in_levels
 
 ASKED = {
-    "quick": FlatnessConfig(rho=(0.1,), m=(1, 16, 128), n_eval=512),
-    "small": FlatnessConfig(rho=(0.1,), m=(4, 128), n_eval=512),
-    "paper": FlatnessConfig(rho=(0.1,), m=(16, 128), n_eval=1024),
+    "quick": FlatnessConfig(rho=(0.1,), m=(1, 16, 128), n_eval=512, search="projected"),
+    "small": FlatnessConfig(rho=(0.1,), m=(4, 128), n_eval=512, search="projected"),
+    "paper": FlatnessConfig(rho=(0.1,), m=(16, 128), n_eval=1024, search="projected"),
 }
 
 

@@ -32,6 +32,7 @@ def runs(scale: Scale) -> list[Task]:
         rho=(RHO[scale],),
         m=SIZES[scale],
         n_eval=EXAMPLES[scale],
+        search="projected",
         steps=STEPS[scale],
     )
     return [Measured(Training(config), asked) for config in with_seeds(networks, scale)]
