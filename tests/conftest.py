@@ -60,7 +60,7 @@ _TYPED = 12
 
 @pytest.fixture(autouse=True)
 def typed_in_part(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Types and shapes are checked in every twelfth test, by its name: checking takes longer than the code."""
+    """Types and shapes are checked in every twelfth test, by name: checking takes longer than the code."""
     before = config.jaxtyping_disable
     numeric_tower.check_anew()
     config.update("jaxtyping_disable", zlib.crc32(request.node.nodeid.encode()) % _TYPED > 0)
