@@ -17,6 +17,7 @@ from lowland.sharpness import (
     AutoPGD,
     ProjectedAscent,
     average_case,
+    empirical_fisher,
     feature_rank,
     gradient_norms,
     hessian_eigenvalues,
@@ -160,6 +161,9 @@ def test_other_measures_are_those_of_the_library(subject) -> None:
     assert measures(subject, FlatnessConfig(measure=("density",), n_eval=8, products=4)).densities
     gauss = taken(subject, measure=("trace",), matrix="gauss-newton", products=12)[0]
     assert gauss["matrix"] == "gauss-newton"
+    fisher = taken(subject, measure=("trace",), matrix="empirical-fisher", products=12)[0]
+    matrix = empirical_fisher(lambda x, y: loss(x, y)[0])
+    assert fisher["value"] == pytest.approx(hessian_trace(matrix, params, batch, products=12).value)
     assert gauss["value"] != rows["trace"]["value"]
 
 

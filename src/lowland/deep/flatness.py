@@ -87,7 +87,7 @@ class FlatnessConfig:
     samples: int = 32
     stderr: float | None = None
     k: int = 5
-    matrix: Literal["hessian", "gauss-newton"] = "hessian"
+    matrix: Literal["hessian", "gauss-newton", "empirical-fisher"] = "hessian"
     products: int = 60
     feature_layer: str | None = None
     neighbours: int = 10

@@ -30,6 +30,7 @@ from lowland.sharpness import (
     GaussNewton,
     ProjectedAscent,
     average_case,
+    empirical_fisher,
     feature_rank,
     features_at,
     gradient_norms,
@@ -227,12 +228,7 @@ class _Taking:
         return features.float() if features.dtype in AUTOCAST_TYPES.values() else features
 
     def _curvature(self, name: Measure, request: Row) -> Iterator[Row]:
-        config, parts = self.config, self.on.parts()
-        loss = (
-            self.on.mean_loss
-            if config.matrix == "hessian"
-            else GaussNewton(self.on.outputs, self.on.criterion)
-        )
+        config, parts, loss = self.config, self.on.parts(), self._matrix()
         if name == "eigenvalues":
             weights = sum(p.numel() for p in self.params.values())
             top = hessian_eigenvalues(
@@ -253,6 +249,13 @@ class _Taking:
                 "root_mean_square": math.sqrt(max(density.moment(2), 0.0)),
                 "matrix_products": density.products,
             } | request
+
+    def _matrix(self) -> Callable[..., Any]:
+        """What is asked for its matrix."""
+        if self.config.matrix == "gauss-newton":
+            return GaussNewton(self.on.outputs, self.on.criterion)
+        is_fisher = self.config.matrix == "empirical-fisher"
+        return empirical_fisher(self.on.mean_loss) if is_fisher else self.on.mean_loss
 
     def _smallest(self, loss: Callable[..., Any], parts: MicroBatches, row: Row) -> Row:
         """The smallest eigenvalue; NaN, which is said, if it does not converge."""

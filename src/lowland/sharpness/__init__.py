@@ -9,6 +9,7 @@ from lowland.sharpness.edge import sam_edge
 from lowland.sharpness.eigenvalues import Eigenvalues, hessian_eigenvalues
 from lowland.sharpness.features import ActiveReLUs, feature_rank, features_at, knn_error
 from lowland.sharpness.first_order import gradient_norms, one_step_sharpness
+from lowland.sharpness.fisher import empirical_fisher, monte_carlo_fisher
 from lowland.sharpness.landscape import barrier, interpolation, plane
 from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
@@ -34,6 +35,7 @@ __all__ = [
     "average_case",
     "barrier",
     "distances",
+    "empirical_fisher",
     "feature_rank",
     "features_at",
     "gradient_direction",
@@ -42,6 +44,7 @@ __all__ = [
     "hessian_trace",
     "interpolation",
     "knn_error",
+    "monte_carlo_fisher",
     "normalized_logits",
     "one_step_sharpness",
     "plane",
