@@ -262,6 +262,29 @@ def test_the_trace_is_unbiased_and_knows_its_error() -> None:
     assert np.mean(more) < claimed / 2
 
 
+@pytest.mark.parametrize("sketch", [0, 2, 5])
+def test_the_traces_of_blocks_are_the_dense_hessians_and_know_their_errors(sketch) -> None:
+    module = network()
+    x, y = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    params = dict(module.named_parameters())
+    ends = np.cumsum([p.numel() for p in params.values()])[:-1]
+    wanted = np.array([d.sum() for d in np.split(np.diag(dense_hessian(module, x, y)), ends)])
+
+    def loss(x, y):
+        return F.cross_entropy(module(x), y)
+
+    found = [hessian_trace(loss, params, (x, y), products=20, sketch=sketch, seed=s) for s in range(60)]
+    blocks = np.stack([f.blocks for f in found])
+    np.testing.assert_allclose(blocks.sum(1), [f.value for f in found])
+    spread = blocks.std(0, ddof=1)
+    assert (np.abs(blocks.mean(0) - wanted) < 4 * spread / np.sqrt(60)).all()
+    claimed = np.sqrt(np.mean([f.block_stderrs**2 for f in found], axis=0))
+    assert ((spread > 0.6 * claimed) & (spread < 1.6 * claimed)).all()
+    exact = hessian_trace(loss, params, (x, y), products=200)
+    np.testing.assert_allclose(exact.blocks, wanted)
+    assert exact.block_stderrs.tolist() == [0.0] * len(wanted)
+
+
 def test_the_density_has_the_moments_and_the_mass_of_the_spectrum() -> None:
     loss, params, batch = quadratic(SPECTRUM)
     found = spectral_density(loss, params, batch, steps=40, runs=60)

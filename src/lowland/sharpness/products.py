@@ -67,6 +67,10 @@ class Matrix:
             return bits.to(self.device, self.dtype).mul_(2.0).sub_(1.0)
         return torch.randn(self.size, generator=generator).to(self.device, self.dtype)
 
+    def split(self, vector: Vector) -> Sequence[Tensor]:
+        """What of a vector belongs to each parameter."""
+        return torch.split(vector, [p.numel() for p in self.target.params])
+
     def dense(self) -> Float[Tensor, "weights weights"]:
         """The matrix itself, column by column, in double precision on the CPU."""
         units = torch.eye(self.size, dtype=self.dtype, device=self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from lowland.sharpness.curved import GaussNewton, matrix_of
 from lowland.sharpness.objective import Batch, Loss, Params
 from lowland.sharpness.products import Matrix
 
+Array = np.ndarray
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -30,15 +32,19 @@ class Trace:
             it is exact, NaN with a single sample.
         examples: Examples whose mean loss it is.
         products: Matrix-vector products that it took.
+        blocks: The trace of each parameter's own block, in their order; they add up to ``value``.
+        block_stderrs: Their standard errors.
     """
 
     value: float
     stderr: float
     examples: int
     products: int
+    blocks: Float[Array, " params"] = field(repr=False)
+    block_stderrs: Float[Array, " params"] = field(repr=False)
 
     def row(self) -> dict[str, Any]:
-        """All of it, flat, for a line of JSON."""
+        """All of it but the blocks, flat, for a line of JSON."""
         return {
             "measure": "trace",
             "value": self.value,
@@ -62,6 +68,7 @@ def hessian_trace(
 ) -> Trace:
     """The trace of the mean loss's Hessian, of the quadratic forms of random signs (Hutchinson, 1989).
 
+    The same products sample the trace of every parameter's block, which tells which layers are sharp.
     What is in the directions of a ``sketch`` is measured by itself (Hutch++; Meyer et al., 2021), and the
     signs sample the rest. A sketch takes two products and one vector's memory for each direction.
 
@@ -90,8 +97,8 @@ def hessian_trace(
         ...     return 0.5 * (h @ torch.cat(w).square())
         >>> batch = (torch.tensor([[3.0, 1.0, 2.0]]),)
         >>> found = hessian_trace(loss, w, batch)
-        >>> round(found.value, 4), found.stderr
-        (6.0, 0.0)
+        >>> round(found.value, 4), found.stderr, found.blocks.tolist()
+        (6.0, 0.0, [4.0, 2.0])
     """
     if products < 3:
         raise InputError(f"products must be at least 3, got {products}.")
@@ -99,15 +106,28 @@ def hessian_trace(
         raise InputError(f"sketch must be between 0 and a third of products, {products // 3}, got {sketch}.")
     with matrix_of(loss, params, batch, module, reduction, dtype) as matrix:
         if products >= 3 * matrix.size:
-            exact = float(matrix.dense().trace())
-            return Trace(exact, 0.0, matrix.target.examples, matrix.count)
+            exact = _by_block(matrix, matrix.dense().diagonal())
+            return _of(matrix, exact, np.zeros((2, len(exact))))
         generator = torch.Generator().manual_seed(seed)
         basis = _sketched(matrix, sketch, generator)
         product = torch.empty(matrix.size, dtype=matrix.dtype, device=matrix.device)
-        measured = sum(_form(matrix, q, product) for q in basis)
+        measured = sum((_forms(matrix, q, product) for q in basis), np.zeros(len(matrix.target.params)))
         samples = products - 2 * sketch
-        rest = np.array([_outside(matrix, basis, generator, product) for _ in range(samples)])
-        return Trace(measured + rest.mean(), _standard_error(rest), matrix.target.examples, matrix.count)
+        rest = np.stack([_outside(matrix, basis, generator, product) for _ in range(samples)])
+        return _of(matrix, measured, rest)
+
+
+def _of(matrix: Matrix, measured: Array, rest: Float[Array, "samples params"]) -> Trace:
+    """What is known, and what was sampled, of each block."""
+    blocks = measured + rest.mean(0)
+    return Trace(
+        float(blocks.sum()),
+        _standard_error(rest.sum(1)),
+        matrix.target.examples,
+        matrix.count,
+        blocks,
+        np.array([_standard_error(column) for column in rest.T]),
+    )
 
 
 def _sketched(matrix: Matrix, sketch: int, generator: torch.Generator) -> Float[Tensor, "sketch weights"]:
@@ -124,18 +144,24 @@ def _sketched(matrix: Matrix, sketch: int, generator: torch.Generator) -> Float[
 
 def _outside(
     matrix: Matrix, basis: Float[Tensor, "sketch weights"], generator: torch.Generator, product: Tensor
-) -> float:
-    """The quadratic form of random signs, of which nothing is in the directions of the sketch."""
+) -> Float[Array, " params"]:
+    """The quadratic forms of random signs, of which nothing is in the directions of the sketch."""
     g = matrix.drawn(generator, signs=True)
     g.addmv_(basis.T, basis @ g, alpha=-1.0)
-    return _form(matrix, g, product)
+    return _forms(matrix, g, product)
 
 
-def _form(matrix: Matrix, v: Tensor, product: Tensor) -> float:
-    return float(torch.dot(v, matrix.product(v, product)))
+def _forms(matrix: Matrix, v: Tensor, product: Tensor) -> Float[Array, " params"]:
+    """Each parameter's share of the quadratic form of ``v``."""
+    pairs = zip(matrix.split(v), matrix.split(matrix.product(v, product)), strict=True)
+    return np.array([float(torch.dot(a, b)) for a, b in pairs])
 
 
-def _standard_error(samples: np.ndarray) -> float:
+def _by_block(matrix: Matrix, diagonal: Tensor) -> Float[Array, " params"]:
+    return np.array([float(piece.sum()) for piece in matrix.split(diagonal)])
+
+
+def _standard_error(samples: Float[Array, " samples"]) -> float:
     """Of the mean, by the distribution of Student: with few samples their own deviation says too little."""
     if len(samples) < 2:
         return math.nan
