@@ -4,6 +4,7 @@ from lowland.sharpness.average_case import average_case
 from lowland.sharpness.connectivity import Bezier, along_curve, trained_bezier
 from lowland.sharpness.curved import GaussNewton
 from lowland.sharpness.density import SpectralDensity, spectral_density
+from lowland.sharpness.diagonal import Diagonal, hessian_diagonal
 from lowland.sharpness.directions import gradient_direction, plane_through, random_direction
 from lowland.sharpness.edge import sam_edge
 from lowland.sharpness.eigenvalues import Eigenvalues, hessian_eigenvalues
@@ -14,6 +15,7 @@ from lowland.sharpness.landscape import barrier, interpolation, plane
 from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
 from lowland.sharpness.search import AutoPGD, ProjectedAscent
+from lowland.sharpness.solution import Solution, hessian_solve
 from lowland.sharpness.states import at_state, distances, state_of
 from lowland.sharpness.suboptimality import suboptimality
 from lowland.sharpness.trace import Trace, hessian_trace
@@ -23,10 +25,12 @@ __all__ = [
     "ActiveReLUs",
     "AutoPGD",
     "Bezier",
+    "Diagonal",
     "Eigenvalues",
     "GaussNewton",
     "Measurement",
     "ProjectedAscent",
+    "Solution",
     "SpectralDensity",
     "Trace",
     "WorstCase",
@@ -40,7 +44,9 @@ __all__ = [
     "features_at",
     "gradient_direction",
     "gradient_norms",
+    "hessian_diagonal",
     "hessian_eigenvalues",
+    "hessian_solve",
     "hessian_trace",
     "interpolation",
     "knn_error",

@@ -110,6 +110,11 @@ def listed_params(params: Params) -> list[Tensor]:
     return list(params.values() if isinstance(params, Mapping) else params)
 
 
+def as_given(params: Params, tensors: Sequence[Tensor]) -> Params:
+    """Tensors of the parameters, in what these were given in."""
+    return dict(zip(params, tensors, strict=True)) if isinstance(params, Mapping) else list(tensors)
+
+
 def held(batch: Batch) -> Batch:
     """The batch, which can be gone through again: a loader shuffles anew, a generator ends."""
     if not isinstance(batch, MicroBatches):

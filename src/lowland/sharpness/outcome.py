@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowland.sam.grouped import Grouped
 from lowland.sharpness.measurement import Measurement, dtype_name, mean_over_groups
-from lowland.sharpness.objective import Params, listed_params
+from lowland.sharpness.objective import Params, as_given, listed_params
 from lowland.sharpness.trials import Found, Trial
 
 Rises = Float[Tensor, " groups"]
@@ -80,7 +80,7 @@ class Outcome:
         if any(one.point is None for one in best):
             return None
         stacked = [torch.stack(rows) for rows in zip(*(one.point or [] for one in best), strict=True)]
-        return dict(zip(self.params, stacked, strict=True)) if isinstance(self.params, Mapping) else stacked
+        return as_given(self.params, stacked)
 
 
 def sizes_of(groups: Grouped) -> list[int]:

@@ -71,6 +71,10 @@ class Matrix:
         """What of a vector belongs to each parameter."""
         return torch.split(vector, [p.numel() for p in self.target.params])
 
+    def shaped(self, vector: Vector) -> list[Tensor]:
+        """The same, with the parameters' shapes."""
+        return [t.view_as(p) for t, p in zip(self.split(vector), self.target.params, strict=True)]
+
     def dense(self) -> Float[Tensor, "weights weights"]:
         """The matrix itself, column by column, in double precision on the CPU."""
         units = torch.eye(self.size, dtype=self.dtype, device=self.device)
