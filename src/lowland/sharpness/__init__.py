@@ -14,6 +14,7 @@ from lowland.sharpness.fisher import empirical_fisher, monte_carlo_fisher
 from lowland.sharpness.landscape import barrier, interpolation, plane
 from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
+from lowland.sharpness.relative import fisher_rao_norm, relative_flatness
 from lowland.sharpness.search import AutoPGD, ProjectedAscent
 from lowland.sharpness.solution import Solution, hessian_solve
 from lowland.sharpness.states import at_state, distances, state_of
@@ -42,6 +43,7 @@ __all__ = [
     "empirical_fisher",
     "feature_rank",
     "features_at",
+    "fisher_rao_norm",
     "gradient_direction",
     "gradient_norms",
     "hessian_diagonal",
@@ -56,6 +58,7 @@ __all__ = [
     "plane",
     "plane_through",
     "random_direction",
+    "relative_flatness",
     "sam_edge",
     "spectral_density",
     "state_of",

@@ -32,7 +32,7 @@ class Diagonal:
     products: int
 
     def row(self) -> dict[str, Any]:
-        """Its largest and smallest entry, and how many it is of, flat, for a line of JSON."""
+        """All of it but the tensors, of which the largest and smallest entry, flat, for JSON."""
         flat = torch.cat([t.reshape(-1).double().cpu() for t in listed_params(self.values)])
         return {
             "measure": "diagonal",

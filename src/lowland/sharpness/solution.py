@@ -72,6 +72,9 @@ def hessian_solve(
         reduction: Whether the loss is a mean or a sum.
         module: The module that ``loss`` runs.
 
+    Returns:
+        The product, with what is left of the right-hand side.
+
     Raises:
         InputError: If a number is out of its range, shapes differ, the matrix turns out not to be positive
             definite, or the iteration does not converge.
