@@ -19,15 +19,22 @@ from lowland.sharpness import (
     along_curve,
     average_case,
     distances,
+    empirical_fisher,
     features_at,
+    fisher_rao_norm,
     gradient_direction,
     gradient_norms,
+    hessian_diagonal,
     hessian_eigenvalues,
+    hessian_solve,
     hessian_trace,
     interpolation,
+    keskar_sharpness,
+    monte_carlo_fisher,
     one_step_sharpness,
     plane,
     random_direction,
+    relative_flatness,
     spectral_density,
     state_of,
     suboptimality,
@@ -81,6 +88,11 @@ def measures(module):
         return {"loss": F.cross_entropy(m(x), y).item()}
 
     newton = GaussNewton(lambda x, _: module(x), lambda outputs, _, y: F.cross_entropy(outputs, y))
+
+    def losses(x, y):
+        return F.cross_entropy(module(x), y, reduction="none")
+
+    drawn = monte_carlo_fisher(lambda x, _: module(x))
     few = {"rho": 0.1, "search": ProjectedAscent(steps=2, step_size=0.5)}
     found = {}
     for engine in ("loop", "batched"):
@@ -107,6 +119,14 @@ def measures(module):
         "eigenvalues": lambda: hessian_eigenvalues(loss, params, (x, y), module=module),
         "trace": lambda: hessian_trace(loss, params, (x, y), products=6),
         "Gauss-Newton": lambda: hessian_trace(newton, params, (x, y), products=6),
+        "Fisher": lambda: hessian_trace(empirical_fisher(losses), params, (x, y), products=6),
+        "Fisher-Rao": lambda: fisher_rao_norm(drawn, params, (x, y)),
+        "diagonal": lambda: hessian_diagonal(loss, params, (x, y), products=3),
+        "solution": lambda: hessian_solve(
+            newton, params, (x, y), {n: torch.ones_like(p) for n, p in params.items()}, damping=10.0, tol=0.1
+        ),
+        "relative flatness": lambda: relative_flatness(loss, module[0].weight, (x, y), products=2),
+        "Keskar's": lambda: keskar_sharpness(loss, params, (x, y), search=AutoPGD(2)),
         "density": lambda: spectral_density(loss, params, (x, y), steps=3, runs=1),
         "direction": lambda: gradient_direction(loss, params, (x, y)),
         "trained curve": lambda: trained_bezier(module, a, b, loss, shuffled(), steps=2),

@@ -21,12 +21,16 @@ from lowland.sharpness import (
     average_case,
     gradient_direction,
     gradient_norms,
+    hessian_diagonal,
     hessian_eigenvalues,
+    hessian_solve,
     hessian_trace,
     interpolation,
+    keskar_sharpness,
     one_step_sharpness,
     plane,
     random_direction,
+    relative_flatness,
     spectral_density,
     state_of,
     suboptimality,
@@ -86,7 +90,23 @@ def whole_measures(**given):
         found = gradient_direction(loss, params, batch, **given)
         return torch.cat([t.flatten() for t in found.values()]).tolist()
 
+    def diagonal(loss, params, batch):
+        found = hessian_diagonal(loss, params, batch, products=6, **given)
+        return torch.cat([t.flatten() for t in found.values.values()]).tolist()
+
+    def solved(loss, params, batch):
+        ones = {name: torch.ones_like(p) for name, p in params.items()}
+        found = hessian_solve(loss, params, batch, ones, damping=3.0, **given)
+        return torch.cat([t.flatten() for t in found.vector.values()]).tolist()
+
+    def relative(loss, params, batch):
+        return relative_flatness(loss, params["2.weight"], batch, products=4, **given).value
+
     return {
+        "diagonal": diagonal,
+        "solution": solved,
+        "relative flatness": relative,
+        "Keskar's": of(keskar_sharpness, lambda found: found.value, search=AutoPGD(3)),
         "average case": of(average_case, lambda found: found.value, rho=0.3, samples=3),
         "eigenvalues": of(hessian_eigenvalues, lambda found: found.values, k=2),
         "trace": of(hessian_trace, lambda found: found.value, products=9),
@@ -369,8 +389,12 @@ TAKE_A_LOSS = [
     average_case,
     one_step_sharpness,
     gradient_norms,
+    hessian_diagonal,
     hessian_eigenvalues,
+    hessian_solve,
     hessian_trace,
+    keskar_sharpness,
+    relative_flatness,
     spectral_density,
     gradient_direction,
     trained_bezier,
@@ -379,8 +403,8 @@ TAKE_A_LOSS = [
 
 def test_every_measure_that_takes_a_loss_has_the_option_in_its_signature() -> None:
     public = [getattr(sharpness, name) for name in sharpness.__all__]
-    with_loss = [f for f in public if inspect.isfunction(f) and "loss" in inspect.signature(f).parameters]
-    assert set(with_loss) <= set(TAKE_A_LOSS)
+    with_loss = {f for f in public if inspect.isfunction(f) and "loss" in inspect.signature(f).parameters}
+    assert with_loss - {sharpness.empirical_fisher} <= set(TAKE_A_LOSS)  # which makes a loss of a loss
     for function in TAKE_A_LOSS:
         option = inspect.signature(function).parameters["reduction"]
         assert option.default == "mean"

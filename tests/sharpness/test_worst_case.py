@@ -678,7 +678,7 @@ def test_a_row_says_all_that_was_decided_and_progress_reaches_its_end() -> None:
         ({"rho": math.nan}, "rho must be positive and finite, got nan."),
         ({"m": 0}, "m must be a positive whole number, got 0."),
         ({"norm": "l1"}, "norm must be one of l2, linf, got 'l1'"),
-        ({"scaling": "x"}, "scaling must be one of plain, element, filter, got 'x'"),
+        ({"scaling": "x"}, "scaling must be one of plain, element, filter, shifted, got 'x'"),
         ({"restarts": 0}, "restarts must be a positive whole number, got 0."),
         ({"engine": "fast"}, "engine must be one of"),
         ({"max_memory": 0}, "max_memory must be a positive number of bytes"),

@@ -39,7 +39,8 @@ class FlatnessConfig:
         n_eval: Examples; the first ones of the split.
         split: Which part of the data.
         norm: Norm of the perturbation.
-        scaling: Units of a perturbation: plain, each weight's size (element), or its filter's norm (filter).
+        scaling: Units of a perturbation: plain, each weight's size (element), its filter's norm (filter), or
+            its size and 1 (shifted).
         logit_norm: Divide each example's logits by their size.
         layers: Regular expression for the names of the parameters that are perturbed; by default all.
         search: How the worst case is looked for: auto-PGD, or projected gradient ascent.

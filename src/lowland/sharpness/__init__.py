@@ -11,6 +11,7 @@ from lowland.sharpness.eigenvalues import Eigenvalues, hessian_eigenvalues
 from lowland.sharpness.features import ActiveReLUs, feature_rank, features_at, knn_error
 from lowland.sharpness.first_order import gradient_norms, one_step_sharpness
 from lowland.sharpness.fisher import empirical_fisher, monte_carlo_fisher
+from lowland.sharpness.keskar import keskar_sharpness
 from lowland.sharpness.landscape import barrier, interpolation, plane
 from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
@@ -51,6 +52,7 @@ __all__ = [
     "hessian_solve",
     "hessian_trace",
     "interpolation",
+    "keskar_sharpness",
     "knn_error",
     "monte_carlo_fisher",
     "normalized_logits",

@@ -40,9 +40,9 @@ def average_case(
     :math:`\delta = \rho\, c \odot z` with independent entries of z of variance 1 and :math:`c = 1`, or
     :math:`c = |w|` for ``scaling="element"``, which does not change when weights are rescaled layer by
     layer without changing the function (Andriushchenko et al., 2023, section 2), or the norm of the weight's
-    filter for ``scaling="filter"``. It is the same for every m, since a mean over groups commutes with the
-    mean over :math:`\delta`. On a quadratic it is :math:`\frac12\rho^2 \operatorname{tr}(c^2 H)`. Each z is
-    used with both signs.
+    filter for ``scaling="filter"``, or its size and 1 for ``"shifted"``. It is the same for every m, since a
+    mean over groups commutes with the mean over :math:`\delta`. On a quadratic it is
+    :math:`\frac12\rho^2 \operatorname{tr}(c^2 H)`. Each z is used with both signs.
 
     Args:
         loss: The mean loss of the examples it is given, as for :func:`lowland.sam_gradient`, and so are
@@ -86,7 +86,7 @@ def average_case(
         raise InputError(f"samples must be from 2 to max_samples, got {samples} and {max_samples}.")
     with objective(loss, params, batch, module, reduction) as target:
         target.slopes(target.parts[0])
-        start, rises = _mean_loss(target), []
+        start, rises = target.mean_loss(), []
         for e in islice(_perturbations(target, rho, distribution, scaling, seed), max_samples):
             rises.append(_rise(target, e, start))
             if len(rises) >= samples and (stderr is None or _error(rises) <= stderr):
@@ -109,7 +109,7 @@ def _rise(target: Objective, e: list[Tensor], start: float) -> float:
     both = []
     for sign in (1.0, -1.0):
         with perturbed(target.params, [sign * d for d in e]):
-            both.append(_mean_loss(target) - start)
+            both.append(target.mean_loss() - start)
     return 0.5 * sum(both)
 
 
@@ -127,12 +127,6 @@ def _perturbations(
                 z = (2.0 * torch.rand(p.shape, generator=generator, dtype=torch.float64) - 1.0) * math.sqrt(3)
             e.append((rho * z).to(device=p.device, dtype=torch.promote_types(p.dtype, torch.float32)))
         yield in_units(e, units)
-
-
-@torch.no_grad()
-def _mean_loss(target: Objective) -> float:
-    parts = zip(target.parts, target.shares, strict=True)
-    return math.fsum(share * target.value(part).double().item() for part, share in parts)
 
 
 def _error(values: list[float]) -> float:

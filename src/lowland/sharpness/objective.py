@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,12 @@ class Objective:
         """The mean loss of one part, with its graph if gradients are enabled."""
         self.generators.restore()
         return mean_of(value_and_aux(self.loss(*copied(part)))[0], part, self.reduction)
+
+    @torch.no_grad()
+    def mean_loss(self) -> float:
+        """The mean loss of all examples."""
+        parts = zip(self.parts, self.shares, strict=True)
+        return math.fsum(share * self.value(part).double().item() for part, share in parts)
 
     def slopes(self, part: tuple[Any, ...], *, create_graph: bool = False) -> list[Tensor | None]:
         """The gradient of the mean loss of one part; ``None`` for parameters that it does not use."""

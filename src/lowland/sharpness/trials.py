@@ -154,7 +154,7 @@ class Terrain:
 
     def _unformed(self, held: int, gradient: list[PerGroup], trial: Trial) -> bool:
         """Whether all gradients of a climb take less memory than one vector over all weights."""
-        low = self.norm == "l2" and self.scaling != "element" and trial.start == 0
+        low = self.norm == "l2" and self.scaling in {"plain", "filter"} and trial.start == 0
         return low and held <= _weight_bytes(self.params) and Unformed.holds(gradient)
 
 

@@ -153,7 +153,7 @@ class WorstCase:
 
     Attributes:
         norm: Of the ball.
-        scaling: What c is: 1, the weight's size, or the norm of its filter.
+        scaling: What c is: 1, the weight's size, the norm of its filter, or the weight's size and 1.
         search: How to climb.
         restarts: Number of climbs: one from the weights, the others from random points of the ball, the same
             for all groups.
