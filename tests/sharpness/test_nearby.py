@@ -198,7 +198,7 @@ def test_a_row_says_all_that_was_decided() -> None:
         ),
         (
             lambda *a: average_case(*a, rho=0.1, scaling="x"),
-            "scaling must be one of plain, element, filter, got 'x'",
+            "scaling must be one of plain, element, filter, shifted, got 'x'",
         ),
         (lambda *a: one_step_sharpness(*a, rho=-1.0), "rho must be positive and finite, got -1.0."),
         (lambda *a: one_step_sharpness(*a, rho=0.1, m=0), "m must be a positive whole number, got 0."),
