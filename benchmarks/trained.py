@@ -1,4 +1,4 @@
-"""Small networks that are trained in seconds, on the digits that come with scikit-learn."""
+"""Small networks that are trained in seconds, on the embedded digits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -11,8 +11,11 @@ from deep.measured import same, trained
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.loading import load_subject
 from lowland.deep.measures import measures
+from lowland.deep.records import MeasureRow
 from lowland.deep.subject import SubjectOptions
 from lowland.errors import InputError
+from lowland.runs import read_lines
+from lowland.runs.lines import append_line
 from lowland.sharpness import (
     AutoPGD,
     ProjectedAscent,
@@ -262,6 +265,16 @@ def test_rows_are_json_and_known_ones_are_not_measured_again(subject) -> None:
 def test_wrong_options_are_refused(subject, options, message) -> None:
     with pytest.raises(InputError, match=message):
         taken(subject, **options)
+
+
+def test_what_a_diverged_network_gives_can_be_read_again(subject, tmp_path) -> None:
+    diverged = load_subject(str(subject.run.path), SubjectOptions(device="cpu"))
+    with torch.no_grad():
+        next(diverged.model.parameters()).fill_(math.nan)
+    (row,) = taken(diverged, restarts=2, longer=4)
+    append_line(tmp_path / "sharpness.jsonl", row)
+    (again,) = read_lines(tmp_path / "sharpness.jsonl", MeasureRow)
+    assert (again["value"], again["longer"], again["starts"]) == (None, None, [None, None])
 
 
 def test_torch_is_left_as_it_was(subject) -> None:

@@ -11,6 +11,7 @@ from lowland.sam import MicroBatches
 from lowland.sharpness import (
     GaussNewton,
     empirical_fisher,
+    fisher_rao_norm,
     hessian_eigenvalues,
     hessian_trace,
     monte_carlo_fisher,
@@ -84,6 +85,45 @@ def test_the_draws_are_the_same_in_every_product_and_others_stay_as_they_were() 
     np.testing.assert_array_equal(once.values, again.values)
     assert once.residuals.max() < 1e-6 * once.value
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def homogeneous(by=1.0):
+    """A network of two layers; its function is the same for every factor between them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False)).double()
+    with torch.no_grad():
+        module[0].weight.mul_(by)
+        module[2].weight.div_(by)
+    return module, dict(module.named_parameters()), torch.randn(7, 3, dtype=DOUBLE), torch.arange(7) % 3
+
+
+def losses_of(module):
+    return lambda x, y: F.cross_entropy(module(x), y, reduction="none")
+
+
+def test_the_fisher_rao_norm_of_a_homogeneous_network_is_that_of_its_outputs() -> None:
+    """Liang et al., 2019: gradient times weights is the outputs' gradient times these, and the depth."""
+    module, params, x, y = homogeneous()
+    f = module(x)
+    (slope,) = torch.autograd.grad(F.cross_entropy(f, y, reduction="sum"), f)
+    wanted = 2.0 * (slope * f).sum(1).square().mean().sqrt().item()
+    found = fisher_rao_norm(empirical_fisher(losses_of(module)), params, (x, y))
+    assert found.value == pytest.approx(wanted, rel=1e-9)
+    # over the network's own predictions: the spread of the logits, times the depth
+    p = f.softmax(1)
+    spread = (p * f.square()).sum(1) - (p * f).sum(1).square()
+    own = GaussNewton(lambda x, _: module(x), lambda f, _, y: F.cross_entropy(f, y, reduction="none"))
+    found = fisher_rao_norm(own, params, MicroBatches([(x[:5], y[:5]), (x[5:], y[5:])]))
+    assert found.value == pytest.approx(2.0 * spread.mean().sqrt().item(), rel=1e-9)
+    assert found.row()["measure"] == "Fisher-Rao norm"
+
+
+def test_the_fisher_rao_norm_does_not_feel_a_rescaling_that_leaves_the_function_as_it_is() -> None:
+    norms = []
+    for by in (1.0, 3.0):
+        module, params, x, y = homogeneous(by)
+        norms.append(fisher_rao_norm(empirical_fisher(losses_of(module)), params, (x, y)).value)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
 
 
 @pytest.mark.usefixtures("untyped")

@@ -17,7 +17,7 @@ from lowland.cli.sources import names_of, of_several, sources_and_options
 from lowland.deep.examined import Examined
 from lowland.deep.flatness import FlatnessConfig
 from lowland.deep.measures import Row, Taken, measures
-from lowland.deep.records import MeasureRow
+from lowland.deep.records import MeasureRow, number_of
 from lowland.deep.several import load_subjects
 from lowland.deep.subject import Subject, SubjectOptions
 from lowland.figures.sharpness import plot_densities, plot_sharpness
@@ -137,7 +137,8 @@ def _cell(row: Row) -> str:
     if row.get("longer") is not None:
         text += f"  ({_more(row['longer'], value)} in {row['longer_steps']} steps)"
     if row.get("starts") is not None:
-        text += f"  (starts {min(row['starts']):.3g} to {max(row['starts']):.3g})"
+        starts = [number_of(value) for value in row["starts"]]
+        text += f"  (starts {min(starts):.3g} to {max(starts):.3g})"
     if row.get("error_rise") is not None:
         text += f"  (error {100 * row['error_rise']:+.1f} %)"
     if row.get("ratio") is not None and row["ratio"] == row["ratio"]:
@@ -150,7 +151,7 @@ def _cell(row: Row) -> str:
 
 def _more(longer: float, value: float) -> str:
     """By how much a longer search finds more."""
-    return f"{100 * (longer / value - 1):+.1f} %" if value else f"{longer:.4g}"
+    return f"{100 * (longer - value) / abs(value):+.1f} %" if value else f"{longer:.4g}"
 
 
 def _directory(out: Path | None, sources: Sequence[str], subjects: Sequence[Subject]) -> Path | None:

@@ -63,7 +63,7 @@ class MeasureRow(_Measured, total=False):
     edge: float | None
     longer: float | None
     longer_steps: int
-    starts: list[float]
+    starts: list[float | None]
 
 
 class _Point(TypedDict):

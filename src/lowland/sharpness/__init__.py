@@ -10,12 +10,12 @@ from lowland.sharpness.edge import sam_edge
 from lowland.sharpness.eigenvalues import Eigenvalues, hessian_eigenvalues
 from lowland.sharpness.features import ActiveReLUs, feature_rank, features_at, knn_error
 from lowland.sharpness.first_order import gradient_norms, one_step_sharpness
-from lowland.sharpness.fisher import empirical_fisher, monte_carlo_fisher
+from lowland.sharpness.fisher import empirical_fisher, fisher_rao_norm, monte_carlo_fisher
 from lowland.sharpness.keskar import keskar_sharpness
 from lowland.sharpness.landscape import barrier, interpolation, plane
 from lowland.sharpness.logits import normalized_logits
 from lowland.sharpness.measurement import Measurement
-from lowland.sharpness.relative import fisher_rao_norm, relative_flatness
+from lowland.sharpness.relative_flatness import relative_flatness
 from lowland.sharpness.search import AutoPGD, ProjectedAscent
 from lowland.sharpness.solution import Solution, hessian_solve
 from lowland.sharpness.states import at_state, distances, state_of

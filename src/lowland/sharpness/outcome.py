@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,13 +65,11 @@ class Outcome:
 
     def _highest(self, climbs: Sequence[Mapping[Trial, Found]], rho: float) -> list[Found]:
         """The highest that was found for each group."""
-        return [
-            max(
-                (f for one in climbs for t, f in one.items() if t.group == group and t.rho <= rho),
-                key=lambda f: float(f.best.losses),
-            )
-            for group in range(len(self.groups))
-        ]
+        best: dict[int, Found] = {}
+        for trial, found in chain.from_iterable(one.items() for one in climbs):
+            if trial.rho <= rho and not _is_beaten(found, best.get(trial.group)):
+                best[trial.group] = found
+        return [best[group] for group in range(len(self.groups))]
 
     def _mean(self, rises: Rises) -> tuple[float, float]:
         return mean_over_groups(rises, torch.tensor(sizes_of(self.groups), dtype=torch.float64))
@@ -86,6 +85,10 @@ class Outcome:
 def sizes_of(groups: Grouped) -> list[int]:
     """Examples in each group."""
     return [groups.size(i) or 1 for i in range(len(groups))]
+
+
+def _is_beaten(found: Found, by: Found | None) -> bool:
+    return by is not None and not float(found.best.losses) > float(by.best.losses)
 
 
 def _rises(found: Sequence[Found], name: str | None = None) -> Rises:

@@ -72,8 +72,10 @@ class Matrix:
         return torch.split(vector, [p.numel() for p in self.target.params])
 
     def shaped(self, vector: Vector) -> list[Tensor]:
-        """The same, with the parameters' shapes."""
-        return [t.view_as(p) for t, p in zip(self.split(vector), self.target.params, strict=True)]
+        """The same, with the parameters' shapes, where they are."""
+        return [
+            t.view_as(p).to(p.device) for t, p in zip(self.split(vector), self.target.params, strict=True)
+        ]
 
     def dense(self) -> Float[Tensor, "weights weights"]:
         """The matrix itself, column by column, in double precision on the CPU."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowland.errors import InputError
 from lowland.sam.norm import l2_norm
@@ -64,7 +65,7 @@ def hessian_solve(
             and ``module``: a :class:`GaussNewton` asks for that matrix, which is never negative.
         params: The parameters.
         batch: The examples.
-        vector: The right-hand side, tensors like the parameters: gradients, say.
+        vector: The right-hand side, tensors like the parameters, given as these are: gradients, say.
         damping: :math:`\lambda`; with it the matrix must be positive definite.
         tol: Length of what may be left, over the length of ``vector``.
         max_products: Products after which it gives up.
@@ -94,10 +95,7 @@ def hessian_solve(
         raise InputError(f"damping must be non-negative and finite, got {damping}.")
     if not tol > 0.0:
         raise InputError(f"tol must be positive, got {tol}.")
-    wanted, given = listed_params(params), listed_params(vector)
-    shapes = [[tuple(t.shape) for t in tensors] for tensors in (wanted, given)]
-    if shapes[0] != shapes[1]:
-        raise InputError(f"vector must have the shapes of the params, {shapes[0]}, got {shapes[1]}.")
+    given = _like(params, vector)
     with matrix_of(loss, params, batch, module, reduction, dtype) as matrix:
         b = torch.cat([t.detach().reshape(-1).to(matrix.device, matrix.dtype) for t in given])
         x = _conjugate_gradients(matrix, b, damping, tol, max_products)
@@ -106,6 +104,20 @@ def hessian_solve(
         residual = _length(left) / length if length > 0.0 else 0.0
         found = as_given(params, matrix.shaped(x))
         return Solution(found, residual, matrix.target.examples, matrix.count)
+
+
+def _like(params: Params, vector: Params) -> list[Tensor]:
+    """The tensors of ``vector`` in the order of the parameters."""
+    given = listed_params(vector)
+    if isinstance(params, Mapping) or isinstance(vector, Mapping):
+        names, own = (list(t) if isinstance(t, Mapping) else [] for t in (params, vector))
+        if sorted(names) != sorted(own):
+            raise InputError(f"vector must be named as the params are, {names}, got {own}.")
+        given = [given[own.index(name)] for name in names]
+    shapes = [[tuple(t.shape) for t in tensors] for tensors in (listed_params(params), given)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"vector must have the shapes of the params, {shapes[0]}, got {shapes[1]}.")
+    return given
 
 
 def _conjugate_gradients(matrix: Matrix, b: Vector, damping: float, tol: float, most: int) -> Vector:

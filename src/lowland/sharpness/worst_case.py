@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack, get_args
@@ -21,7 +21,7 @@ from lowland.sam.reductions import Unreduced
 from lowland.sharpness.averaged import Reduction, averaged, check_reduction
 from lowland.sharpness.ball import Norm
 from lowland.sharpness.measurement import Measurement
-from lowland.sharpness.objective import Batch, Loss, Params, held, objective
+from lowland.sharpness.objective import Batch, Loss, Params, held, listed_params, objective
 from lowland.sharpness.outcome import Outcome, sizes_of
 from lowland.sharpness.scales import Scaling, check_scaling
 from lowland.sharpness.search import AutoPGD, Search
@@ -163,8 +163,8 @@ class WorstCase:
         climbed: A loss to climb in place of the one that is measured, by which points are still chosen.
         transfer: Whether each group's perturbation is measured on the next group (the first, after the
             last) in place of its own; that may be negative.
-        longer: A second search, which takes more steps: its value, which is never lower, is
-            ``also["longer"]`` and tells how far the lower bound still moves.
+        longer: A second search, which takes more steps. The value of the two together is ``also["longer"]``
+            and tells how far the lower bound still moves.
         points: Whether ``points`` of the result are to have the perturbations that were found: the memory of
             the weights for every group, radius and start.
         engine: Whether groups, restarts and radii are climbed one after the other or all at once.
@@ -214,8 +214,9 @@ class WorstCase:
         self._check_whole()
 
     def _check_whole(self) -> None:
-        for search in self._searches():
-            self._check_direction(search.settings().get("direction"))
+        for search in (self.search, self.longer):
+            if search is not None:
+                self._check_direction(search.settings().get("direction"))
 
     def _check_direction(self, direction: str | None) -> None:
         if len(self.beside) > 0 and direction != "whole":
@@ -263,34 +264,30 @@ class WorstCase:
         """
         _check_radii(rho)
         check_numbers(m=m, steps=1, step_size=1.0, l2=0.0, scale=1.0)
-        beside = _listed(self.beside)
-        check_params(_listed(params))
-        require_whole(_listed(params))
-        with objective(loss, [*_listed(params), *beside], batch, self.module) as target:
+        beside = listed_params(self.beside)
+        check_params(listed_params(params))
+        require_whole(listed_params(params))
+        with objective(loss, [*listed_params(params), *beside], batch, self.module) as target:
             groups = Grouped(MicroBatches(target.parts), m)
             self._check_transfer(groups)
             terrain = self._terrain(loss, target.params, len(target.params) - len(beside), groups)
             starts, indices = range(self.restarts), range(len(groups))
             trials = [Trial(i, float(r), s) for s in starts for r in rho for i in indices]
-            found = self._found(terrain, trials, on_progress)
-            outcome = Outcome(params, groups, *found)
+            outcome = Outcome(params, groups, *self._found(terrain, trials, on_progress))
             return [outcome.of(r, {"rho": r, "m": m, **self.settings()}) for r in rho]
-
-    def _searches(self) -> list[Search]:
-        return [self.search] if self.longer is None else [self.search, self.longer]
 
     def _found(
         self, terrain: Terrain, trials: list[Trial], on_progress: Callable[[float], object]
-    ) -> list[dict[Trial, Found]]:
+    ) -> tuple[dict[Trial, Found], dict[Trial, Found]]:
         """What the trials found by the search, and by the longer one."""
-        all_steps, done = sum(search.steps for search in self._searches()), 0
-        found: list[dict[Trial, Found]] = []
-        for search in self._searches():
-            report = partial(_report, on_progress, done, search.steps, all_steps)
-            climbs = replace(terrain, search=search).climbed_by(trials, report)
-            found.append(dict(zip(trials, climbs, strict=True)))
-            done += search.steps
-        return [*found, {}][:2]
+        own, more = self.search.steps, 0 if self.longer is None else self.longer.steps
+        report = partial(_report, on_progress, 0, own, own + more)
+        found = dict(zip(trials, terrain.climbed_by(trials, report), strict=True))
+        if self.longer is None:
+            return found, {}
+        report = partial(_report, on_progress, own, more, own + more)
+        further = replace(terrain, search=self.longer, points=False).climbed_by(trials, report)
+        return found, dict(zip(trials, further, strict=True))
 
     def _terrain(self, loss: Loss, params: list[Tensor], moving: int, groups: Grouped) -> Terrain:
         def passes(of: Loss) -> Objective:
@@ -328,10 +325,6 @@ def _check_radii(rho: Sequence[float]) -> None:
     for radius in rho:
         if not 0.0 < radius < math.inf:
             raise InputError(f"rho must be positive and finite, got {radius}.")
-
-
-def _listed(params: Params) -> list[Tensor]:
-    return list(params.values() if isinstance(params, Mapping) else params)
 
 
 def _report(on_progress: Callable[[float], object], done: int, own: int, all_: int, share: float) -> None:

@@ -51,7 +51,8 @@ def seconds_of_training(config: TrainConfig) -> float:
 
 def seconds_of_measures(network: TrainConfig, config: FlatnessConfig) -> float:
     """Of measures of a trained network on one core; ascents dominate."""
-    ascents = {"worst-case": config.steps * config.restarts, "suboptimality": config.steps + 2, "one-step": 2}
+    worst = (config.steps + (config.longer or 0)) * config.restarts
+    ascents = {"worst-case": worst, "suboptimality": config.steps + 2, "one-step": 2}
     searches = sum(ascents.get(name, 0) for name in config.measure) * len(config.rho)
     products = sum(
         2 * config.products for name in config.measure if name in {"eigenvalues", "trace", "density"}

@@ -1,4 +1,4 @@
-"""Measures of flatness that do not change when layers are rescaled and the function stays."""
+"""The relative flatness of a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowland.errors import InputError
 from lowland.sharpness.averaged import Reduction
 from lowland.sharpness.curved import GaussNewton, matrix_of
 from lowland.sharpness.measurement import Measurement, dtype_name
-from lowland.sharpness.objective import Batch, Loss, Params, listed_params
+from lowland.sharpness.objective import Batch, Loss
 
 
 def relative_flatness(
@@ -86,44 +86,3 @@ def relative_flatness(
 def _root(W: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs rank"]:
     """A, with the products of the rows of W, and no more columns than W has rows."""
     return W if W.shape[1] <= W.shape[0] else torch.linalg.qr(W.T, mode="r").R.T
-
-
-def fisher_rao_norm(
-    fisher: GaussNewton,
-    params: Params,
-    batch: Batch,
-    *,
-    module: nn.Module | None = None,
-) -> Measurement:
-    r"""The Fisher-Rao norm :math:`\sqrt{w^\top F w}` (Liang et al., 2019), by one product.
-
-    It does not change when weights are rescaled layer by layer and the function stays.
-
-    Args:
-        fisher: F: an :func:`empirical_fisher`, a :func:`monte_carlo_fisher`, or the :class:`GaussNewton`
-            matrix of the cross entropy, which is the mean over the network's own predictions.
-        params: The parameters w.
-        batch: The examples.
-        module: The module that is run.
-
-    Returns:
-        The norm.
-
-    Raises:
-        InputError: As for :func:`hessian_eigenvalues`.
-
-    Example:
-        >>> import torch
-        >>> from lowland.sharpness import empirical_fisher, fisher_rao_norm
-        >>> w = [torch.tensor([x], requires_grad=True) for x in (1.0, 2.0)]
-        >>> def loss(x):
-        ...     return x * (w[0] + 3.0 * w[1])  # the gradients' inner products with w are 7 x
-        >>> round(fisher_rao_norm(empirical_fisher(loss), w, (torch.tensor([1.0, -1.0]),)).value, 4)
-        7.0
-    """
-    with matrix_of(fisher, params, batch, module, "mean") as matrix:
-        listed = listed_params(params)
-        w = torch.cat([p.detach().reshape(-1).to(matrix.device, matrix.dtype) for p in listed])
-        form = float(torch.dot(w, matrix @ w))
-        value = math.sqrt(max(form, 0.0))
-        return Measurement("Fisher-Rao norm", value, math.nan, matrix.target.examples, dtype_name(listed), {})
